@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * What C and Python share: the structs in the maps. No map, no helper here.
+ *
+ * Python's side is pydatapath/kernel/layout.py; at every load its structs are compared, field by field, with the ones
+ * that the compiler made of these. Whoever changes a struct raises LAYOUT_VERSION there and here.
+ *
+ * Numbers that both sides need (states, flags, counters, timeouts, networks) are given by -D from Python, its only
+ * place; a missing one is an error here, never a default.
+ */
+#ifndef PYDATAPATH_CONTRACT_H
+#define PYDATAPATH_CONTRACT_H
+
+#if LAYOUT_VERSION != 1
+#error "contract.h has layout 1: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
+#endif
+
+/* A packet's addresses and ports. The key of a flow: the tuple as the packet arrives. 16 bytes, no padding. */
+struct tuple {
+	__be32 source;
+	__be32 destination;
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 zero[3];
+};
+_Static_assert(sizeof(struct tuple) == 16, "layout 1");
+
+/* One direction of a flow. Its other direction has the key reverse(to). */
+struct flow {
+	struct tuple to; /* the tuple as the packet must leave */
+	__u64 last_seen; /* jiffies; written when over a second old */
+	__u64 packets;
+	__u64 bytes;	    /* of layer 3, as the packets arrived */
+	__u32 backend;	    /* index into backends; 0: none, a plain flow */
+	__u32 generation;   /* of that backend when it was chosen */
+	__u8 state;	    /* FLOW_NEW, FLOW_ESTABLISHED, FLOW_CLOSING */
+	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_FIN */
+	__u8 zero[6];
+};
+_Static_assert(sizeof(struct flow) == 56, "layout 1");
+
+/* Where a service is called, and where a backend listens. */
+struct transport_address {
+	__be32 address;
+	__be16 port;
+	__u8 protocol;
+	__u8 zero;
+};
+_Static_assert(sizeof(struct transport_address) == 8, "layout 1");
+
+/* A service port: a run of slots, each the number of a backend. Replaced whole, so no packet sees half a change. */
+struct service {
+	__u32 first_slot;
+	__u32 slot_count; /* 0: no backend */
+	__u32 number;	  /* names the service port in the control plane's records */
+	__u32 zero;
+};
+_Static_assert(sizeof(struct service) == 16, "layout 1");
+
+/* One endpoint of one service port. */
+struct backend {
+	__be32 address;
+	__be16 port;
+	__u8 protocol;
+	__u8 state;	  /* BACKEND_UNUSED, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE */
+	__u32 generation; /* raised when the number is given to another backend */
+	__u32 service;	  /* its service port's number */
+};
+_Static_assert(sizeof(struct backend) == 16, "layout 1");
+
+/* Who answers to an address on this machine. */
+struct endpoint {
+	__u32 interface; /* index: the pod's host-side veth, or the bridge for the node's own addresses */
+	__u8 mac[6];
+	__u8 kind; /* ENDPOINT_POD, ENDPOINT_NODE */
+	__u8 zero;
+};
+_Static_assert(sizeof(struct endpoint) == 12, "layout 1");
+
+#endif

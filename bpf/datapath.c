@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * The tc programs: a packet's walk.
+ *
+ *     parse -> flow lookup -> hit:  rewrite -> forward
+ *                          -> miss: classify -> choose -> claim both directions -> rewrite -> forward
+ *
+ * Each hook has a program that is all that a packet of a known flow meets. Whatever needs more (a new flow, a connection
+ * that opens or closes, an entry to refresh, something to learn) goes on in `walk`, by a tail call, with a stack of its
+ * own: one program for all hooks, which is told by skb->cb where the packet is.
+ */
+#define BPF_LICENSE Dual BSD/GPL
+
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include "contract.h"
+#include "packet.h"
+#include "rewrite.h"
+#include "event.h"
+#include "flow.h"
+#include "service.h"
+#include "forward.h"
+
+#define CB_HOOK 0 /* the word of skb->cb that tells `walk` the hook */
+#define WALK 0	  /* its place in the program array */
+
+/* Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions */
+BPF_TABLE_PINNED("prog", u32, u32, walks, 1, PROGRAM_DIRECTORY "/walks");
+
+/* Not ours: to the stack as it came. But what goes to the node's next hop for services finds nobody there. */
+static inline int pass(struct __sk_buff *skb, enum hook hook)
+{
+	const __u16 gateway[] = {SERVICE_GATEWAY_MAC};
+	struct ethhdr *ethernet = (void *)(long)skb->data;
+
+	if (hook != TO_BRIDGE || (void *)(ethernet + 1) > (void *)(long)skb->data_end)
+		return PASS;
+	return mac_equal(ethernet->h_dest, gateway) ? drop(DROP_NO_SERVICE) : PASS;
+}
+
+static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
+{
+	struct packet packet;
+	struct tuple key, to;
+	struct flow *flow;
+	enum parsed parsed;
+
+	if (skb->tc_index == WALKED) {
+		skb->tc_index = 0;
+		if (hook == TO_BRIDGE)
+			return PASS;
+	}
+	parsed = packet_parse(skb, &packet);
+	if (parsed == PARSED_OTHER)
+		return pass(skb, hook);
+	if (parsed == PARSED) {
+		key = packet_tuple(&packet);
+		flow = flows.lookup(&key);
+		if (flow && flow_is_ordinary(flow, &packet)) {
+			flow_count(flow, &packet);
+			if (flow->flags & FLOW_PLAIN)
+				return hook == TO_BRIDGE ? PASS : pass_walked(skb);
+			to = flow->to;
+			return forward(skb, hook, &packet, &key, &to);
+		}
+	}
+	skb->cb[CB_HOOK] = hook;
+	walks.call(skb, WALK);
+	/* Only while an upgrade exchanges the programs is there nothing to call: to the stack as it came */
+	return pass(skb, hook);
+}
+
+/* What to do with the first packet of a flow; `flow` is filled in where it becomes one. */
+enum kind { KIND_PASS, KIND_DROP, KIND_FLOW };
+
+static inline enum kind classify(enum hook hook, const struct tuple *key, struct flow *flow)
+{
+	flow->to = *key;
+	flow->state = FLOW_NEW;
+	switch (service_choose(key, flow)) {
+	case CHOSEN:
+		/* S29: a pod that is balanced to itself is masqueraded, else its answer would never leave it */
+		if (flow->to.destination == key->source)
+			flow->to.source = NODE_ADDRESS;
+		return KIND_FLOW;
+	case NO_BACKEND:
+		count(DROP_NO_BACKEND);
+		return KIND_DROP;
+	case NO_SERVICE:
+		break;
+	}
+	if (is_target(key)) {
+		/* A plain connection to a backend is entered too, so that no service flow takes its tuple */
+		flow->flags = FLOW_PLAIN;
+		return KIND_FLOW;
+	}
+	if (hook != TO_BRIDGE && IN_SERVICE_NETWORK(key->destination)) {
+		count(DROP_NO_SERVICE); /* C2: an address that no service owns */
+		return KIND_DROP;
+	}
+	return KIND_PASS;
+}
+
+static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
+{
+	__be32 sender;
+
+	if (parsed == PARSED) {
+		endpoint_learn(skb, packet->ethernet, packet->ip->saddr);
+	} else if (parsed == PARSED_ARP && !bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender))) {
+		endpoint_learn(skb, packet->ethernet, sender);
+	}
+}
+
+static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *packet)
+{
+	enum parsed parsed = packet_parse(skb, packet);
+
+	if (parsed != PARSED_SHORT)
+		return parsed;
+	/* Length 0: all of it. A frame whose headers are not in the linear part is rare, and short enough. */
+	if (bpf_skb_pull_data(skb, skb->len < 128 ? skb->len : 128))
+		return PARSED_MALFORMED;
+	parsed = packet_parse(skb, packet);
+	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
+}
+
+int walk(struct __sk_buff *skb)
+{
+	enum hook hook = skb->cb[CB_HOOK];
+	struct packet packet;
+	struct tuple key;
+	struct flow flow = {};
+	enum parsed parsed = pull_and_parse(skb, &packet);
+	enum kind kind;
+
+	if (hook == FROM_POD)
+		learn(skb, parsed, &packet);
+	if (parsed != PARSED) {
+		if (parsed == PARSED_FRAGMENT)
+			count(PASS_FRAGMENT);
+		if (parsed == PARSED_MALFORMED)
+			count(PASS_MALFORMED);
+		return pass(skb, hook);
+	}
+	key = packet_tuple(&packet);
+	if (!flow_follow(&key, &packet, &flow) && !flow_follow_half_open(&key, &packet, &flow)) {
+		kind = classify(hook, &key, &flow);
+		if (kind == KIND_PASS)
+			return pass(skb, hook);
+		if (kind == KIND_DROP)
+			return TC_ACT_SHOT;
+		if (!flow_begin(&key, &flow, &packet))
+			return drop(DROP_PORTS_TAKEN);
+		count(NEW_FLOW);
+	}
+	if (flow.flags & FLOW_PLAIN)
+		return hook == TO_BRIDGE ? PASS : pass_walked(skb);
+	return forward(skb, hook, &packet, &key, &flow.to);
+}
+
+int from_pod(struct __sk_buff *skb)
+{
+	return walk_fast(skb, FROM_POD);
+}
+
+int from_uplink(struct __sk_buff *skb)
+{
+	return walk_fast(skb, FROM_UPLINK);
+}
+
+int to_bridge(struct __sk_buff *skb)
+{
+	return walk_fast(skb, TO_BRIDGE);
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * Where a translated packet goes: a pod's interface, the node itself, another machine, or the stack. Map: endpoints.
+ */
+#ifndef PYDATAPATH_FORWARD_H
+#define PYDATAPATH_FORWARD_H
+
+BPF_TABLE_PINNED("lru_hash", __be32, struct endpoint, endpoints, MAX_ENDPOINTS, MAP_DIRECTORY "/endpoints");
+
+/* bcc 0.26's own prototype lacks the parameters for the next hop */
+static long (*redirect_neigh)(u32, struct bpf_redir_neigh *, int, u64) = (void *)BPF_FUNC_redirect_neigh;
+
+/* The hook that a program sits at. A constant in the programs of the hooks, so that each holds its own walk only. */
+enum hook {
+	FROM_POD,    /* tc ingress of a pod's host-side veth */
+	FROM_UPLINK, /* tc ingress of an uplink */
+	TO_BRIDGE,   /* tc egress of the bridge: what the node itself sends to pods and services */
+};
+
+/*
+ * Marks a packet that one of our ingress programs has walked and left to the stack, so that the walk is not walked
+ * again where it leaves. tc_index outlives routing; it is scrubbed neither there nor by a veth, hence walk_open.
+ */
+#define WALKED 0xda7a
+
+static inline int pass_walked(struct __sk_buff *skb)
+{
+	skb->tc_index = WALKED;
+	return PASS;
+}
+
+static inline void write_mac(struct packet *packet, const struct endpoint *endpoint)
+{
+	__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
+}
+
+/* Same-subnet traffic keeps its TTL, routed traffic loses one (RFC 1812 5.3.1); what the node sends is not routed. */
+static inline bool is_routed(enum hook hook, bool to_remote)
+{
+	return hook == FROM_UPLINK || (hook == FROM_POD && to_remote);
+}
+
+static inline int forward_to_pod(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
+				 const struct tuple *to, struct endpoint *endpoint)
+{
+	u32 interface = endpoint->interface;
+
+	if (is_routed(hook, false)) {
+		if (packet->ip->ttl <= 1)
+			return PASS; /* untouched: the stack answers time exceeded */
+		rewrite_ttl(packet->ip);
+	}
+	write_mac(packet, endpoint);
+	if (rewrite_tuple(skb, packet, key, to))
+		return drop(DROP_REWRITE);
+	/* redirect_peer works at ingress only */
+	if (hook == TO_BRIDGE)
+		return bpf_redirect(interface, 0);
+	/* The frame was for the gateway's MAC, hence "other host" at the veth. redirect_peer mends that since Linux
+	 * commit c4327229948879 ("bpf: Scrub packet on bpf_redirect_peer", in v6.15), not before. */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	return bpf_redirect_peer(interface, 0);
+}
+
+/* A reply for the node's own socket. It must arrive by the bridge, where the route to the service network leads:
+ * from the uplink, a reverse path filter would drop it. */
+static inline int forward_to_node(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
+				  const struct tuple *to, struct endpoint *endpoint)
+{
+	u32 interface = endpoint->interface;
+
+	write_mac(packet, endpoint);
+	if (rewrite_tuple(skb, packet, key, to))
+		return drop(DROP_REWRITE);
+	return hook == FROM_POD ? pass_walked(skb) : bpf_redirect(interface, BPF_F_INGRESS);
+}
+
+/* To another machine: past the stack where the routing table knows the way, else through it. */
+static inline int forward_to_remote(struct __sk_buff *skb, enum hook hook, struct packet *packet,
+				    const struct tuple *key, const struct tuple *to)
+{
+	struct bpf_fib_lookup route = {
+		.family = AF_INET,
+		.l4_protocol = to->protocol,
+		.ifindex = skb->ifindex,
+		.tos = packet->ip->tos,
+		.ipv4_src = to->source,
+		.ipv4_dst = to->destination,
+	};
+	struct bpf_redir_neigh next_hop = {.nh_family = AF_INET};
+	bool direct;
+	long answer;
+
+	if (is_routed(hook, true) && packet->ip->ttl <= 1)
+		return PASS; /* untouched: the stack answers time exceeded */
+	answer = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	direct = answer == BPF_FIB_LKUP_RET_SUCCESS || answer == BPF_FIB_LKUP_RET_NO_NEIGH;
+	if (direct && is_routed(hook, true))
+		rewrite_ttl(packet->ip);
+	if (rewrite_tuple(skb, packet, key, to))
+		return drop(DROP_REWRITE);
+	if (!direct)
+		return hook == TO_BRIDGE ? drop(DROP_NO_ROUTE) : pass_walked(skb);
+	next_hop.ipv4_nh = route.ipv4_dst;
+	return redirect_neigh(route.ifindex, &next_hop, sizeof(next_hop), 0);
+}
+
+static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
+			  const struct tuple *to)
+{
+	struct endpoint *endpoint = endpoints.lookup((__be32 *)&to->destination);
+
+	if (!endpoint)
+		return forward_to_remote(skb, hook, packet, key, to);
+	if (endpoint->kind == ENDPOINT_NODE)
+		return forward_to_node(skb, hook, packet, key, to, endpoint);
+	return forward_to_pod(skb, hook, packet, key, to, endpoint);
+}
+
+/* As a bridge learns: whoever sends from a pod's interface is to be found there. */
+static inline void endpoint_learn(struct __sk_buff *skb, const struct ethhdr *ethernet, __be32 address)
+{
+	struct endpoint *known = endpoints.lookup(&address);
+	struct endpoint seen = {.interface = skb->ifindex, .kind = ENDPOINT_POD};
+
+	if (!IN_POD_NETWORK(address) || (known && known->kind == ENDPOINT_NODE))
+		return;
+	__builtin_memcpy(seen.mac, ethernet->h_source, ETH_ALEN);
+	if (!known || known->interface != seen.interface || !mac_equal(known->mac, seen.mac))
+		endpoints.update(&address, &seen);
+}
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * Changing a packet's addresses, ports and TTL, with right checksums. No map; helpers only for layer 4 checksums.
+ *
+ * Order matters. A helper that may move the packet ends the validity of every pointer into it, so all direct writes
+ * come first and the layer 4 checksum last. That one is the helper's business because a packet from a local socket
+ * carries the pseudo-header's sum only (CHECKSUM_PARTIAL), which no program can see: the helper changes such a sum for
+ * addresses (BPF_F_PSEUDO_HDR) and leaves it alone for ports, hence two calls.
+ */
+#ifndef PYDATAPATH_REWRITE_H
+#define PYDATAPATH_REWRITE_H
+
+/* RFC 1624 eqn 3: HC' = ~(~HC + ~m + m'), here the part ~m + m', over words of any size */
+static inline __u64 sum_change(__u32 from, __u32 to)
+{
+	return (__u64)(__u32)~from + to;
+}
+
+static inline __u32 sum_fold32(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (__u32)((sum & 0xffffffff) + (sum >> 32));
+}
+
+static inline __u16 sum_fold16(__u64 sum)
+{
+	sum = sum_fold32(sum);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__u16)sum;
+}
+
+static inline __u64 rewrite_addresses(struct iphdr *ip, const struct tuple *from, const struct tuple *to)
+{
+	__u64 change = sum_change(from->source, to->source) + sum_change(from->destination, to->destination);
+
+	ip->saddr = to->source;
+	ip->daddr = to->destination;
+	ip->check = ~sum_fold16((__u16)~ip->check + change);
+	return change;
+}
+
+/* RFC 1812 5.3.1. The caller has seen that ttl is over 1. */
+static inline void rewrite_ttl(struct iphdr *ip)
+{
+	/* TTL is the high byte of its 16-bit word, so one less is 0x0100 less in network byte order */
+	ip->check = ~sum_fold16((__u16)~ip->check + (__u16)~bpf_htons(0x0100));
+	ip->ttl--;
+}
+
+/* Ends the validity of the packet's pointers. Returns 0, or a negative errno with the checksum unfinished. */
+static inline long rewrite_checksum(struct __sk_buff *skb, __u32 offset, __u64 flags, __u64 addresses, __u64 ports)
+{
+	if (bpf_l4_csum_replace(skb, offset, 0, sum_fold32(addresses), flags | BPF_F_PSEUDO_HDR))
+		return -1;
+	if (ports && bpf_l4_csum_replace(skb, offset, 0, sum_fold32(ports), flags))
+		return -1;
+	return 0;
+}
+
+/* Turns the packet's tuple from `from` into `to`. Ends the validity of the packet's pointers. */
+static inline long rewrite_tuple(struct __sk_buff *skb, const struct packet *packet, const struct tuple *from,
+				 const struct tuple *to)
+{
+	__u32 offset = packet->transport_offset;
+	__u64 addresses, ports = 0, flags = 0;
+
+	addresses = rewrite_addresses(packet->ip, from, to);
+	if (from->source_port != to->source_port || from->destination_port != to->destination_port) {
+		ports = sum_change(from->source_port, to->source_port) +
+			sum_change(from->destination_port, to->destination_port);
+		packet->udp->source = to->source_port;
+		packet->udp->dest = to->destination_port;
+	}
+	if (to->protocol == IPPROTO_UDP) {
+		offset += offsetof(struct udphdr, check);
+		flags = BPF_F_MARK_MANGLED_0; /* RFC 768: no checksum stays none, a computed 0 becomes 0xffff */
+	} else {
+		offset += offsetof(struct tcphdr, check);
+	}
+	return rewrite_checksum(skb, offset, flags, addresses, ports);
+}
+
+#endif

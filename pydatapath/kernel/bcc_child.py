@@ -1,0 +1,89 @@
+"""The child process that runs bcc: a request as JSON on stdin, an answer as JSON on stdout, the rest on stderr.
+
+Request: text, cflags, programs, walk (the one that goes into the program array), records (maps whose structs are
+asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size]], ...}}} or
+{"error": "missing" | "compile" | "load PROGRAM"}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from pydatapath.kernel import libbpf
+
+SYSTEM_BCC: Final = Path("/usr/lib/python3/dist-packages/bcc/__init__.py")
+
+
+def main() -> None:
+    """Answers one request."""
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Compiles, loads, fills the program array and pins."""
+    bcc = find_bcc()
+    if bcc is None:
+        return {"error": "missing"}
+    try:
+        module = bcc.BPF(text=request["text"], cflags=request["cflags"])
+    except Exception as error:
+        print(error, file=sys.stderr)
+        return {"error": "compile"}
+    loaded = {}
+    for name in request["programs"]:
+        try:
+            loaded[name] = module.load_func(name, bcc.BPF.SCHED_CLS).fd
+        except Exception as error:
+            print(error, file=sys.stderr)
+            return {"error": f"load {name}"}
+    module["walks"][ctypes.c_int(0)] = ctypes.c_int(loaded[request["walk"]])
+    for name, descriptor in loaded.items():
+        libbpf.pin(descriptor, f"{request['directory']}/{name}")
+    return {"records": {name: record_shapes(module[name]) for name in request["records"]}}
+
+
+def find_bcc() -> ModuleType | None:
+    """The real bcc: an importable one, else the system's, without letting other system packages in.
+
+    A virtual environment does not see Debian's dist-packages; and PyPI's `bcc` is an unrelated package.
+    """
+    try:
+        import bcc
+    except ImportError:
+        pass
+    else:
+        if hasattr(bcc, "BPF"):
+            return bcc
+        del sys.modules["bcc"]
+    if not SYSTEM_BCC.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("bcc", SYSTEM_BCC, submodule_search_locations=[str(SYSTEM_BCC.parent)])
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bcc"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def record_shapes(table: Any) -> dict[str, list[list[Any]]]:
+    """How the compiler laid out a map's key and value: (field, offset, size) of each."""
+    return {"key": record_shape(table.Key), "value": record_shape(table.Leaf)}
+
+
+def record_shape(kind: Any) -> list[list[Any]]:
+    """The fields of one ctypes class that bcc made; none for a plain number."""
+    if not (isinstance(kind, type) and issubclass(kind, ctypes.Structure)):
+        return []
+    fields = [(field[0], getattr(kind, field[0])) for field in kind._fields_]
+    return [[name, place.offset, place.size] for name, place in fields]
+
+
+if __name__ == "__main__":
+    main()

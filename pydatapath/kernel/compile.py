@@ -1,0 +1,212 @@
+"""From C to pinned programs: definitions in, the programs and their maps in bpffs out.
+
+bcc runs in a child process (pydatapath.kernel.bcc_child): an error in LLVM's back end ends the whole process (bcc 0.26),
+and what the compiler and the verifier say goes to file descriptor 2. Both become one error here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
+from pydatapath.kernel import layout, source
+
+__all__ = ["SERVICE_GATEWAY_MAC", "Program", "Sizes", "compile_programs", "definitions"]
+
+# Where the node's own packets to services are addressed: a locally administered MAC that no interface has
+SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
+CLOCK_MONOTONIC_COARSE: Final = 6
+COMPILE_SECONDS: Final = 60
+
+_COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
+_BACKEND_ERROR = re.compile(r"^(?:fatal error|error|LLVM ERROR): (.*)$", re.MULTILINE)
+_SOURCE_LINE = re.compile(r"^; .*@ ([\w.-]+):(\d+)$", re.MULTILINE)
+_VERIFIER_NOISE = re.compile(r"^(processed \d+ insns|max_states|verification time|stack depth|\s*$|from \d+ to \d+)")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Entries of the maps. A flow takes two, one for each direction."""
+
+    flows: int = 131_072
+    half_open: int = 32_768
+    services: int = 65_536
+    backends: int = 65_536
+    endpoints: int = 16_384
+
+    @property
+    def definitions(self) -> dict[str, int]:
+        """The -D names, as the contracts of the maps know them."""
+        return {
+            "MAX_FLOW_ENTRIES": 2 * self.flows,
+            "MAX_HALF_OPEN_ENTRIES": 2 * self.half_open,
+            "MAX_SERVICES": self.services,
+            "MAX_BACKENDS": self.backends,
+            # Twice, so that a fresh run always finds room beside the old one
+            "MAX_SLOTS": 2 * self.backends,
+            "MAX_ENDPOINTS": self.endpoints,
+            "COUNTERS": len(layout.Counter),
+        }
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is compiled: where to pin, the hooks that are used, the constants of this node."""
+
+    map_directory: Path
+    program_directory: Path
+    node_address: IPv4Address
+    pod_networks: tuple[IPv4Network, ...]
+    service_networks: tuple[IPv4Network, ...]
+    hooks: tuple[layout.Hook, ...] = tuple(layout.Hook)
+    sizes: Sizes = field(default_factory=Sizes)
+
+
+def definitions(program: Program) -> dict[str, str]:
+    """Every -D of a program: the one place where the C code's constants come from."""
+    numbers: dict[str, int] = {
+        "LAYOUT_VERSION": layout.LAYOUT_VERSION,
+        # Its resolution is one tick (include/linux/jiffies.h, TICK_NSEC): the only place that tells HZ
+        "HZ": round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE)),
+        "CLAIM_TRIES": 8,
+        # Ports to try where the sender's own is taken: 32768 and up, above every well-known service
+        "CLAIM_FIRST_PORT": 32_768,
+        "CLAIM_PORT_MASK": 0x7FFF,
+        **program.sizes.definitions,
+        **{f"FLOW_{state.name}": int(state) for state in layout.FlowState},
+        **{f"FLOW_{flag.name}": int(flag) for flag in layout.FlowFlag},
+        **{f"BACKEND_{state.name}": int(state) for state in layout.BackendState},
+        **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
+        **{counter.name: int(counter) for counter in layout.Counter},
+        **{f"TIMEOUT_{name}": seconds for name, seconds in layout.TIMEOUTS.items()},
+    }
+    mac = bytes.fromhex(SERVICE_GATEWAY_MAC.replace(":", ""))
+    return {
+        **{name: str(number) for name, number in numbers.items()},
+        "MAP_DIRECTORY": f'"{program.map_directory}"',
+        "PROGRAM_DIRECTORY": f'"{program.program_directory}"',
+        "NODE_ADDRESS": _wire(program.node_address),
+        "SERVICE_GATEWAY_MAC": ",".join(str(int.from_bytes(mac[i : i + 2], sys.byteorder)) for i in (0, 2, 4)),
+        "IN_POD_NETWORK(a)": _within(program.pod_networks),
+        "IN_SERVICE_NETWORK(a)": _within(program.service_networks),
+    }
+
+
+def _wire(address: IPv4Address) -> str:
+    return hex(int.from_bytes(address.packed, sys.byteorder))
+
+
+def _within(networks: Iterable[IPv4Network]) -> str:
+    parts = [f"(((a) & {_wire(net.netmask)}) == {_wire(net.network_address)})" for net in networks]
+    return "(" + " || ".join(parts or ["0"]) + ")"
+
+
+def compile_programs(program: Program) -> None:
+    """Compiles, loads and pins: programs below program_directory, missing maps below map_directory.
+
+    Raises CompileError or VerifierError with our file and line, Unsupported where bcc is missing, LayoutError where
+    the C structs are not Python's.
+    """
+    text = source.assemble(source.directory() / "datapath.c")
+    request = {
+        "text": text,
+        "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in definitions(program).items())],
+        "programs": [layout.WALK, *(hook.program for hook in program.hooks)],
+        "walk": layout.WALK,
+        "records": [contract.name for contract in layout.MAPS.values()],
+        "directory": str(program.program_directory),
+    }
+    answer = _in_child(request)
+    for name, contract in layout.MAPS.items():
+        for side, record in (("key", contract.key), ("value", contract.value)):
+            if isinstance(record, layout.Record):
+                _compare(name, side, record, answer["records"][name][side])
+
+
+def _include_flags() -> list[str]:
+    """UAPI headers as the compiler's own machine has them (Debian: linux-libc-dev)."""
+    multiarch = Path("/usr/include") / f"{platform.machine()}-linux-gnu"
+    if not (Path("/usr/include/linux/ip.h").is_file()):
+        raise Unsupported("the kernel's UAPI headers are not installed", hint="apt install linux-libc-dev")
+    return ["-I/usr/include", f"-I{multiarch}"]
+
+
+def _in_child(request: Mapping[str, Any]) -> dict[str, Any]:
+    package_root = str(Path(__file__).resolve().parent.parent.parent)
+    environment = {
+        **os.environ,
+        "BCC_KERNEL_SOURCE": str(source.shim()),
+        "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
+    }
+    try:
+        child = subprocess.run(
+            # -P: a file named bcc.py in the working directory is not bcc
+            [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
+            input=json.dumps(request),
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMPILE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"the compiler did not finish within {COMPILE_SECONDS} s") from None
+    answer: dict[str, Any] = {}
+    if child.returncode == 0:
+        answer = json.loads(child.stdout)
+    if child.returncode != 0 or "error" in answer:
+        raise _explain(answer.get("error", ""), child.stderr, child.returncode)
+    return answer
+
+
+def _explain(error: str, log: str, code: int) -> CompileError | Unsupported:
+    """One error out of what the child said: the file and line, or the last telling line."""
+    if error == "missing":
+        return Unsupported(
+            "the Python module bcc is not installed", hint="apt install python3-bpfcc (PyPI's `bcc` is another thing)"
+        )
+    if error.startswith("load "):
+        places = _SOURCE_LINE.findall(log)
+        where = f"{places[-1][0]}:{places[-1][1]}: " if places else ""
+        lines = [line for line in log.splitlines() if line and not _VERIFIER_NOISE.match(line)]
+        return VerifierError(
+            f"{where}the kernel refuses the program {error[5:]!r}: {lines[-1].strip() if lines else 'no reason given'}",
+            log=log,
+            hint=_privilege_hint(log),
+        )
+    found = _COMPILER_ERROR.search(log)
+    if found is not None:
+        return CompileError(f"{found[1]}: {found[2]}", log=log)
+    backend = _BACKEND_ERROR.search(log)
+    if backend is not None:
+        return CompileError(f"bpf/datapath.c: LLVM gave up: {backend[1]}", log=log)
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), "no word")
+    return CompileError(f"bpf/datapath.c does not compile (the compiler ended with {code}): {last}", log=log)
+
+
+def _privilege_hint(log: str) -> str:
+    if "Operation not permitted" in log:
+        return "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+    return "-v shows the verifier's whole log"
+
+
+def _compare(name: str, side: str, record: layout.Record, found: list[list[Any]]) -> None:
+    """The third side of the contract: what the compiler made of contract.h must be what Python packs."""
+    wanted = [list(part) for part in record.shape]
+    if found != wanted:
+        raise LayoutError(
+            f"struct {record.name} (the {side} of the map {name!r}) is {found} to the compiler and {wanted} to Python",
+            hint="bpf/contract.h and pydatapath/kernel/layout.py must say the same",
+        )

@@ -1,0 +1,234 @@
+"""What C and Python share, Python's side of bpf/contract.h: structs, numbers, and the maps that hold them.
+
+Addresses and ports are in network byte order as they stand in packets; everything else is the machine's. At each load
+the structs here are compared, field by field, with those that the compiler made of contract.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final
+
+__all__ = [
+    "BACKEND",
+    "ENDPOINT",
+    "FLOW",
+    "LAYOUT_VERSION",
+    "MAPS",
+    "SERVICE",
+    "TRANSPORT_ADDRESS",
+    "TUPLE",
+    "BackendState",
+    "Counter",
+    "EndpointKind",
+    "FlowFlag",
+    "FlowState",
+    "Hook",
+    "MapContract",
+    "MapType",
+    "Record",
+    "timeout",
+]
+
+LAYOUT_VERSION: Final = 1
+
+PROTOCOLS: Final = {"TCP": 6, "UDP": 17}
+PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+
+
+class FlowState(IntEnum):
+    """The life of a flow."""
+
+    NEW = 0
+    ESTABLISHED = 1
+    CLOSING = 2
+
+
+class FlowFlag(IntFlag):
+    """REPLY: the entry is the answering direction. PLAIN: nothing is rewritten. FIN: this direction has sent one."""
+
+    REPLY = 1
+    PLAIN = 2
+    FIN = 4
+
+
+class BackendState(IntEnum):
+    """UNUSED: never given. ACTIVE takes new flows, DRAINING keeps those it has, GONE serves no more."""
+
+    UNUSED = 0
+    ACTIVE = 1
+    DRAINING = 2
+    GONE = 3
+
+
+class EndpointKind(IntEnum):
+    """Who answers to an address: a pod behind an interface, or the node itself."""
+
+    POD = 0
+    NODE = 1
+
+
+class Counter(IntEnum):
+    """What is counted, by its place in the map `counters`. DROP_: not delivered; PASS_: left to the stack as it came."""
+
+    NEW_FLOW = 0
+    PASS_FRAGMENT = 1
+    PASS_MALFORMED = 2
+    DROP_NO_SERVICE = 3
+    DROP_NO_BACKEND = 4
+    DROP_PORTS_TAKEN = 5
+    DROP_NO_ROUTE = 6
+    DROP_REWRITE = 7
+
+
+class Hook(IntEnum):
+    """Where a program sits (enum hook in bpf/forward.h)."""
+
+    FROM_POD = 0
+    FROM_UPLINK = 1
+    TO_BRIDGE = 2
+
+    @property
+    def program(self) -> str:
+        """The name of the program at the hook."""
+        return self.name.lower()
+
+    @property
+    def direction(self) -> str:
+        """The tc hook: ingress or egress."""
+        return "egress" if self is Hook.TO_BRIDGE else "ingress"
+
+
+# The program that every hook's goes on in where a packet needs more than its known flow
+WALK: Final = "walk"
+
+# Seconds without a packet after which a flow is over, by protocol and state. Netfilter's for TCP's long state;
+# RFC 4787 REQ-5 for UDP (at least two minutes, five by default); RFC 7857 2.1 for TCP's last four minutes.
+TIMEOUTS: Final = {
+    "UDP_NEW": 120,
+    "UDP_ESTABLISHED": 300,
+    "TCP_NEW": 120,
+    "TCP_ESTABLISHED": 432_000,
+    "TCP_CLOSING": 240,
+}
+
+
+def timeout(protocol: str, state: FlowState) -> int:
+    """Seconds that a flow of this protocol and state lives without a packet."""
+    if protocol == "UDP" and state is FlowState.CLOSING:
+        state = FlowState.ESTABLISHED
+    return TIMEOUTS[f"{protocol}_{state.name}"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A struct of contract.h: its fields in order, each with its code of the `struct` module ("x": padding)."""
+
+    name: str
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def struct(self) -> struct.Struct:
+        """Packs and unpacks it."""
+        return struct.Struct("=" + "".join(code for _, code in self.fields))
+
+    @property
+    def shape(self) -> list[tuple[str, int, int]]:
+        """(field, offset, size) of each field, in bytes, for the comparison with the compiler's view."""
+        shape, offset = [], 0
+        for name, code in self.fields:
+            size = struct.calcsize("=" + code)
+            shape.append((name, offset, size))
+            offset += size
+        return shape
+
+
+_TUPLE_FIELDS: Final = (
+    ("source", "4s"),
+    ("destination", "4s"),
+    ("source_port", "2s"),
+    ("destination_port", "2s"),
+    ("protocol", "B"),
+    ("zero", "3x"),
+)
+TUPLE_RECORD: Final = Record("tuple", _TUPLE_FIELDS)
+FLOW_RECORD: Final = Record(
+    "flow",
+    (
+        ("to", "16s"),
+        ("last_seen", "Q"),
+        ("packets", "Q"),
+        ("bytes", "Q"),
+        ("backend", "I"),
+        ("generation", "I"),
+        ("state", "B"),
+        ("flags", "B"),
+        ("zero", "6x"),
+    ),
+)
+TRANSPORT_ADDRESS_RECORD: Final = Record(
+    "transport_address", (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
+)
+SERVICE_RECORD: Final = Record(
+    "service", (("first_slot", "I"), ("slot_count", "I"), ("number", "I"), ("zero", "4x"))
+)
+BACKEND_RECORD: Final = Record(
+    "backend",
+    (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("state", "B"), ("generation", "I"), ("service", "I")),
+)
+ENDPOINT_RECORD: Final = Record("endpoint", (("interface", "I"), ("mac", "6s"), ("kind", "B"), ("zero", "x")))
+
+TUPLE: Final = TUPLE_RECORD.struct
+FLOW: Final = FLOW_RECORD.struct
+TRANSPORT_ADDRESS: Final = TRANSPORT_ADDRESS_RECORD.struct
+SERVICE: Final = SERVICE_RECORD.struct
+BACKEND: Final = BACKEND_RECORD.struct
+ENDPOINT: Final = ENDPOINT_RECORD.struct
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, those that we use."""
+
+    HASH = 1
+    ARRAY = 2
+    PROG_ARRAY = 3
+    PERCPU_ARRAY = 6
+    LRU_HASH = 9
+
+
+@dataclass(frozen=True)
+class MapContract:
+    """One pinned map: its type, the structs of its keys and values (None: a plain number), its size's -D name."""
+
+    name: str
+    type: MapType
+    key: Record | int
+    value: Record | int
+    size: str
+
+    @property
+    def key_size(self) -> int:
+        """Bytes of a key."""
+        return self.key if isinstance(self.key, int) else self.key.struct.size
+
+    @property
+    def value_size(self) -> int:
+        """Bytes of a value (of one CPU's, in a per-CPU map)."""
+        return self.value if isinstance(self.value, int) else self.value.struct.size
+
+
+MAPS: Final = {
+    contract.name: contract
+    for contract in (
+        MapContract("flows", MapType.LRU_HASH, TUPLE_RECORD, FLOW_RECORD, "MAX_FLOW_ENTRIES"),
+        MapContract("half_open", MapType.LRU_HASH, TUPLE_RECORD, FLOW_RECORD, "MAX_HALF_OPEN_ENTRIES"),
+        MapContract("services", MapType.HASH, TRANSPORT_ADDRESS_RECORD, SERVICE_RECORD, "MAX_SERVICES"),
+        MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
+        MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
+        MapContract("targets", MapType.HASH, TRANSPORT_ADDRESS_RECORD, 4, "MAX_BACKENDS"),
+        MapContract("endpoints", MapType.LRU_HASH, 4, ENDPOINT_RECORD, "MAX_ENDPOINTS"),
+        MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),
+    )
+}

@@ -1,0 +1,76 @@
+"""Network namespaces: name them, tell them apart, enter and leave them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydatapath.errors import KernelError, NotFound
+
+__all__ = ["RUN_NETNS", "cookie", "current_path", "entered", "path_of"]
+
+RUN_NETNS = Path("/run/netns")
+CLONE_NEWNET = 0x40000000
+SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, since Linux 5.14
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def current_path() -> str:
+    """The path of the calling thread's own network namespace."""
+    return f"/proc/{os.getpid()}/task/{_libc.gettid()}/ns/net"
+
+
+def path_of(name: str) -> str:
+    """Where a namespace lies: `name` is one of `ip netns list`, a path, or a process id.
+
+    Raises NotFound where nothing is there.
+    """
+    if "/" in name:
+        path = name
+    elif (RUN_NETNS / name).exists() or not name.isdigit():
+        path = str(RUN_NETNS / name)
+    else:
+        path = f"/proc/{name}/ns/net"
+    if not os.path.exists(path):
+        raise NotFound(f"network namespace {name!r} does not exist", hint="`ip netns list` shows those that do")
+    return path
+
+
+@contextlib.contextmanager
+def entered(path: str | None) -> Iterator[None]:
+    """Be in the namespace at `path` for the length of the block (this thread only); None stays here.
+
+    Unlike `ip netns exec` this leaves the mounts alone, so that bpffs stays in sight.
+    """
+    if path is None:
+        yield
+        return
+    home = os.open(current_path(), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with open(path, "rb") as there:
+            _setns(there.fileno(), path)
+        try:
+            yield
+        finally:
+            _setns(home, "the namespace that we came from")
+    finally:
+        os.close(home)
+
+
+def cookie(path: str | None = None) -> int:
+    """A number that no other namespace has had since boot (before Linux 5.14: the inode, which is reused)."""
+    with entered(path):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
+            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
+        return os.stat(current_path()).st_ino
+
+
+def _setns(descriptor: int, what: str) -> None:
+    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
+        code = ctypes.get_errno()
+        raise KernelError(f"cannot enter network namespace {what}: {os.strerror(code)}", errno=code)
