@@ -12,7 +12,6 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
@@ -20,13 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
-from pydatapath.kernel import layout, source
+from pydatapath.kernel import clock, layout, source
 
 __all__ = ["SERVICE_GATEWAY_MAC", "Program", "Sizes", "compile_programs", "definitions"]
 
 # Where the node's own packets to services are addressed: a locally administered MAC that no interface has
 SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
-CLOCK_MONOTONIC_COARSE: Final = 6
 COMPILE_SECONDS: Final = 60
 
 _COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
@@ -77,8 +75,7 @@ def definitions(program: Program) -> dict[str, str]:
     """Every -D of a program: the one place where the C code's constants come from."""
     numbers: dict[str, int] = {
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
-        # Its resolution is one tick (include/linux/jiffies.h, TICK_NSEC): the only place that tells HZ
-        "HZ": round(1 / time.clock_getres(CLOCK_MONOTONIC_COARSE)),
+        "HZ": clock.HZ,
         "CLAIM_TRIES": 8,
         # Ports to try where the sender's own is taken: 32768 and up, above every well-known service
         "CLAIM_FIRST_PORT": 32_768,

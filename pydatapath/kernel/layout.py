@@ -96,6 +96,11 @@ class Hook(IntEnum):
         return self.name.lower()
 
     @property
+    def role(self) -> str:
+        """What an interface with this hook is to us: pod, bridge or uplink."""
+        return {Hook.FROM_POD: "pod", Hook.FROM_UPLINK: "uplink", Hook.TO_BRIDGE: "bridge"}[self]
+
+    @property
     def direction(self) -> str:
         """The tc hook: ingress or egress."""
         return "egress" if self is Hook.TO_BRIDGE else "ingress"

@@ -25,6 +25,7 @@ __all__ = [
     "load_program",
     "lookup",
     "map_info",
+    "map_memory",
     "open_pin",
     "pin",
     "program_info",
@@ -169,6 +170,12 @@ def map_info(descriptor: int) -> MapInfo:
     return MapInfo(
         raw.type, raw.id, raw.key_size, raw.value_size, raw.max_entries, raw.map_flags, raw.name.decode("ascii", "replace")
     )
+
+
+def map_memory(descriptor: int) -> int:
+    """Bytes that the kernel has set aside for a map (Documentation/filesystems/proc.rst, fdinfo of bpf maps)."""
+    with open(f"/proc/self/fdinfo/{descriptor}") as lines:
+        return next((int(line.split()[1]) for line in lines if line.startswith("memlock:")), 0)
 
 
 def program_info(descriptor: int) -> ProgramInfo:

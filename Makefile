@@ -1,0 +1,45 @@
+# Every target stands alone: on a fresh Debian 12, from a fresh clone, as root. `make help` tells what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+BIN := .venv/bin
+
+.PHONY: help setup demo test test-kernel lint format bench check-fresh clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## Debian's packages and .venv: only what is missing, at once when nothing is
+	@tools/setup.sh
+
+demo: setup ## a two-node cluster in network namespaces, and packets reaching a service through our eBPF
+	@$(BIN)/pydatapath lab demo
+
+test: setup ## all tests; without root those that need none
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-kernel: ## the packet tests on Debian 12's own kernel, in an emulator
+	@tools/setup.sh kernel
+	@tools/test-kernel.sh
+
+lint: setup ## ruff, mypy --strict, shellcheck
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy --strict
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh; else echo "shellcheck is not installed: shell scripts not checked"; fi
+
+format: setup ## put code into the one format
+	@$(BIN)/ruff check --fix --select I
+	@$(BIN)/ruff format
+
+bench: setup ## a first look at speed: direct, VIP by us, VIP by iptables
+	@$(BIN)/python bench/first_look.py
+
+check-fresh: ## the release check: demo and test in a minimal Debian 12 root
+	@tools/setup.sh fresh
+	@tools/minimal-root.sh
+
+clean: ## what make made, the virtual environment and the downloaded kernel included
+	rm -rf .venv .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

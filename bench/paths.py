@@ -1,0 +1,185 @@
+"""The cases: each one way for a packet from the client pod to the server pod, in a node of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.kube_proxy import ServicePort, restore_input
+from bench.measures import PORTS, Measure, server_commands
+from bench.processes import BenchError, run, server
+from bench.topology import BRIDGE, POD_NETWORK, UPLINK, Node, node
+
+__all__ = ["CASES", "DIRECT", "Case", "ReadyCase", "find_pydatapath", "ready"]
+
+DIRECT = "bridge"
+SERVICE = "default/web"
+CLUSTER_IP = "10.96.0.10"
+SERVERS_UP_S = 10.0
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to the server. `prepare` puts into the node (first argument) what serves the VIP, and takes it away."""
+
+    name: str
+    text: str
+    to_vip: bool
+    prepare: Callable[[Node, Path], AbstractContextManager[None]]
+    bridge_netfilter: bool = False
+    needs_pydatapath: bool = False
+
+
+@dataclass(frozen=True)
+class ReadyCase:
+    """A case whose node stands, with its servers listening."""
+
+    case: Case
+    node: Node
+
+    def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
+        """Measure once from the client pod, over this case's way."""
+        port = measure.port
+        if self.case.to_vip:
+            return measure.measure(self.node.client, CLUSTER_IP, port.port, seconds)
+        return measure.measure(self.node.client, self.node.backends[0], port.target, seconds)
+
+
+@contextlib.contextmanager
+def _nothing(_node: Node, _folder: Path) -> Iterator[None]:
+    """A plain bridge needs nothing."""
+    yield
+
+
+@contextlib.contextmanager
+def _iptables(this: Node, _folder: Path) -> Iterator[None]:
+    """kube-proxy's rules for the one service; they end with the node's namespace."""
+    services = [
+        ServicePort(
+            f"{SERVICE}:{port.name}",
+            CLUSTER_IP,
+            port.protocol,
+            port.port,
+            tuple((address, port.target) for address in this.backends),
+        )
+        for port in PORTS
+    ]
+    rules = restore_input(services, POD_NETWORK)
+    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=rules)
+    yield
+
+
+@contextlib.contextmanager
+def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
+    """pydatapath loaded into the node, with the one service applied from a manifest."""
+    command = [find_pydatapath(), "--instance", this.name, "--netns", this.netns]
+    manifest = folder / "service.json"
+    manifest.write_text(json.dumps(manifests(this.backends), indent=2))
+    try:
+        run([*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", "node1"])
+        run([*command, "apply", "-f", str(manifest)])
+        yield
+    except BaseException:
+        with contextlib.suppress(BenchError):  # what went wrong first is what the user must read
+            run([*command, "unload"])
+        raise
+    run([*command, "unload"])
+
+
+CASES: Mapping[str, Case] = {
+    case.name: case
+    for case in (
+        Case(DIRECT, "pod to pod over the plain bridge, no service, nothing loaded", False, _nothing),
+        Case("vip-pydatapath", "pod to VIP, served by pydatapath", True, _pydatapath, needs_pydatapath=True),
+        Case("vip-iptables", "pod to VIP, by kube-proxy's iptables rules", True, _iptables, bridge_netfilter=True),
+        Case(
+            "bridge-loaded",
+            "pod to pod, with pydatapath loaded",
+            False,
+            _pydatapath,
+            needs_pydatapath=True,
+        ),
+    )
+}
+
+
+def manifests(backends: Sequence[str]) -> dict[str, object]:
+    """A List of the Service and its EndpointSlice, as Kubernetes would hand them out."""
+    namespace, name = SERVICE.split("/")
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": CLUSTER_IP,
+            "clusterIPs": [CLUSTER_IP],
+            "ports": [
+                {"name": p.name, "protocol": p.protocol.upper(), "port": p.port, "targetPort": p.target} for p in PORTS
+            ],
+        },
+    }
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": namespace,
+            "name": f"{name}-1",
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": p.name, "protocol": p.protocol.upper(), "port": p.target} for p in PORTS],
+        "endpoints": [{"addresses": [ip], "conditions": {"ready": True}, "nodeName": "node1"} for ip in backends],
+    }
+    return {"apiVersion": "v1", "kind": "List", "items": [service, endpoints]}
+
+
+def find_pydatapath() -> str:
+    """The `pydatapath` command: of this interpreter's environment, of the repository's, or of PATH."""
+    for folder in (Path(sys.executable).parent, ROOT / ".venv" / "bin"):
+        if os.access(folder / "pydatapath", os.X_OK):
+            return str(folder / "pydatapath")
+    found = shutil.which("pydatapath")
+    if found is None:
+        raise BenchError("the pydatapath command is not installed: run `make setup` in the project's root")
+    return found
+
+
+def _wait_for_servers(this: Node) -> None:
+    """Return when every port of the server pod is bound."""
+    wanted = {(port.protocol, port.target) for port in PORTS}
+    deadline = time.monotonic() + SERVERS_UP_S
+    while True:
+        rows = [line.split() for line in run(["ss", "-Hltun"], netns=this.server).splitlines()]
+        missing = wanted - {(row[0], int(row[4].rsplit(":", 1)[1])) for row in rows}
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            ports = ", ".join(f"{port}/{protocol}" for protocol, port in sorted(missing))
+            raise BenchError(f"nothing listens on {ports} in {this.server} after {SERVERS_UP_S:.0f} s")
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def ready(case: Case, run_id: str, workdir: Path, *, backends: int) -> Iterator[ReadyCase]:
+    """Set a case up for the length of the `with`: node, pods, servers, and what serves the VIP."""
+    folder = workdir / case.name
+    folder.mkdir()
+    with ExitStack() as stack:
+        this = stack.enter_context(
+            node(f"{run_id}-{case.name}", backends=backends, bridge_netfilter=case.bridge_netfilter)
+        )
+        for name, argv in server_commands(folder).items():
+            stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
+        _wait_for_servers(this)
+        stack.enter_context(case.prepare(this, folder))
+        yield ReadyCase(case, this)

@@ -1,0 +1,182 @@
+"""From raw samples to what a person reads: medians, ratios to the plain bridge, spread; and the JSON file."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bench.measures import METRICS, Metric
+from bench.paths import CASES, DIRECT, ROOT
+
+__all__ = ["Results", "Sample", "environment"]
+
+VERSIONS = {
+    "nginx": (["nginx", "-v"], r"nginx/(\S+)"),
+    "wrk": (["wrk", "-v"], r"wrk (\S+)"),
+    "iperf3": (["iperf3", "--version"], r"iperf (\S+)"),
+    "sockperf": (["sockperf", "--version"], r"version (\S+)"),
+    "iptables": (["iptables", "-V"], r"iptables (.+)"),
+    "commit": (["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], r"(\w+)"),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement: which, when (s since the first one began), and its figures, or why there are none."""
+
+    round: int
+    case: str
+    measure: str
+    at_s: float
+    values: Mapping[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+def _version(argv: Sequence[str], pattern: str) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    found = re.search(pattern, done.stdout + done.stderr)
+    return found[1] if found else "unknown"
+
+
+def environment() -> dict[str, object]:
+    """What the figures depend on and cannot be changed by an argument."""
+    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": model[1] if model else "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "versions": {name: _version(*how) for name, how in VERSIONS.items()},
+    }
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """First column to the left, figures to the right, two spaces between."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(map(_align, line, widths, range(len(header)))) for line in lines)
+
+
+def _align(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if column else cell.ljust(width)
+
+
+@dataclass
+class Results:
+    """All samples of a run, and what is known about it."""
+
+    cases: Sequence[str]
+    arguments: Mapping[str, object]
+    environment: Mapping[str, object]
+    samples: list[Sample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    conntrack: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> list[Sample]:
+        """The measurements that gave no figures."""
+        return [sample for sample in self.samples if sample.error]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """The columns that have figures at all."""
+        seen = {key for sample in self.samples for key in sample.values}
+        return [metric for metric in METRICS if metric.key in seen]
+
+    def by_round(self, case: str, key: str) -> dict[int, float]:
+        """The figure of each round that has one."""
+        return {s.round: s.values[key] for s in self.samples if s.case == case and key in s.values}
+
+    def median(self, case: str, key: str) -> float | None:
+        """The median over the rounds."""
+        values = self.by_round(case, key).values()
+        return statistics.median(values) if values else None
+
+    def ratio(self, case: str, metric: Metric) -> float | None:
+        """How many times as good as the plain bridge: the median of the ratios within each round, above 1 is better."""
+        direct = self.by_round(DIRECT, metric.key)
+        own = self.by_round(case, metric.key)
+        pairs = [(own[r], direct[r]) for r in own.keys() & direct.keys() if own[r] and direct[r]]
+        if not metric.better or not pairs:
+            return None
+        return statistics.median(mine / base if metric.better > 0 else base / mine for mine, base in pairs)
+
+    def spread(self, case: str, key: str) -> float | None:
+        """(largest - smallest) / median over the rounds."""
+        values = self.by_round(case, key).values()
+        middle = self.median(case, key)
+        return (max(values) - min(values)) / middle if middle else None
+
+    def text(self) -> str:
+        """The tables, and what a reader has to know beside them."""
+        rounds, duration = self.arguments["rounds"], self.arguments["duration"]
+        parts = [
+            f"Medians of {rounds} interleaved rounds, {duration} s each (latency: half the round trip, ping-pong)",
+            self._medians(),
+        ]
+        if DIRECT in self.cases and len(self.cases) > 1:
+            parts += [f"\nTimes as good as `{DIRECT}` in the same round (above 1.00 is better, also for latency)"]
+            parts += [self._ratios()]
+        parts += ["\nSpread over the rounds, (max - min) / median: a difference smaller than this says little"]
+        parts += [self._spreads()]
+        parts += ["", *(f"{name:<15}  {CASES[name].text}" for name in self.cases)]
+        tracked = ", ".join(f"{case} {count}" for case, count in self.conntrack.items())
+        parts += [f"connections tracked by netfilter at the end: {tracked}"] if tracked else []
+        parts += [f"Note: {note}" for note in self.notes]
+        parts += [f"Failed: round {s.round} {s.case} {s.measure}: {s.error}" for s in self.failures]
+        return "\n".join(parts)
+
+    def _rows(self, metrics: Sequence[Metric], figure: Callable[[str, Metric], str]) -> str:
+        """A table of one line per case, one column per metric."""
+        rows = [[case, *(figure(case, metric) for metric in metrics)] for case in self.cases]
+        return _table(["case", *(metric.title for metric in metrics)], rows)
+
+    def _medians(self) -> str:
+        return self._rows(self.metrics, lambda case, m: _show(self.median(case, m.key), m.digits))
+
+    def _ratios(self) -> str:
+        return self._rows(self._judged, lambda case, m: _show(self.ratio(case, m), 2))
+
+    def _spreads(self) -> str:
+        return self._rows(self._judged, lambda case, m: _show(self.spread(case, m.key), 0, percent=True))
+
+    @property
+    def _judged(self) -> list[Metric]:
+        return [metric for metric in self.metrics if metric.better]
+
+    def write_json(self, path: Path) -> None:
+        """Everything: arguments, environment, each sample, and the figures of the tables."""
+        keys = [metric.key for metric in self.metrics]
+        document = {
+            "arguments": self.arguments,
+            "environment": self.environment,
+            "medians": {case: {key: self.median(case, key) for key in keys} for case in self.cases},
+            "times_as_good_as_bridge": {
+                case: {metric.key: self.ratio(case, metric) for metric in self.metrics if metric.better}
+                for case in self.cases
+            },
+            "conntrack": self.conntrack,
+            "notes": self.notes,
+            "samples": [asdict(sample) for sample in self.samples],
+        }
+        path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _show(value: float | None, digits: int, *, percent: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{digits}%}" if percent else f"{value:.{digits}f}"

@@ -1,0 +1,181 @@
+"""One node of a cluster out of network namespaces: a bridge, a client pod, a server pod, an uplink that leads nowhere.
+
+    NAME-node      br0 10.244.1.1/24, eth0 192.168.50.11/24 and the default route
+    NAME-client    eth0 10.244.1.11/24, default route over 10.244.1.1
+    NAME-server    eth0 10.244.1.12/24 (and .13, .14... one for each backend), default route over 10.244.1.1
+    NAME-uplink    eth0 192.168.50.1/24: somebody has to answer ARP for the default gateway
+
+Every case of the benchmark has such a node for itself, with equal settings, so that nothing of one case (a netfilter
+hook, a filter, a flow) touches another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.processes import BenchError, run
+
+__all__ = ["BRIDGE", "CLIENT_IP", "POD_NETWORK", "UPLINK", "Node", "node", "sweep_stale"]
+
+BRIDGE = "br0"
+UPLINK = "eth0"
+POD_NETWORK = "10.244.0.0/16"
+CLIENT_IP = "10.244.1.11"
+GATEWAY_IP = "10.244.1.1"
+NODE_IP = "192.168.50.11"
+UPLINK_IP = "192.168.50.1"
+FIRST_BACKEND = 12
+NETNS_DIR = Path("/run/netns")
+
+# nginx closes each short connection, so TIME_WAIT lies with the server; the wide range and the reuse keep the client
+# from running out of ports all the same. IPv6 is off: router solicitations and DAD are noise.
+POD_SYSCTLS = {
+    "net.ipv4.ip_local_port_range": "16384 65000",
+    "net.ipv4.tcp_tw_reuse": "1",
+    "net.ipv4.tcp_max_tw_buckets": "131072",
+    "net.core.somaxconn": "4096",
+    "net.ipv6.conf.all.disable_ipv6": "1",
+    "net.ipv6.conf.default.disable_ipv6": "1",
+}
+NODE_SYSCTLS = {
+    "net.ipv4.ip_forward": "1",
+    "net.ipv6.conf.all.disable_ipv6": "1",
+    "net.ipv6.conf.default.disable_ipv6": "1",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """The names and addresses of one node; `backends` are the addresses of the server pod."""
+
+    name: str
+    backends: tuple[str, ...]
+
+    @property
+    def netns(self) -> str:
+        """The namespace that is the node."""
+        return f"{self.name}-node"
+
+    @property
+    def client(self) -> str:
+        """The client pod's namespace."""
+        return f"{self.name}-client"
+
+    @property
+    def server(self) -> str:
+        """The server pod's namespace."""
+        return f"{self.name}-server"
+
+    @property
+    def uplink(self) -> str:
+        """The namespace at the other end of the uplink."""
+        return f"{self.name}-uplink"
+
+    @property
+    def all_netns(self) -> tuple[str, ...]:
+        """Every namespace of this node, pods first: in this order they are deleted."""
+        return (self.client, self.server, self.uplink, self.netns)
+
+    def conntrack_count(self) -> int:
+        """How many connections netfilter tracks in the node's namespace; 0 where it takes no part (or is not built)."""
+        try:
+            return int(run(["sysctl", "-n", "net.netfilter.nf_conntrack_count"], netns=self.netns))
+        except BenchError:
+            return 0
+
+
+def set_sysctls(netns: str, values: dict[str, str]) -> None:
+    """Set kernel parameters inside one namespace."""
+    run(["sysctl", "-q", "-w", *(f"{key}={value}" for key, value in values.items())], netns=netns)
+
+
+def _ip(netns: str, *lines: str) -> None:
+    """Run `ip` commands, one per line, inside a namespace."""
+    run(["ip", "-netns", netns, "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+
+def _add_namespaces(this: Node) -> None:
+    for netns in this.all_netns:
+        run(["ip", "netns", "add", netns])
+        _ip(netns, "link set lo up")
+
+
+def _add_links(this: Node) -> None:
+    """The bridge, a veth into each pod (host side a port of the bridge), and the uplink."""
+    set_sysctls(this.netns, NODE_SYSCTLS)
+    _ip(
+        this.netns,
+        f"link add {BRIDGE} address 02:00:0a:f4:01:01 type bridge",
+        f"address add {GATEWAY_IP}/24 dev {BRIDGE}",
+        f"link set {BRIDGE} up",
+        f"link add {UPLINK} address 02:00:c0:a8:32:0b type veth peer name eth0 netns {this.uplink}",
+        f"address add {NODE_IP}/24 dev {UPLINK}",
+        f"link set {UPLINK} up",
+        f"route add default via {UPLINK_IP} dev {UPLINK}",
+    )
+    _ip(this.uplink, f"address add {UPLINK_IP}/24 dev eth0", "link set eth0 up")
+    pods = ((this.client, "veth-client", (CLIENT_IP,)), (this.server, "veth-server", this.backends))
+    for netns, port, addresses in pods:
+        mac = "02:00:" + ":".join(f"{int(octet):02x}" for octet in addresses[0].split("."))
+        _ip(
+            this.netns,
+            f"link add {port} type veth peer name eth0 address {mac} netns {netns}",
+            f"link set {port} master {BRIDGE}",
+            f"link set {port} up",
+        )
+        _ip(
+            netns,
+            *(f"address add {address}/24 dev eth0" for address in addresses),
+            "link set eth0 up",
+            f"route add default via {GATEWAY_IP}",
+        )
+
+
+def set_bridge_netfilter(netns: str, on: bool) -> None:
+    """Let bridged packets pass netfilter, or not. A new namespace has it ON wherever the kernel has br_netfilter."""
+    if Path("/proc/sys/net/bridge").is_dir():
+        keys = ("iptables", "ip6tables", "arptables")
+        set_sysctls(netns, {f"net.bridge.bridge-nf-call-{key}": str(int(on)) for key in keys})
+    elif on:
+        raise BenchError("kube-proxy's rules need br_netfilter where client and server share a bridge: modprobe it")
+
+
+@contextlib.contextmanager
+def node(name: str, *, backends: int, bridge_netfilter: bool) -> Iterator[Node]:
+    """A node with its pods for the length of the `with`; nothing of it remains, whatever happens inside."""
+    this = Node(name, tuple(f"10.244.1.{FIRST_BACKEND + i}" for i in range(backends)))
+    try:
+        _add_namespaces(this)
+        set_bridge_netfilter(this.netns, bridge_netfilter)
+        for pod in (this.client, this.server):
+            set_sysctls(pod, POD_SYSCTLS)
+        _add_links(this)
+        for address in this.backends:  # the node's neighbour table knows every address of the pods from now on
+            run(["ping", "-c1", "-W2", "-q", "-I", address, GATEWAY_IP], netns=this.server)
+        run(["ping", "-c1", "-W2", "-q", GATEWAY_IP], netns=this.client)
+        yield this
+    finally:
+        _delete(this.all_netns)
+
+
+def _delete(namespaces: tuple[str, ...]) -> None:
+    for netns in namespaces:
+        if (NETNS_DIR / netns).exists():
+            run(["ip", "netns", "delete", netns])
+
+
+def sweep_stale() -> list[str]:
+    """Delete the namespaces of earlier runs that were killed outright, and name them. A live run keeps its own."""
+    found = NETNS_DIR.iterdir() if NETNS_DIR.is_dir() else iter(())
+    owner = re.compile(r"bench(\d+)-[a-z-]+-(?:node|client|server|uplink)")
+    stale = []
+    for path in sorted(found):
+        match = owner.fullmatch(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            stale.append(path.name)
+    _delete(tuple(stale))
+    return stale

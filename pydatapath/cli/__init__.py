@@ -1,0 +1,110 @@
+"""The command line. Each command lives in a module of its own, which is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Final
+
+import click
+
+from pydatapath.cli.target import Target
+from pydatapath.errors import CompileError, DatapathError
+from pydatapath.version import __version__
+
+__all__ = ["cli", "main"]
+
+# Command name to module and attribute: what is not called is not imported
+COMMANDS: Final = {
+    "load": "node:load",
+    "unload": "node:unload",
+    "status": "node:status",
+    "doctor": "node:doctor",
+    "apply": "objects:apply",
+    "delete": "objects:delete",
+    "service": "service:service",
+    "backend": "backend:backend",
+    "flow": "flow:flow",
+    "lab": "lab:lab",
+}
+SUMMARIES: Final = {
+    "load": "Load the datapath into the kernel, or exchange the one that is loaded.",
+    "unload": "Take the datapath out of the kernel; the host is left as it was.",
+    "status": "What is loaded, where, since when; how full the maps are; what drifted.",
+    "doctor": "Each thing this host needs, found or not, and what to do about it.",
+    "apply": "Make Services and EndpointSlices of Kubernetes manifests.",
+    "delete": "Delete objects, by manifest or by kind and name.",
+    "service": "List, show, add and delete services.",
+    "backend": "List, add and remove backends of services.",
+    "flow": "List and count the flows that are tracked.",
+    "lab": "A cluster made of network namespaces, to try it all without a second machine.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are known by name, and imported when one is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of a working day, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"pydatapath.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The summaries stand here, so that `--help` need not import every command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="pydatapath")
+@click.option(
+    "--instance",
+    default="default",
+    envvar="PYDATAPATH_INSTANCE",
+    metavar="NAME",
+    help="Which datapath, where several are on one machine.",
+)
+@click.option(
+    "--netns",
+    default="",
+    envvar="PYDATAPATH_NETNS",
+    metavar="NAME|PATH|PID",
+    help="The network namespace that is the node (default: the current one).",
+)
+@click.option("-v", "--verbose", is_flag=True, envvar="PYDATAPATH_VERBOSE", help="Say more; on errors, whole logs.")
+@click.option("-q", "--quiet", is_flag=True, envvar="PYDATAPATH_QUIET", help="Say nothing but errors.")
+@click.pass_context
+def cli(ctx: click.Context, instance: str, netns: str, verbose: bool, quiet: bool) -> None:
+    r"""Service load balancing in the kernel, by eBPF at tc hooks, steered by Kubernetes manifests.
+
+    \b
+    Examples:
+      pydatapath doctor
+      pydatapath load --bridge br0 --uplink eth0
+      pydatapath apply -f web.yaml
+      pydatapath service list
+      pydatapath lab demo
+    """
+    ctx.obj = Target(instance, netns, verbose, quiet)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point: what we raise on purpose becomes one line `Error: ...`, and maybe `Hint: ...`; exit code 1."""
+    context: dict[str, Any] = {}
+    try:
+        cli.main(args=arguments, prog_name="pydatapath", standalone_mode=True, obj=context)
+    except DatapathError as error:
+        click.echo(f"Error: {error}", err=True)
+        if error.hint:
+            click.echo(f"Hint: {error.hint}", err=True)
+        wanted = {"-v", "--verbose"} & set(sys.argv if arguments is None else arguments)
+        if wanted and isinstance(error, CompileError) and error.log:
+            click.echo(error.log, err=True)
+        sys.exit(1)

@@ -1,0 +1,171 @@
+"""`load`, `unload`, `status`, `doctor`: the datapath itself."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pydatapath.cli.output import dump, output_option, size, table
+from pydatapath.cli.target import Target, say
+
+if TYPE_CHECKING:
+    from pydatapath.views import Status
+
+__all__ = ["doctor", "load", "status", "unload"]
+
+
+@click.command()
+@click.option("--config", metavar="FILE", help="A TOML file with these options, dashes written as underscores.")
+@click.option("--node-name", metavar="N", help="As EndpointSlices call this node (default: the host's name).")
+@click.option("--uplink", multiple=True, metavar="IF", help="Towards other nodes (default: the default route's).")
+@click.option("--bridge", multiple=True, metavar="IF", help="Where the pods are (default: the only bridge).")
+@click.option("--pod-interface", multiple=True, metavar="GLOB", help="More interfaces of pods, such as 'veth*'.")
+@click.option("--node-ip", multiple=True, metavar="IP", help="The node's addresses (default: the uplink's).")
+@click.option("--pod-cidr", multiple=True, metavar="CIDR", help="This node's pod networks (default: the bridge's).")
+@click.option("--service-cidr", multiple=True, metavar="CIDR", help="Service networks (default: 10.96.0.0/12).")
+@click.option("--max-flows", type=click.IntRange(1024, 1 << 24), metavar="N", help="Flows tracked (131072).")
+@click.option("--max-backends", type=click.IntRange(16, 1 << 22), metavar="N", help="Backends of all services (65536).")
+@click.pass_obj
+def load(target: Target, config: str | None, **given: Any) -> None:
+    r"""Load the datapath, or exchange the one that is loaded, without a packet lost.
+
+    \b
+    Examples:
+      pydatapath load
+      pydatapath load --bridge br0 --uplink eth0 --service-cidr 10.96.0.0/16
+      pydatapath --netns node1 load --config node1.toml
+    """
+    from pydatapath.datapath import Datapath
+    from pydatapath.node import Options
+
+    values = _read_config(config) if config else {}
+    values |= {name: value for name, value in given.items() if value}
+    options = Options.from_mapping(values)
+    with Datapath.load(options, target.instance, target.netns) as datapath:
+        found = datapath.status()
+    roles = {role: sum(one.role == role for one in found.interfaces) for role in ("pod", "bridge", "uplink")}
+    where = ", ".join(f"{count} {role} interface{'s' if count != 1 else ''}" for role, count in roles.items() if count)
+    say(target, f"loaded on node {found.node_name}: {where}")
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    import tomllib
+
+    from pydatapath.errors import DatapathError
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise DatapathError(f"the configuration {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DatapathError(f"the configuration {path} is not TOML: {error}") from None
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help="Every instance on this machine, and what dead ones left.")
+@click.pass_obj
+def unload(target: Target, everything: bool) -> None:
+    r"""Take the datapath out of the kernel; the host is left as it was.
+
+    \b
+    Examples:
+      pydatapath unload
+      pydatapath unload --all
+    """
+    from pydatapath import instance, loading
+    from pydatapath.errors import NotLoaded
+
+    loading.require_root("unload")
+    if everything:
+        meant = [*instance.loaded(), *instance.left_behind()]
+    else:
+        try:
+            meant = [instance.find(target.instance, target.netns)]
+        except NotLoaded:
+            meant = [instance.here(target.instance, target.netns)]
+    gone = [one for one in meant if loading.unload(one)]
+    for one in gone:
+        say(target, f"instance {one.name} unloaded{f' from {one.netns}' if one.netns else ''}")
+    if not gone:
+        say(target, f"instance {target.instance} is not loaded: nothing to do")
+
+
+@click.command()
+@output_option
+@click.pass_obj
+def status(target: Target, output: str) -> None:
+    r"""What is loaded, where, since when; how full the maps are; what is not as load left it.
+
+    \b
+    Examples:
+      pydatapath status
+      pydatapath status -o json
+    """
+    from pydatapath.errors import NotLoaded
+
+    try:
+        with target.open() as datapath:
+            found = datapath.status()
+    except NotLoaded:
+        if output not in ("json", "yaml"):
+            raise
+        dump({"instance": target.instance, "netns": target.netns, "loaded": False}, output)
+        return
+    if output in ("json", "yaml"):
+        # By way of JSON's own types: YAML knows no tuples
+        import json
+
+        dump(json.loads(json.dumps(asdict(found))), output)
+    else:
+        _print_status(found, wide=output == "wide")
+
+
+def _print_status(found: Status, *, wide: bool) -> None:
+    click.echo(f"instance   {found.instance}{f' in namespace {found.netns}' if found.netns else ''}")
+    click.echo(f"node       {found.node_name} ({', '.join(found.node_ips) or 'no uplink address'})")
+    click.echo(f"loaded     {found.since} by pydatapath {found.version}")
+    click.echo(f"serving    {found.services} services, {found.backends} backends, {found.flows} flows")
+    click.echo()
+    rows = [
+        (one.name, one.role, program["hook"], program["name"], program["id"], program["tag"])
+        for one in found.interfaces
+        for program in one.programs
+    ]
+    table(["INTERFACE", "ROLE", "HOOK", "PROGRAM", "ID", "TAG"], rows)
+    click.echo()
+    maps = [(one.name, one.type, one.entries, one.max_entries, size(one.bytes)) for one in found.maps]
+    table(["MAP", "TYPE", "ENTRIES", "MAX", "MEMORY"], maps)
+    counted = [(name, count) for name, count in found.counters.items() if count or wide]
+    if counted:
+        click.echo()
+        table(["COUNTER", "PACKETS"], counted)
+    if found.drift:
+        click.echo()
+        for one in found.drift:
+            click.secho(f"drift: {one}", fg="red")
+
+
+@click.command()
+@output_option
+def doctor(output: str) -> None:
+    r"""Each thing this host needs, found or not, and what to do about it. Exit code 1 when load could not work.
+
+    \b
+    Example:
+      pydatapath doctor
+    """
+    from pydatapath.kernel.features import checks
+
+    found = list(checks())
+    if output in ("json", "yaml"):
+        dump([asdict(one) for one in found], output)
+    else:
+        rows = [(one.name, "ok" if one.found else "MISSING", one.detail, "" if one.found else one.remedy) for one in found]
+        table(["NEEDED", "STATE", "FOUND", "WHAT TO DO"], rows)
+    # load mounts the file system itself
+    if not all(one.found for one in found if one.name != "bpf file system"):
+        sys.exit(1)

@@ -1,0 +1,281 @@
+"""The facade: one object through which Python steers a datapath, and the command line, too.
+
+    from pydatapath import Datapath
+    with Datapath.open() as datapath:
+        for service in datapath.services():
+            print(service.service.key, len(service.backends))
+"""
+
+from __future__ import annotations
+
+import difflib
+import socket
+from collections import Counter as Tally
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Self
+
+from pydatapath import applying, instance, plan
+from pydatapath.applying import Outcome
+from pydatapath.errors import NotFound
+from pydatapath.instance import Instance
+from pydatapath.kernel import flowtable, libbpf, netns, tables, tc
+from pydatapath.kernel.layout import MAPS, Hook, MapType
+from pydatapath.kernel.maps import Maps
+from pydatapath.model import Backend, EndpointSlice, Service
+from pydatapath.node import Options
+from pydatapath.records import HostChange, Records, Stored
+from pydatapath.views import Flow, InterfaceStatus, MapStatus, ServiceStatus, Status
+
+__all__ = ["Datapath", "split_key"]
+
+# Where a backend of one service port listens: namespace, service, port name, protocol, address
+Listener = tuple[str, str, str, str, plan.Address]
+
+
+class Datapath:
+    """A loaded datapath. A context manager; make one with `open` or `load`."""
+
+    def __init__(self, which: Instance) -> None:
+        self.instance = which
+        self._maps = Maps(which.map_pins)
+
+    @classmethod
+    def open(cls, name: str = instance.DEFAULT, netns: str = "") -> Self:
+        """The loaded datapath of this name, in this namespace (a name, path or pid; "": the current one).
+
+        Raises NotLoaded.
+        """
+        return cls(instance.find(name, netns))
+
+    @classmethod
+    def load(cls, options: Options | None = None, name: str = instance.DEFAULT, netns: str = "") -> Self:
+        """Loads a datapath, or exchanges the one that is loaded. Raises DatapathError; then all is as it was."""
+        from pydatapath import loading
+
+        which = instance.here(name, netns)
+        loading.load(which, options or Options())
+        return cls(which)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the maps. What is loaded stays loaded."""
+        self._maps.close()
+
+    def unload(self) -> None:
+        """Takes the datapath out of the kernel and leaves the host as it was."""
+        from pydatapath import loading
+
+        self.close()
+        loading.unload(self.instance)
+
+    # Objects
+
+    def apply(
+        self, objects: Iterable[Service | EndpointSlice], *, prune: bool = False, dry_run: bool = False
+    ) -> list[Outcome]:
+        """Makes these objects, all or none; with `prune` deletes all others. Says what became of each.
+
+        Raises Conflict where an address is taken, KernelError where a map is full.
+        """
+        with self.instance.locked(), Records(self.instance.records) as records:
+            outcomes = applying.apply(records, self._maps, objects, prune=prune, dry_run=dry_run)
+            if dry_run:
+                records.rollback()
+            return outcomes
+
+    def delete(self, keys: Iterable[tuple[str, str, str]]) -> list[Outcome]:
+        """Deletes objects by kind, namespace and name. Raises NotFound, and then deletes none."""
+        with self.instance.locked(), Records(self.instance.records) as records:
+            keys = list(keys)
+            for kind, namespace, name in keys:
+                if records.object(kind, namespace, name) is None:
+                    raise self._no_such(records, kind, namespace, name)
+            return applying.apply(records, self._maps, (), delete=keys)
+
+    def objects(self) -> list[Stored]:
+        """Every object as it was applied."""
+        with Records(self.instance.records) as records:
+            return records.objects()
+
+    def service(self, key: str) -> ServiceStatus:
+        """One service by `namespace/name` or `name`. Raises NotFound, with the names that come near."""
+        namespace, name = split_key(key)
+        with Records(self.instance.records) as records:
+            stored = records.object("Service", namespace, name)
+            if stored is None:
+                raise self._no_such(records, "Service", namespace, name)
+            return self._service_statuses(records, [stored])[0]
+
+    def services(self) -> list[ServiceStatus]:
+        """Every service with its backends, by namespace and name."""
+        with Records(self.instance.records) as records:
+            return self._service_statuses(records, records.objects("Service"))
+
+    def slices(self, key: str) -> list[EndpointSlice]:
+        """The slices of a service."""
+        namespace, name = split_key(key)
+        with Records(self.instance.records) as records:
+            loaded = [applying.load_object(one) for one in records.slices(namespace, name)]
+        return [one for one in loaded if isinstance(one, EndpointSlice)]
+
+    def used_addresses(self) -> set[str]:
+        """Every address at which a service is called."""
+        with Records(self.instance.records) as records:
+            return records.used_addresses()
+
+    @property
+    def options(self) -> Options:
+        """What it was loaded with."""
+        with Records(self.instance.records) as records:
+            return Options.from_mapping(records.get("options", {}))
+
+    def _service_statuses(self, records: Records, stored: list[Stored]) -> list[ServiceStatus]:
+        node = records.get("node_name", "")
+        tally = self._flows_by_listener(records)
+        found = []
+        for one in stored:
+            service = applying.load_object(one)
+            assert isinstance(service, Service)
+            slices = [applying.load_object(part) for part in records.slices(one.namespace, one.name)]
+            found.append(ServiceStatus(service, tuple(_backends(service, slices, node, tally))))
+        return found
+
+    def _flows_by_listener(self, records: Records) -> Tally[Listener]:
+        """How many flows each backend of each service port has."""
+        tally: Tally[Listener] = Tally()
+        pairs = flowtable.flows_by_backend(self._maps)
+        ports = records.ports() if pairs else {}
+        backends = tables.read_backends(self._maps, (number for number, _ in pairs))
+        for (number, generation), count in pairs.items():
+            backend = backends.get(number)
+            if backend is not None and backend.generation == generation and backend.service in ports:
+                port = ports[backend.service]
+                tally[(port.namespace, port.service, port.port, port.protocol, backend.address)] += count
+        return tally
+
+    @staticmethod
+    def _no_such(records: Records, kind: str, namespace: str, name: str) -> NotFound:
+        names = [f"{one.namespace}/{one.name}" for one in records.objects(kind)]
+        near = difflib.get_close_matches(f"{namespace}/{name}", names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"`pydatapath {kind.lower()} list` shows those that do"
+        return NotFound(f"{kind} {namespace}/{name} does not exist", hint=hint)
+
+    # Flows and state
+
+    def flows(self) -> list[Flow]:
+        """Every live flow, oldest silence first."""
+        with Records(self.instance.records) as records:
+            ports = records.ports()
+        rows = list(flowtable.read_flows(self._maps))
+        backends = tables.read_backends(self._maps, (number for _, number, _ in rows if number))
+        found = []
+        for flow, number, generation in rows:
+            backend = backends.get(number)
+            known = backend is not None and backend.generation == generation and backend.service in ports
+            found.append(replace(flow, service=str(ports[backend.service])) if backend and known else flow)
+        return sorted(found, key=lambda flow: (-flow.idle, str(flow.original)))
+
+    def status(self) -> Status:
+        """All of it: where it hangs, what the maps hold, and what is not as load left it (drift)."""
+        with Records(self.instance.records) as records:
+            interfaces, drift = self._interfaces(records)
+            maps, lost = self._map_statuses()
+            if records.get(applying.UNFINISHED):
+                lost.append("a change was interrupted before it reached the maps: `pydatapath load` finishes it")
+            statuses = self._service_statuses(records, records.objects("Service"))
+            return Status(
+                instance=self.instance.name,
+                netns=self.instance.netns,
+                loaded=True,
+                version=records.get("version", ""),
+                since=records.get("since", ""),
+                node_name=records.get("node_name", ""),
+                node_ips=tuple(records.get("node_ips", ())),
+                interfaces=tuple(interfaces),
+                maps=tuple(maps),
+                services=len(statuses),
+                backends=sum(len(one.backends) for one in statuses),
+                flows=sum(1 for _ in flowtable.read_flows(self._maps)),
+                counters=tables.counters(self._maps),
+                drift=tuple(drift + lost),
+            )
+
+    def _interfaces(self, records: Records) -> tuple[list[InterfaceStatus], list[str]]:
+        found, drift = [], []
+        with netns.entered(self.instance.netns_path):
+            for subject in records.host_changes(HostChange.FILTER):
+                name, hook_name = subject.split()
+                hook = Hook[hook_name]
+                try:
+                    filters = tc.filters(socket.if_nametoindex(name))
+                except OSError:
+                    drift.append(f"interface {name} is gone")
+                    continue
+                wanted = (tc.filter_name(self.instance.name, hook), hook.direction)
+                programs = tuple(
+                    {"hook": one.direction, "name": hook.program, "id": one.id, "tag": one.tag}
+                    for one in filters
+                    if (one.name, one.direction) == wanted
+                )
+                if not programs:
+                    drift.append(f"interface {name} has lost its {hook.program} filter: `pydatapath load` mends it")
+                found.append(InterfaceStatus(name, hook.role, programs))
+        return found, drift
+
+    def _map_statuses(self) -> tuple[list[MapStatus], list[str]]:
+        found, drift = [], []
+        for name, contract in MAPS.items():
+            if not (self.instance.map_pins / name).exists():
+                drift.append(f"the map {name} is no longer pinned: `pydatapath load` makes a new one")
+                continue
+            table = self._maps[name]
+            counted = contract.type in (MapType.HASH, MapType.LRU_HASH)
+            found.append(
+                MapStatus(
+                    name,
+                    contract.type.name.lower(),
+                    len(table) if counted else table.info.max_entries,
+                    table.info.max_entries,
+                    libbpf.map_memory(table.descriptor),
+                )
+            )
+        return found, drift
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """`namespace/name`, or `name` in the namespace `default`."""
+    namespace, slash, name = key.rpartition("/")
+    return (namespace if slash else "default"), name
+
+
+def _backends(
+    service: Service,
+    slices: list[Service | EndpointSlice],
+    node: str,
+    tally: Tally[Listener],
+) -> list[Backend]:
+    """The endpoints that serve each of a service's ports, as the datapath uses them."""
+    own = [one for one in slices if isinstance(one, EndpointSlice) and one.proxied]
+    found = []
+    for port in service.ports:
+        for at, endpoint in plan.used_endpoints(port, own):
+            found.append(
+                Backend(
+                    address=at.address,
+                    port=at.port,
+                    protocol=at.protocol,
+                    node=endpoint.node_name,
+                    name=endpoint.target_name,
+                    local=endpoint.node_name == node,
+                    state="active" if endpoint.ready else "terminating",
+                    flows=tally[(service.namespace, service.name, port.name, port.protocol, at)],
+                )
+            )
+    return found
+

@@ -1,0 +1,170 @@
+"""One datapath among others on a machine: its name, its network namespace, where its pins and records lie.
+
+An instance is told apart by its name and by its namespace, so that `--netns node1` and `--netns node2` never meet even
+under the default name. Its folders carry the namespace's cookie, which is never used twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydatapath.errors import Conflict, DatapathError, NotFound, NotLoaded
+from pydatapath.kernel import bpffs, netns
+from pydatapath.kernel.layout import LAYOUT_VERSION
+
+__all__ = ["DEFAULT", "RUN", "Instance", "check_name", "find"]
+
+DEFAULT: Final = "default"
+RUN: Final = Path("/run/pydatapath")
+LOCK_SECONDS: Final = 30.0
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """Where one instance lives. `netns` is the namespace as the user named it ("": the one we run in)."""
+
+    name: str
+    netns: str
+    cookie: int
+
+    @property
+    def netns_path(self) -> str | None:
+        """The path to enter, None for the current namespace."""
+        return netns.path_of(self.netns) if self.netns else None
+
+    @property
+    def pins(self) -> Path:
+        """The folder of everything pinned."""
+        return bpffs.BPFFS / "pydatapath" / self.name / str(self.cookie)
+
+    @property
+    def map_pins(self) -> Path:
+        """The folder of the maps, one for each layout version, so that no version takes another's for its own."""
+        return self.pins / f"maps_v{LAYOUT_VERSION}"
+
+    @property
+    def program_pins(self) -> Path:
+        """The folder of the programs that are attached."""
+        return self.pins / "programs"
+
+    @property
+    def directory(self) -> Path:
+        """The folder of the records."""
+        return RUN / self.name / str(self.cookie)
+
+    @property
+    def records(self) -> Path:
+        """The database of what was asked for."""
+        return self.directory / "state.db"
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of it is there, on either side."""
+        return self.records.exists() or self.pins.exists()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the instance alone for the length of the block. Raises Conflict, naming who holds it, after 30 s."""
+        while True:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError), open(self.directory / "lock", "a+") as lock:
+                self._wait_for(lock.fileno())
+                # An unload that we waited for has taken the folder, and this lock with it, away
+                if os.fstat(lock.fileno()).st_nlink:
+                    lock.truncate(0)
+                    lock.write(str(os.getpid()))
+                    lock.flush()
+                    yield
+                    return
+
+    def _wait_for(self, descriptor: int) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                holder = (self.directory / "lock").read_text() or "unknown"
+                raise Conflict(
+                    f"instance {self.name!r} has been busy for {LOCK_SECONDS:.0f} s: process {holder} holds its lock",
+                    hint="wait for that command, or end it",
+                ) from None
+            return
+
+    def remove(self) -> None:
+        """Takes pins and records away, and the folders that are empty then."""
+        bpffs.remove_tree(self.pins)
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for folder in (self.pins.parent, self.pins.parent.parent, self.directory.parent, RUN):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be one: it becomes a folder's. Raises DatapathError."""
+    if not _NAME.fullmatch(name):
+        raise DatapathError(
+            f"instance name {name!r} cannot be used", hint="lower-case letters, digits and dashes, at most 32, please"
+        )
+    return name
+
+
+def here(name: str, namespace: str) -> Instance:
+    """The instance of this name in this namespace ("": the current one), loaded or not."""
+    path = netns.path_of(namespace) if namespace else None
+    return Instance(check_name(name), namespace, netns.cookie(path))
+
+
+def find(name: str, namespace: str) -> Instance:
+    """The loaded instance that is meant. Raises NotLoaded.
+
+    Without a namespace it is the one of the current namespace, else the only one of that name on the machine.
+    """
+    instance = here(name, namespace)
+    if instance.records.exists():
+        return instance
+    others = [] if namespace else loaded(name)
+    if len(others) == 1:
+        return others[0]
+    if others:
+        places = ", ".join(sorted(one.netns for one in others))
+        raise NotLoaded(f"instance {name!r} is loaded in several namespaces: {places}", hint="say which with --netns")
+    where = f" in namespace {namespace}" if namespace else ""
+    raise NotLoaded(f"instance {name!r} is not loaded{where}", hint="`pydatapath load` loads it")
+
+
+def loaded(name: str | None = None) -> list[Instance]:
+    """All instances with records whose namespace is still there, of one name or of any."""
+    from pydatapath.records import Records
+
+    found = []
+    for path in sorted(RUN.glob(f"{name or '*'}/*/state.db")):
+        with contextlib.suppress(DatapathError, ValueError), Records(path) as records:
+            one = Instance(path.parent.parent.name, str(records.get("netns", "")), int(path.parent.name))
+            if netns.cookie(one.netns_path) == one.cookie:
+                found.append(one)
+    return found
+
+
+def left_behind() -> list[Instance]:
+    """Instances whose namespace is gone: their filters went with it, their pins and records did not."""
+    alive = {(one.name, one.cookie) for one in loaded()}
+    found = []
+    for path in sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")}):
+        with contextlib.suppress(ValueError, NotFound):
+            one = Instance(path.parent.name, "", int(path.name))
+            if (one.name, one.cookie) not in alive and one not in found and netns.cookie() != one.cookie:
+                found.append(one)
+    return found

@@ -1,0 +1,160 @@
+"""Programs at tc hooks and the node's route to its services, by pyroute2: made, read back, and taken away again.
+
+Filters sit at our own priority and handle; nobody else's filter, nor a clsact that we did not make, is touched.
+Everything here works in the namespace that the calling thread is in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any, Final, Self
+
+from pydatapath.errors import Conflict, KernelError
+from pydatapath.kernel import tc
+from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC
+from pydatapath.kernel.layout import Hook
+from pydatapath.kernel.tc import filter_name
+
+__all__ = ["PRIORITY", "SERVICE_GATEWAY", "Attacher"]
+
+PRIORITY: Final = 7
+HANDLE: Final = 1
+CLSACT_HANDLE: Final = 0xFFFF0000
+# The next hop of the service networks: link-local (RFC 3927), asked for by nobody, answered by to_bridge
+SERVICE_GATEWAY: Final = IPv4Address("169.254.218.122")
+ROUTE_PROTOCOL: Final = 218  # marks our routes in `ip route` (include/uapi/linux/rtnetlink.h leaves it free)
+RTNH_F_ONLINK: Final = 4
+NUD_PERMANENT: Final = 0x80
+GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
+
+
+class Attacher:
+    """One netlink socket, for attaching and detaching. A context manager."""
+
+    def __init__(self) -> None:
+        from pyroute2 import IPRoute
+
+        self._ipr: Any = IPRoute()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ipr.close()
+
+    def add_clsact(self, index: int, name: str) -> bool:
+        """Makes the clsact qdisc of an interface. False: there was one already."""
+        with self._attempt(f"add clsact to {name}", ignore=(errno.EEXIST,)):
+            self._ipr.tc("add", "clsact", index)
+            return True
+        return False
+
+    def delete_clsact(self, index: int, name: str) -> None:
+        """Takes clsact away, unless somebody's filter hangs there now."""
+        if not tc.filters(index):
+            with self._attempt(f"delete clsact of {name}", ignore=GONE):
+                self._ipr.tc("del", "clsact", index)
+
+    def attach(self, index: int, name: str, hook: Hook, program: int, instance: str) -> None:
+        """Puts a program (its descriptor) at a hook, in one exchange where one of ours is there, and reads it back.
+
+        Raises Conflict where our place is taken by somebody else.
+        """
+        where = f"{name} {hook.direction}"
+        self._refuse_foreign(index, where, hook, instance)
+        with self._attempt(f"attach {hook.program} to {where}"):
+            self._ipr.tc(
+                "replace-filter",
+                "bpf",
+                index,
+                handle=HANDLE,
+                prio=PRIORITY,
+                fd=program,
+                name=filter_name(instance, hook),
+                parent=tc.PARENTS[hook.direction],
+                direct_action=True,
+            )
+        if self.ours(index, hook, instance) is None:
+            raise KernelError(f"attaching {hook.program} to {where} had no effect")
+
+    def detach(self, index: int, name: str, hook: Hook, instance: str) -> bool:
+        """Takes our program from a hook. False: it was not there."""
+        if self.ours(index, hook, instance) is None:
+            return False
+        with self._attempt(f"detach {hook.program} from {name}", ignore=GONE):
+            self._ipr.tc(
+                "del-filter", "bpf", index, handle=HANDLE, prio=PRIORITY, parent=tc.PARENTS[hook.direction]
+            )
+        return True
+
+    @staticmethod
+    def ours(index: int, hook: Hook, instance: str) -> tc.Filter | None:
+        """Our filter at a hook, None where there is none."""
+        wanted = (hook.direction, PRIORITY, HANDLE, filter_name(instance, hook))
+        for one in tc.filters(index):
+            if (one.direction, one.priority, one.handle, one.name) == wanted:
+                return one
+        return None
+
+    @staticmethod
+    def _refuse_foreign(index: int, where: str, hook: Hook, instance: str) -> None:
+        for one in tc.filters(index):
+            at_our_place = (one.direction, one.priority) == (hook.direction, PRIORITY)
+            if at_our_place and one.name != filter_name(instance, hook):
+                raise Conflict(
+                    f"{where} already has a filter at priority {PRIORITY}: {one.name or one.kind}, not ours",
+                    hint=f"`tc filter show dev {where}` shows it; unload what put it there",
+                )
+
+    def add_service_route(self, network: IPv4Network, bridge: int, source: IPv4Address) -> None:
+        """The node's own way to its services: over the bridge, by a next hop that nobody has to be asked for.
+
+        Raises Conflict where a route to exactly this network exists.
+        """
+        with self._attempt(f"add the neighbour {SERVICE_GATEWAY}"):
+            self._ipr.neigh(
+                "replace", dst=str(SERVICE_GATEWAY), lladdr=SERVICE_GATEWAY_MAC, ifindex=bridge, state=NUD_PERMANENT
+            )
+        with self._attempt(f"add a route to the service network {network}", hint="--service-cidr names another one"):
+            self._ipr.route(
+                "add",
+                dst=str(network),
+                gateway=str(SERVICE_GATEWAY),
+                oif=bridge,
+                flags=RTNH_F_ONLINK,
+                proto=ROUTE_PROTOCOL,
+                prefsrc=str(source),
+            )
+
+    def delete_service_route(self, network: IPv4Network, bridge: int) -> None:
+        """Takes our route away; not there is well, too."""
+        with self._attempt(f"delete the route to {network}", ignore=GONE):
+            self._ipr.route("del", dst=str(network), oif=bridge, proto=ROUTE_PROTOCOL)
+
+    def delete_service_gateway(self, bridge: int) -> None:
+        """Takes the next hop's neighbour entry away."""
+        with self._attempt(f"delete the neighbour {SERVICE_GATEWAY}", ignore=GONE):
+            self._ipr.neigh("del", dst=str(SERVICE_GATEWAY), ifindex=bridge)
+
+    def has_service_route(self, network: IPv4Network, bridge: int) -> bool:
+        """Whether our route is there."""
+        routes = self._ipr.get_routes(dst=str(network), oif=bridge)
+        return any(route["proto"] == ROUTE_PROTOCOL for route in routes)
+
+    @contextlib.contextmanager
+    def _attempt(self, what: str, *, ignore: tuple[int, ...] = (), hint: str = "") -> Iterator[None]:
+        """Turns pyroute2's errors, which name no object, into ours."""
+        from pyroute2 import NetlinkError
+
+        try:
+            yield
+        except NetlinkError as error:
+            if error.code in ignore:
+                return
+            if error.code == errno.EEXIST:
+                raise Conflict(f"cannot {what}: it exists already", hint=hint) from error
+            raise KernelError(f"cannot {what}: {os.strerror(error.code)}", errno=error.code, hint=hint) from error

@@ -1,0 +1,167 @@
+"""What this host must have, tried rather than deduced from a version: the checks of `pydatapath doctor`.
+
+Each check gives yes or no, with what was found and what to do about it. The version named is the cross-check and the
+documentation, never a branch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydatapath.errors import DatapathError, KernelError
+from pydatapath.kernel import bpffs, libbpf, netns
+
+__all__ = ["Check", "checks"]
+
+CLONE_NEWNET: Final = 0x40000000
+SCHED_CLS: Final = 3
+LOOPBACK: Final = 1  # the index of `lo` in every new namespace
+
+# include/uapi/linux/bpf.h, enum bpf_func_id
+FIB_LOOKUP, JIFFIES64, REDIRECT_NEIGH, REDIRECT_PEER = 69, 118, 152, 155
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing the host needs. `remedy` is what to do where it is not there."""
+
+    name: str
+    found: bool
+    detail: str
+    remedy: str = ""
+
+
+def checks() -> Iterator[Check]:
+    """All checks, in the order in which they build on each other."""
+    yield Check("kernel", True, platform.release())
+    yield _privileges()
+    yield _bpf_file_system()
+    yield _libbpf()
+    yield _bcc()
+    yield _headers()
+    yield _pyroute2()
+    yield _jit()
+    if os.geteuid() == 0:
+        for name, since, instructions in _helpers():
+            yield _helper(name, since, instructions)
+        yield _clsact()
+
+
+def _privileges() -> Check:
+    root = os.geteuid() == 0
+    return Check("root", root, "uid 0" if root else f"uid {os.geteuid()}", "run it with sudo")
+
+
+def _bpf_file_system() -> Check:
+    mounted = bpffs.is_mounted()
+    detail = f"mounted at {bpffs.BPFFS}" if mounted else f"nothing at {bpffs.BPFFS}; load mounts it"
+    return Check("bpf file system", mounted, detail, f"mount -t bpf bpf {bpffs.BPFFS}")
+
+
+def _libbpf() -> Check:
+    try:
+        libbpf.library()
+    except KernelError as error:
+        return Check("libbpf", False, str(error), error.hint)
+    return Check("libbpf", True, "libbpf.so.1")
+
+
+def _bcc() -> Check:
+    from pydatapath.kernel.bcc_child import find_bcc
+
+    found = find_bcc()
+    if found is None:
+        return Check("bcc", False, "not installed", "apt install python3-bpfcc (PyPI's `bcc` is another thing)")
+    return Check("bcc", True, f"{found.__version__} in {Path(str(found.__file__)).parent}")
+
+
+def _headers() -> Check:
+    place = Path("/usr/include/linux/ip.h")
+    return Check("UAPI headers", place.is_file(), str(place.parent), "apt install linux-libc-dev")
+
+
+def _pyroute2() -> Check:
+    from importlib import metadata
+
+    try:
+        return Check("pyroute2", True, metadata.version("pyroute2"))
+    except metadata.PackageNotFoundError:
+        return Check("pyroute2", False, "not installed", "pip install 'pyroute2>=0.9.1'")
+
+
+def _jit() -> Check:
+    try:
+        value = Path("/proc/sys/net/core/bpf_jit_enable").read_text().strip()
+    except OSError:
+        return Check("BPF JIT", True, "built in")
+    return Check("BPF JIT", value != "0", f"net.core.bpf_jit_enable = {value}", "sysctl net.core.bpf_jit_enable=1")
+
+
+def _instruction(code: int, registers: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+    return struct.pack("=BBhi", code, registers, offset, immediate)
+
+
+def _helpers() -> Iterator[tuple[str, str, bytes]]:
+    """Helper name, the version that has it, a program that does no more than call it."""
+
+    def zero(register: int) -> bytes:
+        return _instruction(0xB7, register)
+
+    def call(number: int) -> bytes:
+        return _instruction(0x85, immediate=number) + _instruction(0xB7) + _instruction(0x95)
+
+    zeroed_stack = b"".join(_instruction(0x7A, 10, -8 * word) for word in range(1, 9))
+    frame = _instruction(0xBF, 0xA2) + _instruction(0x07, 2, immediate=-64)
+    yield "bpf_jiffies64", "5.6", call(JIFFIES64)
+    lookup = zeroed_stack + frame + _instruction(0xB7, 3, immediate=64) + zero(4) + call(FIB_LOOKUP)
+    yield "bpf_fib_lookup", "4.18", lookup
+    yield "bpf_redirect_neigh", "5.10", zero(1) + zero(2) + zero(3) + zero(4) + call(REDIRECT_NEIGH)
+    yield "bpf_redirect_peer", "5.10", zero(1) + zero(2) + call(REDIRECT_PEER)
+
+
+def _helper(name: str, since: str, instructions: bytes) -> Check:
+    try:
+        descriptor = libbpf.load_program(SCHED_CLS, instructions, "probe")
+    except KernelError as error:
+        return Check(name, False, str(error), error.hint)
+    if descriptor >= 0:
+        os.close(descriptor)
+        return Check(name, True, "the verifier takes it")
+    reason = os.strerror(-descriptor)
+    if descriptor == -errno.EPERM:
+        return Check(name, False, reason, "run with CAP_BPF and CAP_NET_ADMIN")
+    return Check(name, False, reason, f"use Linux {since} or later")
+
+
+def _clsact() -> Check:
+    """Tried at the `lo` of a namespace that nobody else sees."""
+    remedy = "the kernel needs CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: modprobe sch_ingress cls_bpf"
+    try:
+        _in_new_namespace(_try_clsact)
+    except (DatapathError, ImportError) as error:
+        return Check("tc clsact", False, str(error), remedy)
+    return Check("tc clsact", True, "can be added")
+
+
+def _try_clsact() -> None:
+    from pydatapath.kernel.attach import Attacher
+
+    with Attacher() as attacher:
+        attacher.add_clsact(LOOPBACK, "lo")
+
+
+def _in_new_namespace(what: Callable[[], None]) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with netns.entered(netns.current_path()):
+        if libc.unshare(CLONE_NEWNET) != 0:
+            code = ctypes.get_errno()
+            raise KernelError(f"cannot make a network namespace: {os.strerror(code)}", errno=code)
+        what()

@@ -1,0 +1,143 @@
+"""The plan meets the maps: reads what is live there, and writes a change in its safe order."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+
+from pydatapath.errors import KernelError
+from pydatapath.kernel.layout import (
+    BACKEND,
+    PROTOCOL_NAMES,
+    PROTOCOLS,
+    SERVICE,
+    TRANSPORT_ADDRESS,
+    BackendState,
+    Counter,
+)
+from pydatapath.kernel.maps import Maps
+from pydatapath.plan import Address, Change, Live, LiveBackend, Run
+
+__all__ = ["check_room", "counters", "read_backends", "read_live", "write"]
+
+_U32 = struct.Struct("=I")
+_STATE_OFFSET = 7  # of struct backend
+
+
+def pack_address(at: Address) -> bytes:
+    """struct transport_address."""
+    return TRANSPORT_ADDRESS.pack(
+        IPv4Address(at.address).packed, at.port.to_bytes(2, "big"), PROTOCOLS[at.protocol]
+    )
+
+
+def unpack_address(raw: bytes) -> Address:
+    """The Address of a struct transport_address."""
+    address, port, protocol = TRANSPORT_ADDRESS.unpack(raw)
+    return Address(str(IPv4Address(address)), int.from_bytes(port, "big"), PROTOCOL_NAMES[protocol])
+
+
+def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
+    at = backend.address
+    return BACKEND.pack(
+        IPv4Address(at.address).packed,
+        at.port.to_bytes(2, "big"),
+        PROTOCOLS[at.protocol],
+        state,
+        backend.generation,
+        backend.service,
+    )
+
+
+def _unpack_backend(raw: bytes) -> tuple[LiveBackend, BackendState]:
+    address, port, protocol, state, generation, service = BACKEND.unpack(raw)
+    at = Address(str(IPv4Address(address)), int.from_bytes(port, "big"), PROTOCOL_NAMES.get(protocol, "TCP"))
+    return LiveBackend(at, generation, service), BackendState(state)
+
+
+def read_live(maps: Maps, numbers: Iterable[int]) -> Live:
+    """What the maps hold for the service ports of these numbers, and where there is room for more."""
+    changing = set(numbers)
+    live = Live(slot_limit=maps["slots"].info.max_entries)
+    for key, value in maps["services"].items():
+        live.services[unpack_address(key)] = Run(*SERVICE.unpack(value))
+    backends = maps["backends"].values()
+    slots = memoryview(maps["slots"].values()).cast("I")
+    for run in set(live.services.values()):
+        if run.number in changing and run.slot_count:
+            members = tuple(slots[run.first_slot : run.first_slot + run.slot_count])
+            live.slots[run.first_slot] = members
+            for number in members:
+                backend, state = _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])
+                if state is BackendState.ACTIVE and backend.service == run.number:
+                    live.backends[number] = backend
+    live.targets = {unpack_address(key): _U32.unpack(value)[0] for key, value in maps["targets"].items()}
+    live.free_backends = _free_backends(backends)
+    return live
+
+
+def _free_backends(backends: bytes) -> Iterator[tuple[int, int]]:
+    """Numbers that may be given, with their generation. Those never used come first: a flow may still name the others."""
+    states = backends[_STATE_OFFSET :: BACKEND.size]
+    for state in (BackendState.UNUSED, BackendState.GONE):
+        number = states.find(state, 1)  # 0 means "no backend"
+        while number != -1:
+            yield number, BACKEND.unpack_from(backends, number * BACKEND.size)[4]
+            number = states.find(state, number + 1)
+
+
+def write(maps: Maps, change: Change) -> None:
+    """Writes a change, in the order that plan.Change gives. Raises KernelError where a map is full."""
+    maps["backends"].update_many(
+        {_U32.pack(number): _pack_backend(one, BackendState.ACTIVE) for number, one in change.backends.items()}
+    )
+    maps["targets"].update_many({pack_address(at): _U32.pack(count) for at, count in change.targets.items()})
+    maps["slots"].update_many(
+        {
+            _U32.pack(first + offset): _U32.pack(number)
+            for first, run in change.slots.items()
+            for offset, number in enumerate(run)
+        }
+    )
+    maps["services"].update_many(
+        {
+            pack_address(at): SERVICE.pack(run.first_slot, run.slot_count, run.number)
+            for at, run in change.services.items()
+        }
+    )
+    maps["services"].delete_many(pack_address(at) for at in change.removed_services)
+    maps["backends"].update_many(
+        {_U32.pack(number): _pack_backend(one, BackendState.GONE) for number, one in change.gone_backends.items()}
+    )
+    maps["targets"].delete_many(pack_address(at) for at in change.removed_targets)
+
+
+def check_room(maps: Maps, change: Change) -> None:
+    """Raises KernelError, before anything is written, where a change does not fit."""
+    for name, new in (("services", change.services), ("targets", change.targets)):
+        table = maps[name]
+        have = {key for key, _ in table.items()}
+        adding = sum(pack_address(at) not in have for at in new)
+        if len(have) + adding > table.info.max_entries:
+            raise KernelError(
+                f"the map {name!r} is full: it holds {table.info.max_entries:,} entries, {len(have) + adding:,} are needed",
+                hint="load with larger --max-services or --max-backends",
+            )
+
+
+def counters(maps: Maps) -> dict[str, int]:
+    """All counters by their lower-case names, summed over the CPUs."""
+    table = maps["counters"]
+    return {counter.name.lower(): table.total(_U32.pack(counter)) for counter in Counter}
+
+
+def read_backends(maps: Maps, numbers: Iterable[int]) -> dict[int, LiveBackend]:
+    """These backends as the map has them, whatever their state."""
+    table = maps["backends"]
+    found = {}
+    for number in set(numbers):
+        raw = table.lookup(_U32.pack(number))
+        if raw is not None:
+            found[number] = _unpack_backend(raw)[0]
+    return found

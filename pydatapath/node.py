@@ -1,0 +1,154 @@
+"""What `load` was asked for and what the host has, made into what will be done: pure."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any, Final
+
+from pydatapath.errors import DatapathError, NotFound
+from pydatapath.kernel.host import Host, Interface
+from pydatapath.kernel.layout import Hook
+
+__all__ = ["DEFAULT_SERVICE_CIDR", "Attachment", "Node", "Options", "resolve"]
+
+DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be said to `load`; what is empty is found out from the host. Sizes count entries."""
+
+    node_name: str = ""
+    uplink: tuple[str, ...] = ()
+    bridge: tuple[str, ...] = ()
+    pod_interface: tuple[str, ...] = ()
+    node_ip: tuple[str, ...] = ()
+    pod_cidr: tuple[str, ...] = ()
+    service_cidr: tuple[str, ...] = (DEFAULT_SERVICE_CIDR,)
+    max_flows: int = 131_072
+    max_backends: int = 65_536
+
+    @staticmethod
+    def from_mapping(values: Mapping[str, Any]) -> Options:
+        """Of a TOML table or of command-line values. Raises DatapathError for a name or type that is none of ours."""
+        known = {field.name: field.default for field in fields(Options)}
+        for name, value in values.items():
+            if name not in known:
+                raise DatapathError(f"option {name!r} is unknown", hint=f"known are: {', '.join(sorted(known))}")
+            if isinstance(known[name], tuple):
+                good = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+            else:
+                good = isinstance(value, type(known[name])) and not isinstance(value, bool)
+            if not good:
+                wanted = "a list of strings" if isinstance(known[name], tuple) else type(known[name]).__name__
+                raise DatapathError(f"option {name!r} must be {wanted}, not {value!r}")
+        return Options(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+    def as_mapping(self) -> dict[str, Any]:
+        """For the records."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One program at one interface."""
+
+    interface: Interface
+    hook: Hook
+
+@dataclass(frozen=True)
+class Node:
+    """The host as the datapath serves it."""
+
+    name: str
+    addresses: tuple[IPv4Address, ...]
+    bridges: tuple[Interface, ...]
+    uplinks: tuple[Interface, ...]
+    pods: tuple[Interface, ...]
+    pod_networks: tuple[IPv4Network, ...]
+    service_networks: tuple[IPv4Network, ...]
+    masquerade_address: IPv4Address  # what a pod sees that calls itself through its service
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """Every program that must hang somewhere."""
+        return [
+            *(Attachment(one, Hook.FROM_POD) for one in self.pods),
+            *(Attachment(one, Hook.FROM_UPLINK) for one in self.uplinks),
+            *(Attachment(one, Hook.TO_BRIDGE) for one in self.bridges),
+        ]
+
+
+def resolve(options: Options, host: Host, hostname: str) -> Node:
+    """Fills in what was not said. Raises DatapathError or NotFound, naming the option that would help."""
+    uplinks = [host.interface(name) for name in options.uplink or host.default_interfaces]
+    bridges = [host.interface(name) for name in options.bridge] or _only_bridge(options, host)
+    for one in bridges:
+        if one.kind != "bridge":
+            raise DatapathError(f"interface {one.name!r} is no bridge", hint="--pod-interface names single interfaces")
+    pods = _pod_interfaces(options, host, bridges, uplinks)
+    node_addresses = _addresses(options.node_ip, "--node-ip") or [
+        at.ip for uplink in uplinks for at in uplink.addresses
+    ]
+    bridge_addresses = [at for bridge in bridges for at in bridge.addresses]
+    if not bridge_addresses and not node_addresses:
+        raise DatapathError("this host has no address to show to pods", hint="give the bridge one, or --node-ip")
+    return Node(
+        name=options.node_name or hostname,
+        addresses=tuple(node_addresses),
+        bridges=tuple(bridges),
+        uplinks=tuple(uplinks),
+        pods=tuple(pods),
+        pod_networks=_networks(options.pod_cidr, "--pod-cidr") or tuple(at.network for at in bridge_addresses),
+        service_networks=_networks(options.service_cidr, "--service-cidr"),
+        masquerade_address=bridge_addresses[0].ip if bridge_addresses else node_addresses[0],
+    )
+
+
+def _only_bridge(options: Options, host: Host) -> list[Interface]:
+    """The bridge that is meant where none is named: the only one with an address."""
+    found = [one for one in host.interfaces if one.kind == "bridge" and one.addresses]
+    if len(found) == 1 or options.pod_interface:
+        return found[:1] if len(found) == 1 else []
+    if found:
+        raise DatapathError(
+            f"this host has several bridges: {', '.join(one.name for one in found)}", hint="say which with --bridge"
+        )
+    raise NotFound("this host has no bridge with an address", hint="--bridge or --pod-interface say where pods are")
+
+
+def _pod_interfaces(
+    options: Options, host: Host, bridges: list[Interface], uplinks: list[Interface]
+) -> list[Interface]:
+    """The bridges' ports, and what the globs match; never an uplink that is a port, too."""
+    found = {one.name: one for bridge in bridges for one in host.ports(bridge)}
+    for glob in options.pod_interface:
+        matching = [one for one in host.interfaces if fnmatch.fnmatchcase(one.name, glob)]
+        if not matching:
+            raise NotFound(f"--pod-interface {glob!r} matches no interface", hint="`ip link` lists them")
+        found |= {one.name: one for one in matching}
+    taken = {one.name for one in [*uplinks, *bridges]}
+    return [one for name, one in sorted(found.items()) if name not in taken]
+
+
+def _addresses(texts: tuple[str, ...], option: str) -> list[IPv4Address]:
+    found = []
+    for text in texts:
+        try:
+            found.append(IPv4Address(text))
+        except ValueError:
+            raise DatapathError(f"{option} {text!r} is not an IPv4 address") from None
+    return found
+
+
+def _networks(texts: tuple[str, ...], option: str) -> tuple[IPv4Network, ...]:
+    found = []
+    for text in texts:
+        try:
+            found.append(IPv4Interface(text).network)
+        except ValueError:
+            raise DatapathError(f"{option} {text!r} is not an IPv4 network", hint="such as 10.96.0.0/12") from None
+    return tuple(found)

@@ -1,0 +1,134 @@
+"""What reading commands show: plain data whose fields are those of their JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydatapath.model import Backend, Service
+
+__all__ = ["Flow", "InterfaceStatus", "MapStatus", "ServiceStatus", "Status", "Tuple"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuple:
+    """One direction's addresses and ports (host order), as packets of it arrive."""
+
+    src: str
+    sport: int
+    dst: str
+    dport: int
+
+    def __str__(self) -> str:
+        return f"{self.src}:{self.sport} > {self.dst}:{self.dport}"
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One flow, as `conntrack -L` knows it: the first packet's direction, and the reply's as the backend sends it.
+
+    `packets` and `bytes` (of layer 3) are pairs, original and reply; `idle` and `expires` are seconds.
+    """
+
+    protocol: str
+    original: Tuple
+    reply: Tuple
+    state: str
+    packets: tuple[int, int]
+    bytes: tuple[int, int]
+    idle: float
+    expires: float
+    service: str | None = None
+    family: int = 4
+
+    @property
+    def nat(self) -> str:
+        """What is translated: none, dnat (destination), snat (source) or both."""
+        destination = (self.original.dst, self.original.dport) != (self.reply.src, self.reply.sport)
+        source = (self.original.src, self.original.sport) != (self.reply.dst, self.reply.dport)
+        return {(False, False): "none", (True, False): "dnat", (False, True): "snat", (True, True): "both"}[
+            destination, source
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """A service and what serves it now."""
+
+    service: Service
+    backends: tuple[Backend, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The form of `service list -o json`."""
+        service = self.service
+        return {
+            "namespace": service.namespace,
+            "name": service.name,
+            "type": service.type,
+            "cluster_ips": list(service.cluster_ips),
+            "external_ips": list(service.external_ips),
+            "load_balancer_ips": list(service.load_balancer_ips),
+            "ports": [
+                {
+                    "name": port.name,
+                    "protocol": port.protocol,
+                    "port": port.port,
+                    "node_port": port.node_port,
+                    "target_port": port.target_port,
+                }
+                for port in service.ports
+            ],
+            "backends": [
+                {
+                    "address": one.address,
+                    "port": one.port,
+                    "protocol": one.protocol,
+                    "node": one.node,
+                    "name": one.name,
+                    "local": one.local,
+                    "state": one.state,
+                    "flows": one.flows,
+                }
+                for one in self.backends
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceStatus:
+    """An interface of ours and the programs that hang there now."""
+
+    name: str
+    role: str
+    programs: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MapStatus:
+    """A map's fill. `bytes` is what the kernel has set aside for it; `entries` is None for arrays, which are full."""
+
+    name: str
+    type: str
+    entries: int
+    max_entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole of an instance, in the form of `status -o json`."""
+
+    instance: str
+    netns: str
+    loaded: bool
+    version: str
+    since: str
+    node_name: str
+    node_ips: tuple[str, ...]
+    interfaces: tuple[InterfaceStatus, ...]
+    maps: tuple[MapStatus, ...]
+    services: int
+    backends: int
+    flows: int
+    counters: dict[str, int]
+    drift: tuple[str, ...]

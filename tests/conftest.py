@@ -1,0 +1,177 @@
+"""What all tests share: the order, who may run, and nobody leaves anything behind.
+
+tests/packet, tests/traffic and tests/fault work on the real kernel. They skip, with the reason, where this machine
+cannot run them. With PYDATAPATH_NO_SKIP set, a skip there is a failure for root: `all` means any skip, `host` only
+the machine's own lacks that this file finds, so that a test may still skip a feature that an old kernel does not have.
+
+They run in a mount namespace of this process: /run/netns, /run/pydatapath and /sys/fs/bpf are its own. Two test runs
+on one machine do not see each other, and nothing outlives the run. (To look in: `nsenter --mount --target PID`.)
+
+After each module, what is there is compared with before: a leak fails the module and names the test that left it. So
+a fixture that makes a namespace, a pin or a process has module scope at most.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ORDER = ("unit", "packet", "traffic", "fault")
+NEEDS_KERNEL = ("packet", "traffic", "fault")
+NO_SKIP = os.environ.get("PYDATAPATH_NO_SKIP", "")
+TESTS = Path(__file__).parent
+BPFFS = Path("/sys/fs/bpf")
+WATCHED = (Path("/run/netns"), BPFFS / "pydatapath", Path("/run/pydatapath"))
+LACK = "this machine cannot run it: "
+
+# from include/uapi: sched.h, mount.h, magic.h, prctl.h
+CLONE_NEWNS = 0x20000
+MS_REC, MS_PRIVATE = 0x4000, 0x40000
+BPF_FS_MAGIC = 0xCAFE4A11
+PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+# Who may run, and in which order
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick tests first; those that this machine cannot run skip with the reason."""
+    items.sort(key=lambda item: ORDER.index(_folder(item.path)) if _folder(item.path) in ORDER else len(ORDER))
+    kernel_items = [item for item in items if _folder(item.path) in NEEDS_KERNEL]
+    if kernel_items and (reason := _lack()):
+        for item in kernel_items:
+            item.add_marker(pytest.mark.skip(reason=LACK + reason))
+
+
+def _folder(path: Path) -> str:
+    """The folder below tests/ that a test lies in, "" for none."""
+    return path.relative_to(TESTS).parts[0] if path.is_relative_to(TESTS) and path != TESTS else ""
+
+
+@functools.cache
+def _lack() -> str:
+    """What this machine lacks for the tests that need the kernel, "" for nothing; makes the private mounts."""
+    if os.geteuid() != 0:
+        return "not root"
+    try:
+        import bcc  # noqa: F401, PLC0415 - costs 60 ms: only where it is needed
+    except ImportError as error:
+        return f"bcc cannot be imported ({error}): apt-get install python3-bpfcc, then make setup"
+    try:
+        _own_mounts()
+    except OSError as error:
+        return f"no private mounts ({error})"
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # a daemon that a test forgets becomes our child: see _things
+    return ""
+
+
+def _own_mounts() -> None:
+    """Give this process mounts of its own for all that pydatapath puts into the file system."""
+    _call("unshare", CLONE_NEWNS)
+    _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    for place in (b"/run/netns", b"/run/pydatapath"):
+        os.makedirs(place, exist_ok=True)
+        _call("mount", b"tests", place, b"tmpfs", 0, b"mode=755")
+    _call("mount", b"tests", str(BPFFS).encode(), b"bpf", 0, b"mode=700")
+
+
+def _call(name: str, *arguments: object) -> None:
+    """Call libc; raise OSError where it fails."""
+    if getattr(_libc, name)(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+# A skip is a failure where PYDATAPATH_NO_SKIP says so
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that skipped."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and _must_run(item.path, str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but PYDATAPATH_NO_SKIP={NO_SKIP}: {_reason(report.longrepr)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """A whole module that skipped."""
+    report = yield
+    if report.skipped and _must_run(collector.path, str(report.longrepr)):
+        report.outcome = "failed"
+        report.longrepr = f"module skipped, but PYDATAPATH_NO_SKIP={NO_SKIP}: {_reason(report.longrepr)}"
+    return report
+
+
+def _must_run(path: Path, reason: str) -> bool:
+    if os.geteuid() != 0 or _folder(path) not in NEEDS_KERNEL:
+        return False
+    return NO_SKIP == "all" or (NO_SKIP == "host" and LACK in reason)
+
+
+def _reason(longrepr: object) -> str:
+    return str(longrepr[2]) if isinstance(longrepr, tuple) else str(longrepr)
+
+
+# Nobody leaves anything behind
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """Compare what is there before and after the module; yields the test that each new thing appeared in."""
+    appeared: dict[str, str] = {}
+    if _folder(request.path) not in NEEDS_KERNEL or _lack():
+        yield appeared
+        return
+    before = _things()
+    yield appeared
+    deadline = time.monotonic() + 3  # the kernel takes namespaces and links apart in the background
+    while (left := _things() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if left:
+        where = "the fixtures of the module"
+        lines = [f"{thing}: appeared in {appeared.get(thing, where)}" for thing in sorted(left)]
+        pytest.fail("left behind:\n  " + "\n  ".join(lines), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _note_what_appears(request: pytest.FixtureRequest, _nothing_left_behind: dict[str, str]) -> Iterator[None]:
+    """Remember which test made what, for the comparison after the module."""
+    if _folder(request.path) not in NEEDS_KERNEL or _lack():
+        yield
+        return
+    before = _things()
+    yield
+    for thing in _things() - before:
+        _nothing_left_behind.setdefault(thing, request.node.nodeid)
+
+
+def _things() -> set[str]:
+    """Namespaces, pins, instances, links of this namespace and child processes, each as one readable line."""
+    found = {f"{path}" for root in WATCHED if root.is_dir() for path in root.rglob("*")}
+    found |= {f"link {name}" for _, name in socket.if_nameindex()}
+    for task in Path("/proc/self/task").iterdir():
+        for pid in (task / "children").read_text().split():
+            found |= _process(pid)
+    return found
+
+
+def _process(pid: str) -> set[str]:
+    """The line for a child process; none for one that has ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return set()
+    return set() if state in "ZX" else {f"process {pid} ({command})"}
