@@ -33,8 +33,9 @@ format: setup ## put code into the one format
 	@$(BIN)/ruff check --fix --select I
 	@$(BIN)/ruff format
 
-bench: setup ## a first look at speed: direct, VIP by us, VIP by iptables
-	@$(BIN)/python bench/first_look.py
+bench: ## a first look at speed: direct over the bridge, VIP by us, VIP by iptables
+	@tools/setup.sh bench
+	@$(BIN)/python -m bench.first_look $(BENCH_ARGS)
 
 check-fresh: ## the release check: demo and test in a minimal Debian 12 root
 	@tools/setup.sh fresh

@@ -23,10 +23,9 @@ if not __package__:  # run as a file: sys.path begins with bench/, and the packa
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench.measures import CONGESTION, MEASURES
-from bench.paths import CASES, DIRECT, Case, ReadyCase, find_pydatapath, ready
+from bench.paths import CASES, DIRECT, Case, ReadyCase, find_pydatapath, ready, sweep_stale
 from bench.processes import BenchError
 from bench.report import Results, Sample, environment
-from bench.topology import sweep_stale
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WARM_UP_S = 1
@@ -42,6 +41,7 @@ PACKAGES = {  # each tool, and the Debian package that has it
     "setpriv": "util-linux",
     "sockperf": "sockperf",
     "sysctl": "procps",
+    "taskset": "util-linux",
     "wrk": "wrk",
 }
 
@@ -101,6 +101,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=2,
         help="addresses of the server pod behind the VIP (default 2: with one, kube-proxy lays no statistic match)",
     )
+    parser.add_argument(
+        "--no-pin", dest="pin", action="store_false", help="do not hold both ends of the latency measures to one core"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw value and the environment to FILE")
     return parser.parse_args(argv)
 
@@ -148,23 +151,31 @@ def warm_up(cases: Sequence[ReadyCase], measures: Sequence[str]) -> None:
                 raise BenchError(f"{each.case.name}: {name} does not work: {error}") from None
 
 
+def measure_once(each: ReadyCase, name: str, number: int, at_s: float, seconds: int) -> Sample:
+    """One measurement; one that fails is a sample too, and the run goes on."""
+    try:
+        values = each.measure(MEASURES[name], seconds)
+    except BenchError as error:
+        return Sample(number, each.case.name, name, at_s, error=str(error))
+    return Sample(number, each.case.name, name, at_s, values)
+
+
 def measure_rounds(cases: Sequence[ReadyCase], arguments: argparse.Namespace, results: Results) -> None:
-    """Round by round, every case with every measure; each round begins with another case."""
+    """Round by round, measure by measure, every case; each round begins with another case.
+
+    The cases lie next to each other in time within a measure, so that a burst of foreign load falls on both sides of
+    a ratio.
+    """
     start = time.monotonic()
-    for number in range(arguments.rounds):
-        shift = number % len(cases)
-        for each in [*cases[shift:], *cases[:shift]]:
-            figures = []
-            for name in arguments.measures:
-                at = round(time.monotonic() - start, 3)
-                try:
-                    values = each.measure(MEASURES[name], arguments.duration)
-                    sample = Sample(number + 1, each.case.name, name, at, values)
-                except BenchError as error:
-                    sample = Sample(number + 1, each.case.name, name, at, error=str(error))
+    for number in range(1, arguments.rounds + 1):
+        shift = (number - 1) % len(cases)
+        for name in arguments.measures:
+            for each in [*cases[shift:], *cases[:shift]]:
+                at_s = round(time.monotonic() - start, 3)
+                sample = measure_once(each, name, number, at_s, arguments.duration)
                 results.samples.append(sample)
-                figures += [f"{key} {value:.5g}" for key, value in sample.values.items()] or ["failed"]
-            say(f"round {number + 1}/{arguments.rounds}  {each.case.name:<15} {'  '.join(figures)}")
+                figures = "  ".join(f"{key} {value:.5g}" for key, value in sample.values.items()) or "failed"
+                say(f"round {number}/{arguments.rounds}  {each.case.name:<15} {figures}")
 
 
 def check_netfilter(cases: Sequence[ReadyCase], results: Results) -> None:
@@ -194,16 +205,19 @@ def bench(arguments: argparse.Namespace) -> Results:
     results = Results([case.name for case in chosen], shown, environment(), notes=notes)
     for name in sweep_stale():
         say(f"deleted {name}, left by an earlier run that was killed")
+    cpu = max(os.sched_getaffinity(0)) if arguments.pin else None
     with ExitStack() as stack:
         workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         cases = []
         for case in chosen:
             say(f"setting up {case.name}: {case.text}")
-            cases.append(stack.enter_context(ready(case, f"bench{os.getpid()}", workdir, backends=arguments.backends)))
+            setup = ready(case, f"bench{os.getpid()}", workdir, backends=arguments.backends, cpu=cpu)
+            cases.append(stack.enter_context(setup))
         stack.callback(_clear_up_undisturbed)
         warm_up(cases, arguments.measures)
         measure_rounds(cases, arguments, results)
         check_netfilter(cases, results)
+    results.load_average_end = os.getloadavg()
     _note_losses(results)
     if DIRECT not in results.cases:
         results.notes.append(f"no ratios: the case {DIRECT} did not run")

@@ -61,17 +61,24 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Measure:
-    """A tool: its command line for (address, port, seconds), and the parser of its stdout."""
+    """A tool: its command line for (address, port, seconds), and the parser of its stdout.
+
+    `one_core`: both ends share a core. A ping-pong between two cores takes 8 or 40 us as the scheduler places the
+    ends and the idle core has to be woken: that hides what the path costs, so the choice is taken from it.
+    """
 
     name: str
     port: Port
     command: Callable[[str, int, int], list[str]]
     parse: Callable[[str], dict[str, float]]
+    one_core: bool = False
 
-    def measure(self, netns: str, address: str, port: int, seconds: int) -> dict[str, float]:
-        """Measure from inside `netns`; raises BenchError when the tool fails or says something unknown."""
-        out = run(self.command(address, port, seconds), netns=netns, timeout=seconds + GRACE_S)
-        return self.parse(out)
+    def measure(self, netns: str, address: str, port: int, seconds: int, *, cpu: int | None = None) -> dict[str, float]:
+        """Measure from inside `netns`, on core `cpu` for a one-core measure; BenchError when there is no figure."""
+        argv = self.command(address, port, seconds)
+        if self.one_core:
+            argv = on_cpu(cpu, argv)
+        return self.parse(run(argv, netns=netns, timeout=seconds + GRACE_S))
 
 
 def _number(pattern: str, text: str, tool: str) -> float:
@@ -138,8 +145,8 @@ MEASURES: Mapping[str, Measure] = {
     for measure in (
         Measure("conn", PORTS[0], _wrk, parse_wrk),
         Measure("throughput", PORTS[1], _iperf3, parse_iperf3),
-        Measure("tcp-latency", PORTS[2], _sockperf("--tcp"), _parse_sockperf("tcp")),
-        Measure("udp-latency", PORTS[3], _sockperf(), _parse_sockperf("udp")),
+        Measure("tcp-latency", PORTS[2], _sockperf("--tcp"), _parse_sockperf("tcp"), one_core=True),
+        Measure("udp-latency", PORTS[3], _sockperf(), _parse_sockperf("udp"), one_core=True),
     )
 }
 
@@ -167,13 +174,18 @@ http {{
 """
 
 
-def server_commands(folder: Path) -> dict[str, list[str]]:
-    """The server pod's processes by name; writes nginx's configuration into `folder`."""
+def on_cpu(cpu: int | None, argv: list[str]) -> list[str]:
+    """`argv` held to one core; None: wherever the scheduler likes."""
+    return argv if cpu is None else ["taskset", "--cpu-list", str(cpu), *argv]
+
+
+def server_commands(folder: Path, cpu: int | None) -> dict[str, list[str]]:
+    """The server pod's processes by name, sockperf's on core `cpu`; writes nginx's configuration into `folder`."""
     config = folder / "nginx.conf"
     config.write_text(nginx_config(folder))
     return {
         "nginx": ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(config)],
         "iperf3": ["iperf3", "-s", "-p", str(IPERF_PORT)],
-        "sockperf": ["sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT)],
-        "sockperf-udp": ["sockperf", "server", "-p", str(SOCKPERF_PORT)],
+        "sockperf": on_cpu(cpu, ["sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT)]),
+        "sockperf-udp": on_cpu(cpu, ["sockperf", "server", "-p", str(SOCKPERF_PORT)]),
     }

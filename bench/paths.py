@@ -16,9 +16,9 @@ from pathlib import Path
 from bench.kube_proxy import ServicePort, restore_input
 from bench.measures import PORTS, Measure, server_commands
 from bench.processes import BenchError, run, server
-from bench.topology import BRIDGE, POD_NETWORK, UPLINK, Node, node
+from bench.topology import BRIDGE, POD_NETWORK, UPLINK, Node, delete, node, stale_nodes
 
-__all__ = ["CASES", "DIRECT", "Case", "ReadyCase", "find_pydatapath", "ready"]
+__all__ = ["CASES", "DIRECT", "Case", "ReadyCase", "find_pydatapath", "ready", "sweep_stale"]
 
 DIRECT = "bridge"
 SERVICE = "default/web"
@@ -45,13 +45,14 @@ class ReadyCase:
 
     case: Case
     node: Node
+    cpu: int | None
 
     def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
         """Measure once from the client pod, over this case's way."""
         port = measure.port
         if self.case.to_vip:
-            return measure.measure(self.node.client, CLUSTER_IP, port.port, seconds)
-        return measure.measure(self.node.client, self.node.backends[0], port.target, seconds)
+            return measure.measure(self.node.client, CLUSTER_IP, port.port, seconds, cpu=self.cpu)
+        return measure.measure(self.node.client, self.node.backends[0], port.target, seconds, cpu=self.cpu)
 
 
 @contextlib.contextmanager
@@ -78,10 +79,15 @@ def _iptables(this: Node, _folder: Path) -> Iterator[None]:
     yield
 
 
+def _command(this: Node) -> list[str]:
+    """The pydatapath command for the node's own instance."""
+    return [find_pydatapath(), "--instance", this.name, "--netns", this.netns]
+
+
 @contextlib.contextmanager
 def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
     """pydatapath loaded into the node, with the one service applied from a manifest."""
-    command = [find_pydatapath(), "--instance", this.name, "--netns", this.netns]
+    command = _command(this)
     manifest = folder / "service.json"
     manifest.write_text(json.dumps(manifests(this.backends), indent=2))
     try:
@@ -169,8 +175,18 @@ def _wait_for_servers(this: Node) -> None:
         time.sleep(0.05)
 
 
+def sweep_stale() -> list[str]:
+    """Clear up after earlier runs that were killed outright, and name what was found: nodes, and pydatapath in them."""
+    stale = stale_nodes()
+    for this in stale:
+        with contextlib.suppress(BenchError):  # not every node has one, and it may have been cut off half-way
+            run([*_command(this), "unload"])
+        delete(this)
+    return [this.name for this in stale]
+
+
 @contextlib.contextmanager
-def ready(case: Case, run_id: str, workdir: Path, *, backends: int) -> Iterator[ReadyCase]:
+def ready(case: Case, run_id: str, workdir: Path, *, backends: int, cpu: int | None) -> Iterator[ReadyCase]:
     """Set a case up for the length of the `with`: node, pods, servers, and what serves the VIP."""
     folder = workdir / case.name
     folder.mkdir()
@@ -178,8 +194,8 @@ def ready(case: Case, run_id: str, workdir: Path, *, backends: int) -> Iterator[
         this = stack.enter_context(
             node(f"{run_id}-{case.name}", backends=backends, bridge_netfilter=case.bridge_netfilter)
         )
-        for name, argv in server_commands(folder).items():
+        for name, argv in server_commands(folder, cpu).items():
             stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
         _wait_for_servers(this)
         stack.enter_context(case.prepare(this, folder))
-        yield ReadyCase(case, this)
+        yield ReadyCase(case, this, cpu)

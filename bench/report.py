@@ -24,7 +24,7 @@ VERSIONS = {
     "iperf3": (["iperf3", "--version"], r"iperf (\S+)"),
     "sockperf": (["sockperf", "--version"], r"version (\S+)"),
     "iptables": (["iptables", "-V"], r"iptables (.+)"),
-    "commit": (["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], r"(\w+)"),
+    "commit": (["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], r"(?m)^([0-9a-f]{7,})$"),
 }
 
 
@@ -45,7 +45,7 @@ def _version(argv: Sequence[str], pattern: str) -> str:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    found = re.search(pattern, done.stdout + done.stderr)
+    found = re.search(pattern, done.stdout + done.stderr)  # wrk -v prints its version and fails
     return found[1] if found else "unknown"
 
 
@@ -85,6 +85,7 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conntrack: dict[str, int] = field(default_factory=dict)
+    load_average_end: tuple[float, float, float] | None = None
 
     @property
     def failures(self) -> list[Sample]:
@@ -124,15 +125,17 @@ class Results:
     def text(self) -> str:
         """The tables, and what a reader has to know beside them."""
         rounds, duration = self.arguments["rounds"], self.arguments["duration"]
+        pinned = ", both ends on one core" if self.arguments["pin"] else ", ends not pinned"
         parts = [
-            f"Medians of {rounds} interleaved rounds, {duration} s each (latency: half the round trip, ping-pong)",
+            f"Medians of {rounds} interleaved rounds, {duration} s each (latency: half the round trip{pinned})",
             self._medians(),
         ]
         if DIRECT in self.cases and len(self.cases) > 1:
             parts += [f"\nTimes as good as `{DIRECT}` in the same round (above 1.00 is better, also for latency)"]
             parts += [self._ratios()]
-        parts += ["\nSpread over the rounds, (max - min) / median: a difference smaller than this says little"]
-        parts += [self._spreads()]
+        if self.arguments["rounds"] != 1:
+            parts += ["\nSpread over the rounds, (max - min) / median: a difference smaller than this says little"]
+            parts += [self._spreads()]
         parts += ["", *(f"{name:<15}  {CASES[name].text}" for name in self.cases)]
         tracked = ", ".join(f"{case} {count}" for case, count in self.conntrack.items())
         parts += [f"connections tracked by netfilter at the end: {tracked}"] if tracked else []
@@ -170,6 +173,7 @@ class Results:
                 for case in self.cases
             },
             "conntrack": self.conntrack,
+            "load_average_end": self.load_average_end,
             "notes": self.notes,
             "samples": [asdict(sample) for sample in self.samples],
         }

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.processes import BenchError, run
 
-__all__ = ["BRIDGE", "CLIENT_IP", "POD_NETWORK", "UPLINK", "Node", "node", "sweep_stale"]
+__all__ = ["BRIDGE", "CLIENT_IP", "POD_NETWORK", "UPLINK", "Node", "delete", "node", "stale_nodes"]
 
 BRIDGE = "br0"
 UPLINK = "eth0"
@@ -159,23 +159,21 @@ def node(name: str, *, backends: int, bridge_netfilter: bool) -> Iterator[Node]:
         run(["ping", "-c1", "-W2", "-q", GATEWAY_IP], netns=this.client)
         yield this
     finally:
-        _delete(this.all_netns)
+        delete(this)
 
 
-def _delete(namespaces: tuple[str, ...]) -> None:
-    for netns in namespaces:
+def stale_nodes() -> list[Node]:
+    """The nodes of earlier runs that were killed outright. The namespaces of a live run are not among them."""
+    found = sorted(path.name for path in NETNS_DIR.iterdir()) if NETNS_DIR.is_dir() else []
+    matches = [
+        match for name in found if (match := re.fullmatch(r"(bench(\d+)-[a-z-]+)-(?:node|client|server|uplink)", name))
+    ]
+    names = {match[1] for match in matches if not Path(f"/proc/{match[2]}").exists()}
+    return [Node(name, ()) for name in sorted(names)]
+
+
+def delete(this: Node) -> None:
+    """Delete a node's namespaces, as many of them as there are; links, rules and routes go with them."""
+    for netns in this.all_netns:
         if (NETNS_DIR / netns).exists():
             run(["ip", "netns", "delete", netns])
-
-
-def sweep_stale() -> list[str]:
-    """Delete the namespaces of earlier runs that were killed outright, and name them. A live run keeps its own."""
-    found = NETNS_DIR.iterdir() if NETNS_DIR.is_dir() else iter(())
-    owner = re.compile(r"bench(\d+)-[a-z-]+-(?:node|client|server|uplink)")
-    stale = []
-    for path in sorted(found):
-        match = owner.fullmatch(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            stale.append(path.name)
-    _delete(tuple(stale))
-    return stale

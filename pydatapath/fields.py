@@ -207,9 +207,7 @@ def _address(value: object, path: str) -> IPv4Address | IPv6Address:
         raise FieldError(path, f"an IP address is expected, not {type_name(value)}")
     try:
         if ":" not in value:
-            if _DOTTED_QUAD.fullmatch(value) and len(value) <= 64:
-                value = ".".join(part.lstrip("0") or "0" for part in value.split("."))
-            return IPv4Address(value)
+            return _ipv4(value)
         address = IPv6Address(value)
     except ValueError:
         raise FieldError(path, f"{show(value)} is not an IPv4 or IPv6 address") from None
@@ -218,3 +216,12 @@ def _address(value: object, path: str) -> IPv4Address | IPv6Address:
     if address.ipv4_mapped is not None:
         raise FieldError(path, f"{show(value)} is an IPv4 address in IPv6 notation (write {address.ipv4_mapped})")
     return address
+
+
+def _ipv4(value: str) -> IPv4Address:
+    try:
+        return IPv4Address(value)
+    except ValueError:
+        if len(value) > 64 or not _DOTTED_QUAD.fullmatch(value):
+            raise
+        return IPv4Address(".".join(part.lstrip("0") or "0" for part in value.split(".")))

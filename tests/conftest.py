@@ -7,18 +7,21 @@ the machine's own lacks that this file finds, so that a test may still skip a fe
 They run in a mount namespace of this process: /run/netns, /run/pydatapath and /sys/fs/bpf are its own. Two test runs
 on one machine do not see each other, and nothing outlives the run. (To look in: `nsenter --mount --target PID`.)
 
-After each module, what is there is compared with before: a leak fails the module and names the test that left it. So
-a fixture that makes a namespace, a pin or a process has module scope at most.
+After each module, what is there is compared with before: a leak fails the module and names the test that left it. A
+fixture of session scope makes its namespaces, pins and processes inside `with keep():` and is held to it at the end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -28,16 +31,20 @@ NEEDS_KERNEL = ("packet", "traffic", "fault")
 NO_SKIP = os.environ.get("PYDATAPATH_NO_SKIP", "")
 TESTS = Path(__file__).parent
 BPFFS = Path("/sys/fs/bpf")
-WATCHED = (Path("/run/netns"), BPFFS / "pydatapath", Path("/run/pydatapath"))
+RUN_NETNS = Path("/run/netns")
+INSTANCES = Path("/run/pydatapath")
+WATCHED = (RUN_NETNS, BPFFS / "pydatapath", INSTANCES)
 LACK = "this machine cannot run it: "
 
-# from include/uapi: sched.h, mount.h, magic.h, prctl.h
+# from include/uapi: sched.h, mount.h, prctl.h
 CLONE_NEWNS = 0x20000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
-BPF_FS_MAGIC = 0xCAFE4A11
+MS_PRIVATE = 0x40000
+MNT_DETACH = 2
 PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_mounted: list[Path] = []
+_kept: set[str] = set()
 
 
 # Who may run, and in which order
@@ -63,7 +70,7 @@ def _lack() -> str:
     if os.geteuid() != 0:
         return "not root"
     try:
-        import bcc  # noqa: F401, PLC0415 - costs 60 ms: only where it is needed
+        import bcc  # noqa: F401 - 60 ms: only where a test needs it
     except ImportError as error:
         return f"bcc cannot be imported ({error}): apt-get install python3-bpfcc, then make setup"
     try:
@@ -77,11 +84,25 @@ def _lack() -> str:
 def _own_mounts() -> None:
     """Give this process mounts of its own for all that pydatapath puts into the file system."""
     _call("unshare", CLONE_NEWNS)
-    _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-    for place in (b"/run/netns", b"/run/pydatapath"):
-        os.makedirs(place, exist_ok=True)
-        _call("mount", b"tests", place, b"tmpfs", 0, b"mode=755")
-    _call("mount", b"tests", str(BPFFS).encode(), b"bpf", 0, b"mode=700")
+    # Mount by mount, not all at once from /: in a chroot, / need not be a mount.
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        _id, _parent, _device, _root, place, _options, *optional = line.split(" ")
+        if any(tag.startswith("shared:") for tag in optional):
+            _call("mount", None, re.sub(r"\\([0-7]{3})", _unescape, place).encode(), None, MS_PRIVATE, None)
+    for place, kind, mode in ((RUN_NETNS, b"tmpfs", 755), (INSTANCES, b"tmpfs", 755), (BPFFS, b"bpf", 700)):
+        place.mkdir(parents=True, exist_ok=True)
+        _call("mount", b"tests", str(place).encode(), kind, 0, b"mode=%d" % mode)
+        _mounted.append(place)
+
+
+def _unescape(octal: re.Match[str]) -> str:
+    return chr(int(octal[1], 8))
+
+
+def pytest_unconfigure() -> None:
+    """Take our mounts away: where / is a shared mount hidden by a chroot, they were seen outside too."""
+    while _mounted:
+        _libc.umount2(str(_mounted.pop()).encode(), MNT_DETACH)
 
 
 def _call(name: str, *arguments: object) -> None:
@@ -127,6 +148,22 @@ def _reason(longrepr: object) -> str:
 # Nobody leaves anything behind
 
 
+@pytest.fixture(scope="session")
+def keep() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Makes blocks: what a fixture of session scope makes inside one may stay until the session ends."""
+
+    @contextlib.contextmanager
+    def keep_what_is_made_here() -> Iterator[None]:
+        before = _things()
+        yield
+        _kept.update(_things() - before)
+
+    yield keep_what_is_made_here
+    kept = set(_kept)
+    _kept.clear()
+    _fail_if_left(lambda: _things() & kept, "a fixture of session scope made it", {})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """Compare what is there before and after the module; yields the test that each new thing appeared in."""
@@ -136,12 +173,18 @@ def _nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[dict[str, s
         return
     before = _things()
     yield appeared
+    _fail_if_left(lambda: _things() - before - _kept, "a fixture of this module made it", appeared)
+
+
+def _fail_if_left(left: Callable[[], set[str]], otherwise: str, appeared: dict[str, str]) -> None:
     deadline = time.monotonic() + 3  # the kernel takes namespaces and links apart in the background
-    while (left := _things() - before) and time.monotonic() < deadline:
+    while (things := left()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    if left:
-        where = "the fixtures of the module"
-        lines = [f"{thing}: appeared in {appeared.get(thing, where)}" for thing in sorted(left)]
+    if things:
+        lines = [
+            f"{_described(thing)}: " + (f"appeared in {appeared[thing]}" if thing in appeared else otherwise)
+            for thing in sorted(things)
+        ]
         pytest.fail("left behind:\n  " + "\n  ".join(lines), pytrace=False)
 
 
@@ -158,20 +201,24 @@ def _note_what_appears(request: pytest.FixtureRequest, _nothing_left_behind: dic
 
 
 def _things() -> set[str]:
-    """Namespaces, pins, instances, links of this namespace and child processes, each as one readable line."""
+    """Namespaces, pins, instances, links of this namespace and child processes, each by its name."""
     found = {f"{path}" for root in WATCHED if root.is_dir() for path in root.rglob("*")}
     found |= {f"link {name}" for _, name in socket.if_nameindex()}
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            found |= _process(pid)
+        found |= {f"process {pid}" for pid in (task / "children").read_text().split() if _process(pid)}
     return found
 
 
-def _process(pid: str) -> set[str]:
-    """The line for a child process; none for one that has ended."""
+def _process(pid: str) -> str:
+    """The command of a process, "" for one that has ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
-        return set()
-    return set() if state in "ZX" else {f"process {pid} ({command})"}
+        return ""
+    return "" if state in "ZX" else command or "a thread of the kernel"
+
+
+def _described(thing: str) -> str:
+    kind, _, pid = thing.partition(" ")
+    return f"{thing} ({_process(pid)})" if kind == "process" else thing

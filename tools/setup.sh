@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh            what demo, test and lint need
 #   tools/setup.sh kernel     also what `make test-kernel` needs (an emulator)
+#   tools/setup.sh bench      also what `make bench` needs (load generators, a web server, iptables to compare with)
 #   tools/setup.sh fresh      also what `make check-fresh` needs (a Debian bootstrapper)
 #
 # Quick when all is there: it installs only what is missing, and builds .venv anew only when pyproject.toml changed.
@@ -25,6 +26,7 @@ test_packages=(
     shellcheck       # make lint
 )
 kernel_packages=(qemu-system-x86 busybox-static kmod util-linux)
+bench_packages=(iperf3 iptables nginx-light procps sockperf wrk)
 fresh_packages=(mmdebstrap git)
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -47,8 +49,9 @@ for group in "$@"; do
             wanted+=("${kernel_packages[@]}")
             extras+=,kernel
             ;;
+        bench) wanted+=("${bench_packages[@]}") ;;
         fresh) wanted+=("${fresh_packages[@]}") ;;
-        *) die "no such group: $group (known: kernel, fresh)" ;;
+        *) die "no such group: $group (known: kernel, bench, fresh)" ;;
     esac
 done
 
@@ -73,11 +76,23 @@ install_packages() {
     fi
     say "installing $missing"
     export DEBIAN_FRONTEND=noninteractive
-    local apt=(timeout --kill-after=10 900 apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
-    "${apt[@]}" update || say "apt-get update failed: going on with the package lists that are here"
+    local apt=(timeout --kill-after=10 900 apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0) log
+    log=$(mktemp)
+    "${apt[@]}" update >"$log" 2>&1 || {
+        cat -- "$log" >&2
+        say "apt-get update failed: going on with the package lists that are here"
+    }
     # shellcheck disable=SC2086 # names of packages, one word each
-    "${apt[@]}" install --yes --no-install-recommends $missing >/dev/null ||
+    "${apt[@]}" install --yes --no-install-recommends $missing >"$log" 2>&1 9<&- || {
+        cat -- "$log" >&2
+        rm -f -- "$log"
         die "apt-get could not install $missing"
+    }
+    rm -f -- "$log"
+    # The benchmark starts its own nginx; a web server that Debian started for us is not wanted.
+    if [[ " $missing " == *" nginx-light "* && -d /run/systemd/system ]]; then
+        systemctl --quiet disable --now nginx || say "nginx.service could not be stopped"
+    fi
 }
 
 # What .venv was built from, and where: it holds absolute paths, so a copy of the tree needs its own.

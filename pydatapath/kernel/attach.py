@@ -28,6 +28,7 @@ CLSACT_HANDLE: Final = 0xFFFF0000
 SERVICE_GATEWAY: Final = IPv4Address("169.254.218.122")
 ROUTE_PROTOCOL: Final = 218  # marks our routes in `ip route` (include/uapi/linux/rtnetlink.h leaves it free)
 RTNH_F_ONLINK: Final = 4
+AF_INET: Final = 2
 NUD_PERMANENT: Final = 0x80
 GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
 
@@ -142,8 +143,11 @@ class Attacher:
 
     def has_service_route(self, network: IPv4Network, bridge: int) -> bool:
         """Whether our route is there."""
-        routes = self._ipr.get_routes(dst=str(network), oif=bridge)
-        return any(route["proto"] == ROUTE_PROTOCOL for route in routes)
+        wanted = (str(network.network_address), network.prefixlen, bridge, ROUTE_PROTOCOL)
+        return any(
+            (route.get("RTA_DST"), route["dst_len"], route.get("RTA_OIF"), route["proto"]) == wanted
+            for route in self._ipr.get_routes(family=AF_INET)
+        )
 
     @contextlib.contextmanager
     def _attempt(self, what: str, *, ignore: tuple[int, ...] = (), hint: str = "") -> Iterator[None]:

@@ -308,8 +308,8 @@ REFUSED_NAMELESS: list[tuple[Edit, str]] = [
         "Service: metadata.name: 'Web' is not a name for a service (at most 63 of a-z, 0-9 and -, a letter first)",
     ),
     (
-        at("metadata", "name", value="a\x1b[m\n"),
-        r"Service: metadata.name: 'a\x1b[m\n' is not a name for a service (at most 63 of a-z, 0-9 and -, a letter first)",
+        at("metadata", "name", value="a\x1bc"),
+        r"Service: metadata.name: 'a\x1bc' is not a name for a service (at most 63 of a-z, 0-9 and -, a letter first)",
     ),
     (
         at("metadata", "namespace", value="../etc"),
@@ -800,6 +800,7 @@ def test_anchors_end_with_their_document() -> None:
 
 # Anything at all
 
+unhurried = settings(deadline=None)  # a busy machine is no bug
 INTEGERS = st.integers(-(2**63), 2**64 - 1)
 TEXT = st.text(st.characters(codec="utf-8"))
 JSON_LIKE = st.recursive(
@@ -846,13 +847,14 @@ def found_or_refused(action: Callable[[], Any]) -> Any:
     return None
 
 
+@settings(unhurried)
 @given(JSON_LIKE)
 def test_any_document_gives_an_object_or_a_manifest_error(document: object) -> None:
     """Whatever a Python caller hands over, the only exception is ManifestError, in printable words."""
     found_or_refused(lambda: parse(document, "x"))
 
 
-@settings(max_examples=300)
+@settings(unhurried, max_examples=300)
 @given(
     st.sampled_from([SERVICE, SLICE]).flatmap(
         lambda document: st.tuples(
@@ -879,12 +881,14 @@ def test_any_edit_of_a_good_document_gives_an_object_or_a_manifest_error(
     assert parse(found.manifest, "x").manifest == found.manifest
 
 
+@settings(unhurried)
 @given(st.text() | st.binary().map(lambda data: data.decode("latin-1")))
 def test_any_text_gives_documents_or_a_manifest_error(text: str) -> None:
     """Whatever a file holds, the only exception is ManifestError."""
     found_or_refused(lambda: documents(text.encode("utf-8", "replace").decode(), "x"))
 
 
+@settings(unhurried)
 @given(
     st.dictionaries(
         TEXT,
