@@ -1,9 +1,9 @@
 """pydatapath: service load balancing and NAT in the kernel, by eBPF programs that bcc compiles and Python steers.
 
-    from pydatapath import Datapath
-    with Datapath.open("default") as datapath:
-        for one in datapath.services():
-            print(one.service.key, [backend.address for backend in one.backends])
+from pydatapath import Datapath
+with Datapath.open("default") as datapath:
+    for one in datapath.services():
+        print(one.service.key, [backend.address for backend in one.backends])
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Objects in, map writes out: what `apply`, `delete`, `service add` and a repair have in common.
 
-    objects -> records (one transaction) -> plan of the services they touch -> difference to the live maps -> writes
+objects -> records (one transaction) -> plan of the services they touch -> difference to the live maps -> writes
 """
 
 from __future__ import annotations

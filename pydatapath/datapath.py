@@ -1,9 +1,9 @@
 """The facade: one object through which Python steers a datapath, and the command line, too.
 
-    from pydatapath import Datapath
-    with Datapath.open() as datapath:
-        for service in datapath.services():
-            print(service.service.key, len(service.backends))
+from pydatapath import Datapath
+with Datapath.open() as datapath:
+    for service in datapath.services():
+        print(service.service.key, len(service.backends))
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from __future__ import annotations
 import difflib
 import socket
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
-from pydatapath import applying, instance, plan
+from pydatapath import applying, editing, instance, plan
 from pydatapath.applying import Outcome
-from pydatapath.errors import NotFound
+from pydatapath.errors import Conflict, NotFound
 from pydatapath.instance import Instance
 from pydatapath.kernel import flowtable, libbpf, netns, tables, tc
 from pydatapath.kernel.layout import MAPS, Hook, MapType
 from pydatapath.kernel.maps import Maps
 from pydatapath.model import Backend, EndpointSlice, Service
-from pydatapath.node import Options
+from pydatapath.node import Node, Options
 from pydatapath.records import HostChange, Records, Stored
 from pydatapath.views import Flow, InterfaceStatus, MapStatus, ServiceStatus, Status
 
@@ -38,6 +39,7 @@ class Datapath:
 
     def __init__(self, which: Instance) -> None:
         self.instance = which
+        self.node: Node | None = None  # known after `load`
         self._maps = Maps(which.map_pins)
 
     @classmethod
@@ -54,8 +56,10 @@ class Datapath:
         from pydatapath import loading
 
         which = instance.here(name, netns)
-        loading.load(which, options or Options())
-        return cls(which)
+        node = loading.load(which, options or Options())
+        made = cls(which)
+        made.node = node
+        return made
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +102,57 @@ class Datapath:
                     raise self._no_such(records, kind, namespace, name)
             return applying.apply(records, self._maps, (), delete=keys)
 
+    def add_service(
+        self,
+        key: str,
+        ports: Sequence[editing.PortSpec],
+        cluster_ip: str | None = None,
+        backends: Iterable[tuple[str, int | None]] = (),
+    ) -> list[Outcome]:
+        """Adds a service made by hand, with backends (address, port or None for the target port).
+
+        Without `cluster_ip` it gets a free one of the service networks. Raises Conflict where it exists.
+        """
+        namespace, name = split_key(key)
+        with self.instance.locked(), Records(self.instance.records) as records:
+            if records.object("Service", namespace, name) is not None:
+                raise Conflict(f"Service {namespace}/{name} exists already", hint="`pydatapath service delete` first")
+            networks = records.get("service_networks", [])
+            address = cluster_ip or editing.free_cluster_ip(networks, records.used_addresses())
+            service = editing.new_service(namespace, name, address, ports)
+            slices = editing.add_backends(service, [], [(*one, self._node_of(records, one[0])) for one in backends])
+            return applying.apply(records, self._maps, [service, *slices])
+
+    @staticmethod
+    def _node_of(records: Records, address: str) -> str:
+        """This node's name where the address is one of its pod networks', else "": not known."""
+        own = any(IPv4Address(address) in IPv4Network(network) for network in records.get("pod_networks", []))
+        return str(records.get("node_name", "")) if own else ""
+
+    def delete_service(self, key: str) -> list[Outcome]:
+        """Deletes a service and its slices. Raises NotFound."""
+        namespace, name = split_key(key)
+        with self.instance.locked(), Records(self.instance.records) as records:
+            self._stored_service(records, key)
+            keys = [("Service", namespace, name), *(one.key for one in records.slices(namespace, name))]
+            return applying.apply(records, self._maps, (), delete=keys)
+
+    def add_backend(self, key: str, address: str, port: int | None = None, *, node: str = "") -> list[Outcome]:
+        """Adds one backend to a service. Raises NotFound, or Conflict where it serves already."""
+        with self.instance.locked(), Records(self.instance.records) as records:
+            service, slices = self._service_and_slices(records, key)
+            where = node or self._node_of(records, address)
+            changed = editing.add_backends(service, slices, [(address, port, where)])
+            return applying.apply(records, self._maps, changed)
+
+    def remove_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
+        """Takes one backend from a service. Raises NotFound."""
+        with self.instance.locked(), Records(self.instance.records) as records:
+            service, slices = self._service_and_slices(records, key)
+            changed, emptied = editing.remove_backend(service, slices, address, port)
+            keys = [("EndpointSlice", one.namespace, one.name) for one in emptied]
+            return applying.apply(records, self._maps, changed, delete=keys)
+
     def objects(self) -> list[Stored]:
         """Every object as it was applied."""
         with Records(self.instance.records) as records:
@@ -105,29 +160,27 @@ class Datapath:
 
     def service(self, key: str) -> ServiceStatus:
         """One service by `namespace/name` or `name`. Raises NotFound, with the names that come near."""
-        namespace, name = split_key(key)
         with Records(self.instance.records) as records:
-            stored = records.object("Service", namespace, name)
-            if stored is None:
-                raise self._no_such(records, "Service", namespace, name)
-            return self._service_statuses(records, [stored])[0]
+            return self._service_statuses(records, [self._stored_service(records, key)])[0]
 
     def services(self) -> list[ServiceStatus]:
         """Every service with its backends, by namespace and name."""
         with Records(self.instance.records) as records:
             return self._service_statuses(records, records.objects("Service"))
 
-    def slices(self, key: str) -> list[EndpointSlice]:
-        """The slices of a service."""
+    def _stored_service(self, records: Records, key: str) -> Stored:
         namespace, name = split_key(key)
-        with Records(self.instance.records) as records:
-            loaded = [applying.load_object(one) for one in records.slices(namespace, name)]
-        return [one for one in loaded if isinstance(one, EndpointSlice)]
+        stored = records.object("Service", namespace, name)
+        if stored is None:
+            raise self._no_such(records, "Service", namespace, name)
+        return stored
 
-    def used_addresses(self) -> set[str]:
-        """Every address at which a service is called."""
-        with Records(self.instance.records) as records:
-            return records.used_addresses()
+    def _service_and_slices(self, records: Records, key: str) -> tuple[Service, list[EndpointSlice]]:
+        stored = self._stored_service(records, key)
+        slices = [applying.load_object(one) for one in records.slices(stored.namespace, stored.name)]
+        service = applying.load_object(stored)
+        assert isinstance(service, Service)
+        return service, [one for one in slices if isinstance(one, EndpointSlice)]
 
     @property
     def options(self) -> Options:
@@ -278,4 +331,3 @@ def _backends(
                 )
             )
     return found
-

@@ -36,17 +36,17 @@ def load(instance: Instance, options: Options) -> Node:
 
     Raises DatapathError and what compiling, attaching and the maps raise.
     """
-    from pydatapath.kernel import host
-
     require_root("load")
     bpffs.ensure_mounted()
     with netns.entered(instance.netns_path), instance.locked():
         fresh = not instance.records.exists()
         try:
-            seen = host.survey()
-            node = resolve(options, seen, socket.gethostname())
-            sizes = compile.Sizes(flows=options.max_flows, backends=options.max_backends)
-            programs = _compile(instance, node, sizes)
+            with compile.Compiler() as compiler:
+                from pydatapath.kernel import host
+
+                seen = host.survey()
+                node = resolve(options, seen, socket.gethostname())
+                programs = _compile(compiler, instance, node, options)
             with Records(instance.records, create=True) as records, Maps(instance.map_pins) as maps:
                 _remember(records, instance, node, options)
                 _seed(maps, node, seen)
@@ -83,8 +83,9 @@ def _staging(instance: Instance) -> Path:
     return instance.pins / "programs_new"
 
 
-def _compile(instance: Instance, node: Node, sizes: compile.Sizes) -> Path:
+def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options: Options) -> Path:
     """Compiles into a folder of its own, beside the programs that run now."""
+    sizes = compile.Sizes(flows=options.max_flows, backends=options.max_backends)
     staging = _staging(instance)
     bpffs.remove_tree(staging)
     for folder in (instance.map_pins, staging):
@@ -92,6 +93,7 @@ def _compile(instance: Instance, node: Node, sizes: compile.Sizes) -> Path:
     with Maps(instance.map_pins) as maps:
         maps.verify(sizes.definitions)
     compile.compile_programs(
+        compiler,
         compile.Program(
             instance.map_pins,
             staging,
@@ -100,7 +102,7 @@ def _compile(instance: Instance, node: Node, sizes: compile.Sizes) -> Path:
             node.service_networks,
             tuple(dict.fromkeys(one.hook for one in node.attachments)),
             sizes,
-        )
+        ),
     )
     for pin in instance.map_pins.iterdir():
         pin.chmod(0o600)
@@ -114,6 +116,7 @@ def _remember(records: Records, instance: Instance, node: Node, options: Options
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "node_name": node.name,
         "node_ips": [str(address) for address in node.addresses],
+        "pod_networks": [str(network) for network in node.pod_networks],
         "service_networks": [str(network) for network in node.service_networks],
         "options": options.as_mapping(),
     }

@@ -99,8 +99,9 @@ vm=(
     --cpus "$(nproc)" --memory 2G --verbose --rwdir="$run" --exec "bash $(printf %q "$run/guest.sh")"
 )
 say "booting $image in an emulator"
-# virtme-ng wants a terminal: `script` is one; it also finds its helpers by PATH
+# virtme-ng wants a terminal: `script` is one; it also finds its helpers by PATH. Nothing outlives the process namespace.
 PATH=$here/.venv/bin:$PATH:/sbin:/usr/sbin timeout --kill-after=10 "$limit" \
+    unshare --pid --fork --kill-child --mount-proc \
     script --quiet --return --command "$(printf '%q ' "${vm[@]}")" /dev/null >"$run/console" 2>&1 </dev/null &
 children+=($!)
 machine=$!

@@ -47,7 +47,7 @@ def flow() -> None:
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most this many.")
 @output_option
 @click.pass_obj
-def list_(target: Target, limit: int | None, output: str, **wanted: str | None) -> None:
+def list_(target: Target, /, limit: int | None, output: str, **wanted: str | None) -> None:
     r"""Every flow in both its directions, as `conntrack -L` shows it.
 
     \b
@@ -80,7 +80,7 @@ def list_(target: Target, limit: int | None, output: str, **wanted: str | None) 
 @_filters
 @output_option
 @click.pass_obj
-def count(target: Target, output: str, **wanted: str | None) -> None:
+def count(target: Target, /, output: str, **wanted: str | None) -> None:
     r"""How many flows there are.
 
     \b
@@ -94,9 +94,7 @@ def count(target: Target, output: str, **wanted: str | None) -> None:
         click.echo(number)
 
 
-def _select(
-    target: Target, service: str | None, src: str | None, dst: str | None, state: str | None
-) -> list[Flow]:
+def _select(target: Target, service: str | None, src: str | None, dst: str | None, state: str | None) -> list[Flow]:
     from pydatapath.datapath import split_key
 
     key = "/".join(split_key(service)) if service else None

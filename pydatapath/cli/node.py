@@ -29,7 +29,7 @@ __all__ = ["doctor", "load", "status", "unload"]
 @click.option("--max-flows", type=click.IntRange(1024, 1 << 24), metavar="N", help="Flows tracked (131072).")
 @click.option("--max-backends", type=click.IntRange(16, 1 << 22), metavar="N", help="Backends of all services (65536).")
 @click.pass_obj
-def load(target: Target, config: str | None, **given: Any) -> None:
+def load(target: Target, /, config: str | None, **given: Any) -> None:
     r"""Load the datapath, or exchange the one that is loaded, without a packet lost.
 
     \b
@@ -45,10 +45,11 @@ def load(target: Target, config: str | None, **given: Any) -> None:
     values |= {name: value for name, value in given.items() if value}
     options = Options.from_mapping(values)
     with Datapath.load(options, target.instance, target.netns) as datapath:
-        found = datapath.status()
-    roles = {role: sum(one.role == role for one in found.interfaces) for role in ("pod", "bridge", "uplink")}
-    where = ", ".join(f"{count} {role} interface{'s' if count != 1 else ''}" for role, count in roles.items() if count)
-    say(target, f"loaded on node {found.node_name}: {where}")
+        node = datapath.node
+    if node is not None:
+        parts = (("pod interface", node.pods), ("bridge", node.bridges), ("uplink", node.uplinks))
+        where = ", ".join(f"{len(found)} {what}{'s' if len(found) > 1 else ''}" for what, found in parts if found)
+        say(target, f"loaded on node {node.name}: {where}")
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -164,7 +165,9 @@ def doctor(output: str) -> None:
     if output in ("json", "yaml"):
         dump([asdict(one) for one in found], output)
     else:
-        rows = [(one.name, "ok" if one.found else "MISSING", one.detail, "" if one.found else one.remedy) for one in found]
+        rows = [
+            (one.name, "ok" if one.found else "MISSING", one.detail, "" if one.found else one.remedy) for one in found
+        ]
         table(["NEEDED", "STATE", "FOUND", "WHAT TO DO"], rows)
     # load mounts the file system itself
     if not all(one.found for one in found if one.name != "bpf file system"):

@@ -8,7 +8,9 @@ from pydatapath.cli.target import Target, say
 
 __all__ = ["apply", "delete"]
 
-_files = click.option("-f", "--filename", multiple=True, metavar="FILE|DIR|-", help="Manifests, YAML or JSON; repeatable.")
+_files = click.option(
+    "-f", "--filename", multiple=True, metavar="FILE|DIR|-", help="Manifests, YAML or JSON; repeatable."
+)
 KINDS = {"service": "Service", "svc": "Service", "endpointslice": "EndpointSlice"}
 
 

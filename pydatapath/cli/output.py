@@ -41,7 +41,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     widths = [max([len(title), *(len(row[place]) for row in texts)]) for place, title in enumerate(head)]
     right = [bool(rows) and all(isinstance(row[place], int | float) for row in rows) for place in range(len(head))]
     for line in [list(head), *texts]:
-        cells = [cell.rjust(width) if at else cell.ljust(width) for cell, width, at in zip(line, widths, right, strict=True)]
+        cells = [
+            cell.rjust(width) if at else cell.ljust(width) for cell, width, at in zip(line, widths, right, strict=True)
+        ]
         click.echo("  ".join(cells).rstrip())
 
 

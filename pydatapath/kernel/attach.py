@@ -49,10 +49,11 @@ class Attacher:
 
     def add_clsact(self, index: int, name: str) -> bool:
         """Makes the clsact qdisc of an interface. False: there was one already."""
-        with self._attempt(f"add clsact to {name}", ignore=(errno.EEXIST,)):
+        if tc.has_clsact(index):
+            return False
+        with self._attempt(f"add clsact to {name}"):
             self._ipr.tc("add", "clsact", index)
-            return True
-        return False
+        return True
 
     def delete_clsact(self, index: int, name: str) -> None:
         """Takes clsact away, unless somebody's filter hangs there now."""
@@ -87,9 +88,7 @@ class Attacher:
         if self.ours(index, hook, instance) is None:
             return False
         with self._attempt(f"detach {hook.program} from {name}", ignore=GONE):
-            self._ipr.tc(
-                "del-filter", "bpf", index, handle=HANDLE, prio=PRIORITY, parent=tc.PARENTS[hook.direction]
-            )
+            self._ipr.tc("del-filter", "bpf", index, handle=HANDLE, prio=PRIORITY, parent=tc.PARENTS[hook.direction])
         return True
 
     @staticmethod

@@ -21,15 +21,15 @@ SYSTEM_BCC: Final = Path("/usr/lib/python3/dist-packages/bcc/__init__.py")
 
 
 def main() -> None:
-    """Answers one request."""
-    json.dump(answer(json.load(sys.stdin)), sys.stdout)
-
-
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Compiles, loads, fills the program array and pins."""
+    """Answers one request. bcc is imported before the request is there: the parent has things to do meanwhile."""
     bcc = find_bcc()
-    if bcc is None:
-        return {"error": "missing"}
+    request = sys.stdin.read()
+    if request:
+        json.dump({"error": "missing"} if bcc is None else answer(bcc, json.loads(request)), sys.stdout)
+
+
+def answer(bcc: ModuleType, request: dict[str, Any]) -> dict[str, Any]:
+    """Compiles, loads, fills the program array and pins."""
     try:
         module = bcc.BPF(text=request["text"], cflags=request["cflags"])
     except Exception as error:
@@ -59,11 +59,14 @@ def find_bcc() -> ModuleType | None:
         pass
     else:
         if hasattr(bcc, "BPF"):
-            return bcc
+            found: ModuleType = bcc
+            return found
         del sys.modules["bcc"]
     if not SYSTEM_BCC.is_file():
         return None
-    spec = importlib.util.spec_from_file_location("bcc", SYSTEM_BCC, submodule_search_locations=[str(SYSTEM_BCC.parent)])
+    spec = importlib.util.spec_from_file_location(
+        "bcc", SYSTEM_BCC, submodule_search_locations=[str(SYSTEM_BCC.parent)]
+    )
     if spec is None or spec.loader is None:
         return None
     module = importlib.util.module_from_spec(spec)

@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
 from pydatapath.kernel import clock, layout, source
 
-__all__ = ["SERVICE_GATEWAY_MAC", "Program", "Sizes", "compile_programs", "definitions"]
+__all__ = ["SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_programs", "definitions"]
 
 # Where the node's own packets to services are addressed: a locally administered MAC that no interface has
 SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
@@ -109,22 +109,63 @@ def _within(networks: Iterable[IPv4Network]) -> str:
     return "(" + " || ".join(parts or ["0"]) + ")"
 
 
-def compile_programs(program: Program) -> None:
+class Compiler:
+    """The child process that runs bcc, started early: it imports bcc (100 ms) while the parent looks at the host."""
+
+    def __init__(self) -> None:
+        package_root = str(Path(__file__).resolve().parent.parent.parent)
+        environment = {
+            **os.environ,
+            "BCC_KERNEL_SOURCE": str(source.shim()),
+            "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
+        }
+        self._child = subprocess.Popen(
+            # -P: a file named bcc.py in the working directory is not bcc
+            [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.communicate()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Hands the one request over and waits for the answer. Raises CompileError, VerifierError, Unsupported."""
+        try:
+            output, log = self._child.communicate(json.dumps(request), timeout=COMPILE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise CompileError(f"the compiler did not finish within {COMPILE_SECONDS} s") from None
+        code = self._child.returncode
+        answer: dict[str, Any] = json.loads(output) if code == 0 else {}
+        if code != 0 or "error" in answer:
+            raise _explain(answer.get("error", ""), log, code)
+        return answer
+
+
+def compile_programs(compiler: Compiler, program: Program) -> None:
     """Compiles, loads and pins: programs below program_directory, missing maps below map_directory.
 
     Raises CompileError or VerifierError with our file and line, Unsupported where bcc is missing, LayoutError where
     the C structs are not Python's.
     """
-    text = source.assemble(source.directory() / "datapath.c")
     request = {
-        "text": text,
+        "text": source.assemble(source.directory() / "datapath.c"),
         "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in definitions(program).items())],
         "programs": [layout.WALK, *(hook.program for hook in program.hooks)],
         "walk": layout.WALK,
         "records": [contract.name for contract in layout.MAPS.values()],
         "directory": str(program.program_directory),
     }
-    answer = _in_child(request)
+    answer = compiler.ask(request)
     for name, contract in layout.MAPS.items():
         for side, record in (("key", contract.key), ("value", contract.value)):
             if isinstance(record, layout.Record):
@@ -137,35 +178,6 @@ def _include_flags() -> list[str]:
     if not (Path("/usr/include/linux/ip.h").is_file()):
         raise Unsupported("the kernel's UAPI headers are not installed", hint="apt install linux-libc-dev")
     return ["-I/usr/include", f"-I{multiarch}"]
-
-
-def _in_child(request: Mapping[str, Any]) -> dict[str, Any]:
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
-    environment = {
-        **os.environ,
-        "BCC_KERNEL_SOURCE": str(source.shim()),
-        "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
-    }
-    try:
-        child = subprocess.run(
-            # -P: a file named bcc.py in the working directory is not bcc
-            [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
-            input=json.dumps(request),
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=COMPILE_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise CompileError(f"the compiler did not finish within {COMPILE_SECONDS} s") from None
-    answer: dict[str, Any] = {}
-    if child.returncode == 0:
-        answer = json.loads(child.stdout)
-    if child.returncode != 0 or "error" in answer:
-        raise _explain(answer.get("error", ""), child.stderr, child.returncode)
-    return answer
 
 
 def _explain(error: str, log: str, code: int) -> CompileError | Unsupported:

@@ -176,9 +176,7 @@ FLOW_RECORD: Final = Record(
 TRANSPORT_ADDRESS_RECORD: Final = Record(
     "transport_address", (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
 )
-SERVICE_RECORD: Final = Record(
-    "service", (("first_slot", "I"), ("slot_count", "I"), ("number", "I"), ("zero", "4x"))
-)
+SERVICE_RECORD: Final = Record("service", (("first_slot", "I"), ("slot_count", "I"), ("number", "I"), ("zero", "4x")))
 BACKEND_RECORD: Final = Record(
     "backend",
     (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("state", "B"), ("generation", "I"), ("service", "I")),

@@ -168,7 +168,13 @@ def map_info(descriptor: int) -> MapInfo:
     raw = _MapInfo()
     _info(descriptor, raw)
     return MapInfo(
-        raw.type, raw.id, raw.key_size, raw.value_size, raw.max_entries, raw.map_flags, raw.name.decode("ascii", "replace")
+        raw.type,
+        raw.id,
+        raw.key_size,
+        raw.value_size,
+        raw.max_entries,
+        raw.map_flags,
+        raw.name.decode("ascii", "replace"),
     )
 
 

@@ -9,7 +9,6 @@ from ipaddress import IPv4Address
 from pydatapath.errors import KernelError
 from pydatapath.kernel.layout import (
     BACKEND,
-    PROTOCOL_NAMES,
     PROTOCOLS,
     SERVICE,
     TRANSPORT_ADDRESS,
@@ -17,6 +16,7 @@ from pydatapath.kernel.layout import (
     Counter,
 )
 from pydatapath.kernel.maps import Maps
+from pydatapath.model import Protocol
 from pydatapath.plan import Address, Change, Live, LiveBackend, Run
 
 __all__ = ["check_room", "counters", "read_backends", "read_live", "write"]
@@ -27,15 +27,17 @@ _STATE_OFFSET = 7  # of struct backend
 
 def pack_address(at: Address) -> bytes:
     """struct transport_address."""
-    return TRANSPORT_ADDRESS.pack(
-        IPv4Address(at.address).packed, at.port.to_bytes(2, "big"), PROTOCOLS[at.protocol]
-    )
+    return TRANSPORT_ADDRESS.pack(IPv4Address(at.address).packed, at.port.to_bytes(2, "big"), PROTOCOLS[at.protocol])
 
 
 def unpack_address(raw: bytes) -> Address:
     """The Address of a struct transport_address."""
     address, port, protocol = TRANSPORT_ADDRESS.unpack(raw)
-    return Address(str(IPv4Address(address)), int.from_bytes(port, "big"), PROTOCOL_NAMES[protocol])
+    return Address(str(IPv4Address(address)), int.from_bytes(port, "big"), _protocol(protocol))
+
+
+def _protocol(number: int) -> Protocol:
+    return "UDP" if number == PROTOCOLS["UDP"] else "TCP"
 
 
 def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
@@ -52,7 +54,7 @@ def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
 
 def _unpack_backend(raw: bytes) -> tuple[LiveBackend, BackendState]:
     address, port, protocol, state, generation, service = BACKEND.unpack(raw)
-    at = Address(str(IPv4Address(address)), int.from_bytes(port, "big"), PROTOCOL_NAMES.get(protocol, "TCP"))
+    at = Address(str(IPv4Address(address)), int.from_bytes(port, "big"), _protocol(protocol))
     return LiveBackend(at, generation, service), BackendState(state)
 
 

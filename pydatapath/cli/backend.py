@@ -1,0 +1,79 @@
+"""`backend`: list, add, remove."""
+
+from __future__ import annotations
+
+import click
+
+from pydatapath.cli.output import dump, output_option, table
+from pydatapath.cli.service import BACKEND_HEAD, backend_rows
+from pydatapath.cli.target import Target, say
+from pydatapath.cli.types import BACKEND
+
+__all__ = ["backend"]
+
+
+@click.group()
+def backend() -> None:
+    r"""Backends: the endpoints that serve a service.
+
+    \b
+    Examples:
+      pydatapath backend list
+      pydatapath backend add web 10.244.1.13:8080
+      pydatapath backend remove web 10.244.1.11:8080
+    """
+
+
+@backend.command("list")
+@click.argument("service", required=False)
+@output_option
+@click.pass_obj
+def list_(target: Target, service: str | None, output: str) -> None:
+    r"""The backends of one service, or of all.
+
+    \b
+    Example:
+      pydatapath backend list default/web
+    """
+    with target.open() as datapath:
+        found = [datapath.service(service)] if service else datapath.services()
+    if output in ("json", "yaml"):
+        dump([{"service": one.service.key, **row} for one in found for row in one.as_json()["backends"]], output)
+        return
+    rows = [[one.service.key, *row] for one in found for row in backend_rows(one.backends)]
+    table(["SERVICE", *BACKEND_HEAD], rows)
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("address", type=BACKEND, metavar="IP[:PORT]")
+@click.option("--node", default="", metavar="N", help="The node it is on (default: not said).")
+@click.pass_obj
+def add(target: Target, service: str, address: tuple[str, int | None], node: str) -> None:
+    r"""Add a backend to a service.
+
+    \b
+    Example:
+      pydatapath backend add web 10.244.1.13:8080
+    """
+    with target.open() as datapath:
+        outcomes = datapath.add_backend(service, *address, node=node)
+    for one in outcomes:
+        say(target, str(one))
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("address", type=BACKEND, metavar="IP[:PORT]")
+@click.pass_obj
+def remove(target: Target, service: str, address: tuple[str, int | None]) -> None:
+    r"""Take a backend from a service. New flows go to the others; open TCP connections to it go on.
+
+    \b
+    Example:
+      pydatapath backend remove web 10.244.1.11:8080
+    """
+    with target.open() as datapath:
+        outcomes = datapath.remove_backend(service, *address)
+    for one in outcomes:
+        say(target, str(one))
