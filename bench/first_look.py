@@ -22,6 +22,7 @@ from types import FrameType
 if not __package__:  # run as a file: sys.path begins with bench/, and the package's parent is what is wanted
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from bench.host import ForeignLoad, wait_for_quiet
 from bench.measures import CONGESTION, MEASURES
 from bench.paths import CASES, DIRECT, Case, ReadyCase, find_pydatapath, ready, sweep_stale
 from bench.processes import BenchError
@@ -104,6 +105,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--no-pin", dest="pin", action="store_false", help="do not hold both ends of the latency measures to one core"
     )
+    parser.add_argument(
+        "--wait-quiet",
+        type=_between(0, 86400),
+        default=0,
+        metavar="S",
+        help="wait up to S seconds in all for moments in which nothing else needs the processor (default 0)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw value and the environment to FILE")
     return parser.parse_args(argv)
 
@@ -153,11 +161,12 @@ def warm_up(cases: Sequence[ReadyCase], measures: Sequence[str]) -> None:
 
 def measure_once(each: ReadyCase, name: str, number: int, at_s: float, seconds: int) -> Sample:
     """One measurement; one that fails is a sample too, and the run goes on."""
+    others = ForeignLoad()
     try:
         values = each.measure(MEASURES[name], seconds)
     except BenchError as error:
-        return Sample(number, each.case.name, name, at_s, error=str(error))
-    return Sample(number, each.case.name, name, at_s, values)
+        return Sample(number, each.case.name, name, at_s, others.cores(), error=str(error))
+    return Sample(number, each.case.name, name, at_s, others.cores(), values)
 
 
 def measure_rounds(cases: Sequence[ReadyCase], arguments: argparse.Namespace, results: Results) -> None:
@@ -167,15 +176,18 @@ def measure_rounds(cases: Sequence[ReadyCase], arguments: argparse.Namespace, re
     a ratio.
     """
     start = time.monotonic()
+    patience_s = float(arguments.wait_quiet)
     for number in range(1, arguments.rounds + 1):
         shift = (number - 1) % len(cases)
         for name in arguments.measures:
+            patience_s = wait_for_quiet(patience_s)
             for each in [*cases[shift:], *cases[:shift]]:
                 at_s = round(time.monotonic() - start, 3)
                 sample = measure_once(each, name, number, at_s, arguments.duration)
                 results.samples.append(sample)
                 figures = "  ".join(f"{key} {value:.5g}" for key, value in sample.values.items()) or "failed"
-                say(f"round {number}/{arguments.rounds}  {each.case.name:<15} {figures}")
+                others = f"(others: {sample.foreign_cores:.2f} cores)"
+                say(f"round {number}/{arguments.rounds}  {each.case.name:<15} {figures}  {others}")
 
 
 def check_netfilter(cases: Sequence[ReadyCase], results: Results) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bench.host import QUIET_CORES
 from bench.measures import METRICS, Metric
 from bench.paths import CASES, DIRECT, ROOT
 
@@ -30,12 +31,16 @@ VERSIONS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: which, when (s since the first one began), and its figures, or why there are none."""
+    """One measurement: which, when (s since the first one began), and its figures, or why there are none.
+
+    `foreign_cores` is what processes that are not ours took of the machine meanwhile.
+    """
 
     round: int
     case: str
     measure: str
     at_s: float
+    foreign_cores: float
     values: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
 
@@ -139,6 +144,7 @@ class Results:
         parts += ["", *(f"{name:<15}  {CASES[name].text}" for name in self.cases)]
         tracked = ", ".join(f"{case} {count}" for case, count in self.conntrack.items())
         parts += [f"connections tracked by netfilter at the end: {tracked}"] if tracked else []
+        parts += [self._foreign_load()] if self.samples else []
         parts += [f"Note: {note}" for note in self.notes]
         parts += [f"Failed: round {s.round} {s.case} {s.measure}: {s.error}" for s in self.failures]
         return "\n".join(parts)
@@ -147,6 +153,13 @@ class Results:
         """A table of one line per case, one column per metric."""
         rows = [[case, *(figure(case, metric) for metric in metrics)] for case in self.cases]
         return _table(["case", *(metric.title for metric in metrics)], rows)
+
+    def _foreign_load(self) -> str:
+        """How quiet the machine was: the reader decides by it whether to believe the rest."""
+        cores = [sample.foreign_cores for sample in self.samples]
+        disturbed = sum(value > QUIET_CORES for value in cores)
+        text = f"other processes took {statistics.mean(cores):.2f} cores on average, {max(cores):.2f} at most"
+        return f"{text}; {disturbed} of {len(cores)} measurements had over {QUIET_CORES} beside them"
 
     def _medians(self) -> str:
         return self._rows(self.metrics, lambda case, m: _show(self.median(case, m.key), m.digits))

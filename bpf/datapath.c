@@ -22,8 +22,10 @@
 #include "service.h"
 #include "forward.h"
 
-#define CB_HOOK 0 /* the word of skb->cb that tells `walk` the hook */
-#define WALK 0	  /* its place in the program array */
+/* The words of skb->cb that tell `walk` the hook, and whether the flow is in the main table */
+#define CB_HOOK 0
+#define CB_KNOWN 1
+#define WALK 0 /* the place of `walk` in the program array */
 
 /* Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions */
 BPF_TABLE_PINNED("prog", u32, u32, walks, 1, PROGRAM_DIRECTORY "/walks");
@@ -43,7 +45,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 {
 	struct packet packet;
 	struct tuple key, to;
-	struct flow *flow;
+	struct flow *flow = NULL;
 	enum parsed parsed;
 
 	if (skb->tc_index == WALKED) {
@@ -66,13 +68,14 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		}
 	}
 	skb->cb[CB_HOOK] = hook;
+	skb->cb[CB_KNOWN] = flow != NULL;
 	walks.call(skb, WALK);
 	/* Only while an upgrade exchanges the programs is there nothing to call: to the stack as it came */
 	return pass(skb, hook);
 }
 
-/* What to do with the first packet of a flow; `flow` is filled in where it becomes one. */
-enum kind { KIND_PASS, KIND_DROP, KIND_FLOW };
+/* What to do with a packet if it is the first of a flow: `flow` is filled in where it becomes one. */
+enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NO_SERVICE };
 
 static inline enum kind classify(enum hook hook, const struct tuple *key, struct flow *flow)
 {
@@ -85,8 +88,7 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 			flow->to.source = NODE_ADDRESS;
 		return KIND_FLOW;
 	case NO_BACKEND:
-		count(DROP_NO_BACKEND);
-		return KIND_DROP;
+		return KIND_NO_BACKEND;
 	case NO_SERVICE:
 		break;
 	}
@@ -95,11 +97,8 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		flow->flags = FLOW_PLAIN;
 		return KIND_FLOW;
 	}
-	if (hook != TO_BRIDGE && IN_SERVICE_NETWORK(key->destination)) {
-		count(DROP_NO_SERVICE); /* C2: an address that no service owns */
-		return KIND_DROP;
-	}
-	return KIND_PASS;
+	/* C2: an address that no service owns */
+	return hook != TO_BRIDGE && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
 }
 
 static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
@@ -110,6 +109,18 @@ static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct
 		endpoint_learn(skb, packet->ethernet, packet->ip->saddr);
 	} else if (parsed == PARSED_ARP && !bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender))) {
 		endpoint_learn(skb, packet->ethernet, sender);
+	}
+}
+
+static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind)
+{
+	switch (kind) {
+	case KIND_NO_BACKEND:
+		return drop(DROP_NO_BACKEND);
+	case KIND_NO_SERVICE:
+		return drop(DROP_NO_SERVICE);
+	default:
+		return pass(skb, hook);
 	}
 }
 
@@ -131,7 +142,8 @@ int walk(struct __sk_buff *skb)
 	enum hook hook = skb->cb[CB_HOOK];
 	struct packet packet;
 	struct tuple key;
-	struct flow flow = {};
+	struct flow flow = {}, fresh = {};
+	bool known = skb->cb[CB_KNOWN];
 	enum parsed parsed = pull_and_parse(skb, &packet);
 	enum kind kind;
 
@@ -145,15 +157,19 @@ int walk(struct __sk_buff *skb)
 		return pass(skb, hook);
 	}
 	key = packet_tuple(&packet);
-	if (!flow_follow(&key, &packet, &flow) && !flow_follow_half_open(&key, &packet, &flow)) {
-		kind = classify(hook, &key, &flow);
-		if (kind == KIND_PASS)
+	if (!flow_follow_half_open(&key, &packet, &flow)) {
+		kind = classify(hook, &key, &fresh);
+		if (kind == KIND_PASS && !known)
 			return pass(skb, hook);
-		if (kind == KIND_DROP)
-			return TC_ACT_SHOT;
-		if (!flow_begin(&key, &flow, &packet))
-			return drop(DROP_PORTS_TAKEN);
-		count(NEW_FLOW);
+		/* Looked up after half_open, because a flow moves the other way: meanwhile another CPU may have moved it */
+		if (!flow_follow(&key, &packet, &flow)) {
+			if (kind != KIND_FLOW)
+				return refuse(skb, hook, kind);
+			if (!flow_begin(&key, &fresh, &packet))
+				return drop(DROP_PORTS_TAKEN);
+			count(NEW_FLOW);
+			flow = fresh;
+		}
 	}
 	if (flow.flags & FLOW_PLAIN)
 		return hook == TO_BRIDGE ? PASS : pass_walked(skb);

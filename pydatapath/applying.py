@@ -66,14 +66,11 @@ def apply(
     Nothing is written where an error is raised before the maps are reached: Conflict for an address taken, KernelError
     for a map that is full. `records` is in a transaction, which is committed before the maps are written.
     """
-    edit, outcomes, given = _Edit(), [], set()
-    for one in objects:
-        stored = _to_stored(one)
-        given.add(stored.key)
-        outcomes.append(_store(records, edit, one, stored))
-    over = sorted(set(delete) | (records.keys() - given if prune else set()))
-    for key in over:
-        outcomes.append(_forget(records, edit, key))
+    edit = _Edit()
+    given = [(one, _to_stored(one)) for one in objects]
+    outcomes = [_store(records, edit, one, stored) for one, stored in given]
+    over = set(delete) | (records.keys() - {stored.key for _, stored in given} if prune else set())
+    outcomes += [_forget(records, edit, key) for key in sorted(over)]
     if records.get(UNFINISHED):
         _touch_all(records, edit)
     _program(records, maps, edit, dry_run=dry_run)
@@ -120,8 +117,8 @@ def _touch(edit: _Edit, stored: Stored) -> None:
 
 
 def _touch_all(records: Records, edit: _Edit) -> None:
-    for _, namespace, name in records.keys():
-        edit.touched[namespace, name] = None
+    for stored in records.objects():
+        _touch(edit, stored)
     for port in records.ports().values():
         edit.touched[port.namespace, port.service] = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final
 
@@ -45,7 +45,8 @@ class Options:
             if not good:
                 wanted = "a list of strings" if isinstance(known[name], tuple) else type(known[name]).__name__
                 raise DatapathError(f"option {name!r} must be {wanted}, not {value!r}")
-        return replace(Options(), **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return Options(**given)
 
     def as_mapping(self) -> dict[str, Any]:
         """For the records."""

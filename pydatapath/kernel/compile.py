@@ -1,7 +1,7 @@
-"""From C to pinned programs: definitions in, the programs and their maps in bpffs out.
+"""From C to pinned programs: definitions in, programs and maps in bpffs out.
 
-bcc runs in a child process (pydatapath.kernel.bcc_child): an error in LLVM's back end ends the whole process (bcc 0.26),
-and what the compiler and the verifier say goes to file descriptor 2. Both become one error here.
+bcc runs in a child process (pydatapath.kernel.bcc_child): an error in LLVM's back end ends the whole process (bcc
+0.26), and what the compiler and the verifier say goes to file descriptor 2. Both become one error here.
 """
 
 from __future__ import annotations

@@ -51,11 +51,15 @@ def flows_by_backend(maps: Maps) -> Tally[tuple[int, int]]:
     """How many flows each backend (number, generation) has."""
     tally: Tally[tuple[int, int]] = Tally()
     for table in TABLES:
-        for _, value in maps[table].items():
+        for value in _each(maps[table].values(), FLOW.size):
             _, _, _, _, backend, generation, _, flags = FLOW.unpack(value)
             if backend and not flags & FlowFlag.REPLY:
                 tally[backend, generation] += 1
     return tally
+
+
+def _each(values: bytes, size: int) -> Iterator[bytes]:
+    return (values[place : place + size] for place in range(0, len(values), size))
 
 
 def unpack_tuple(raw: bytes) -> Tuple:

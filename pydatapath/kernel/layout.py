@@ -71,7 +71,7 @@ class EndpointKind(IntEnum):
 
 
 class Counter(IntEnum):
-    """What is counted, by its place in the map `counters`. DROP_: not delivered; PASS_: left to the stack as it came."""
+    """What is counted, by its place in the map `counters`. DROP_: not delivered; PASS_: left to the stack."""
 
     NEW_FLOW = 0
     PASS_FRAGMENT = 1

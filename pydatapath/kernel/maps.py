@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from pydatapath.errors import KernelError, LayoutError
 from pydatapath.kernel import libbpf
@@ -98,7 +98,7 @@ class Maps:
         self.directory = directory
         self._open: dict[str, Map] = {}
 
-    def __enter__(self) -> Maps:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -155,7 +155,9 @@ class Maps:
 
 
 def _possible_cpus() -> int:
-    """The kernel sizes per-CPU values by possible CPUs: a list such as 0-3,6 (Documentation/admin-guide/cputopology)."""
+    """The kernel sizes per-CPU values by possible CPUs, a list such as 0-3,6 (see
+    Documentation/admin-guide/cputopology.rst).
+    """
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")
     bounds = [(part.split("-") * 2)[:2] for part in ranges]
     return sum(int(last) - int(first) + 1 for first, last in bounds)

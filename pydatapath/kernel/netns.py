@@ -52,14 +52,15 @@ def entered(path: str | None) -> Iterator[None]:
         return
     home = os.open(current_path(), os.O_RDONLY | os.O_CLOEXEC)
     try:
+        # In one block with the way back: a Ctrl-C may come right after we went
         with open(path, "rb") as there:
             _setns(there.fileno(), path)
-        try:
-            yield
-        finally:
-            _setns(home, "the namespace that we came from")
+        yield
     finally:
-        os.close(home)
+        try:
+            _setns(home, "the namespace that we came from")
+        finally:
+            os.close(home)
 
 
 def cookie(path: str | None = None) -> int:

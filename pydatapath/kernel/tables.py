@@ -80,7 +80,7 @@ def read_live(maps: Maps, numbers: Iterable[int]) -> Live:
 
 
 def _free_backends(backends: bytes) -> Iterator[tuple[int, int]]:
-    """Numbers that may be given, with their generation. Those never used come first: a flow may still name the others."""
+    """Numbers that may be given, with their generation: never-used ones first, for flows may still name the others."""
     states = backends[_STATE_OFFSET :: BACKEND.size]
     for state in (BackendState.UNUSED, BackendState.GONE):
         number = states.find(state, 1)  # 0 means "no backend"
@@ -123,7 +123,8 @@ def check_room(maps: Maps, change: Change) -> None:
         adding = sum(pack_address(at) not in have for at in new)
         if len(have) + adding > table.info.max_entries:
             raise KernelError(
-                f"the map {name!r} is full: it holds {table.info.max_entries:,} entries, {len(have) + adding:,} are needed",
+                f"the map {name!r} is full: it holds {table.info.max_entries:,} entries,"
+                f" {len(have) + adding:,} are needed",
                 hint="load with larger --max-services or --max-backends",
             )
 

@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from pydatapath.errors import Conflict, NotFound
+from pydatapath.instance import Instance
 from pydatapath.kernel import links
 from pydatapath.kernel import netns as namespaces
-from pydatapath.lab import processes, topology
+from pydatapath.lab import instances, interrupts, processes, topology
 from pydatapath.lab.hosts import Host, Node, Pod
 from pydatapath.lab.topology import LabSpec, Place, Topology
 
@@ -48,16 +49,19 @@ class Lab:
             raise Conflict(f"lab {spec.name!r} is up already", hint=hint)
         plan = topology.topology_of(spec)
         made: list[str] = []
-        try:
-            for namespace in plan.namespaces:
-                links.create_namespace(namespace.name)
-                made.append(namespace.name)
-                links.write_sysctls(namespace.name, namespace.sysctls)
-                links.write_sysctls(namespace.name, namespace.optional, optional=True)
-            _connect(plan)
-        except BaseException:
-            _remove(made)
-            raise
+        with interrupts.deferred() as interruptible:
+            try:
+                for namespace in plan.namespaces:
+                    links.create_namespace(namespace.name)
+                    made.append(namespace.name)
+                    links.write_sysctls(namespace.name, namespace.sysctls)
+                    links.write_sysctls(namespace.name, namespace.optional, optional=True)
+                    with interruptible():
+                        pass  # a Ctrl-C until here ends it now
+                _connect(plan)
+            except BaseException:
+                _remove(made)
+                raise
         return cls.open(spec.name)
 
     @classmethod
@@ -69,10 +73,14 @@ class Lab:
             raise NotFound(f"there is no lab {name!r}", hint="`pydatapath lab list` shows those that are up")
         return cls(name, places)
 
-    def down(self) -> None:
-        """Take the lab away, with all processes in it. Raises LabError without root, NotFound when it is down."""
+    def down(self) -> list[Instance]:
+        """Take the lab away, with all processes and every datapath in it; gives these datapaths.
+
+        Raises LabError without root, NotFound when it is down, Conflict when somebody holds a datapath for long.
+        """
         processes.need_root()
-        _remove([host.netns for host in Lab.open(self.name).hosts])
+        with interrupts.deferred():
+            return _remove([host.netns for host in Lab.open(self.name).hosts])
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -150,12 +158,17 @@ def _connect(plan: Topology) -> None:
                     inside.route(route.destination, via=route.via)
 
 
-def _remove(names: Sequence[str]) -> None:
-    """End what runs in the namespaces called `names` and take them away; the switch, the first, goes last."""
+def _remove(names: Sequence[str]) -> list[Instance]:
+    """End what runs in the namespaces called `names`, unload the datapaths there, and take the namespaces away.
+
+    The switch, the first, goes last. Gives the datapaths that were loaded: their pins would outlive the namespaces.
+    """
     processes.end_processes(names)
+    unloaded = instances.unload(names)
     for name in reversed(names):
         with contextlib.suppress(NotFound):  # somebody was quicker
             links.delete_namespace(name)
+    return unloaded
 
 
 def _namespace_names() -> list[str]:

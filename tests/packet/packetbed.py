@@ -1,0 +1,375 @@
+"""A bed for one packet at a time: the real programs, the real maps, one namespace with routes, and no cluster.
+
+Packets are made by scapy and run by BPF_PROG_TEST_RUN. That reports the verdict, the packet as it would leave, and
+nothing of where a redirect leads: the MAC that was written tells which pod was meant.
+
+    10.1.0.1          the node, at its bridge br0         10.1.0.0/24   the pod network
+    10.1.0.2, .3, .4  the pods CLIENT, BACKEND, SECOND    10.96.0.0/12  the service network
+    10.2.0.3          REMOTE, a pod of another node, by the interface uplink; 10.3.0.3 NOWHERE, which has no route
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import NamedTuple
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Padding, Raw
+
+from pydatapath.kernel import clock, libbpf, tables
+from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, Sizes
+from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
+from pydatapath.kernel.layout import ENDPOINT, FLOW, TUPLE, WALK, BackendState, EndpointKind, Hook
+from pydatapath.kernel.maps import Maps
+from pydatapath.plan import Address, PortPlan, change
+
+__all__ = [
+    "BACKEND",
+    "CLIENT",
+    "DROP",
+    "GATEWAY_MAC",
+    "ICMP",
+    "IP",
+    "MAC",
+    "NODE",
+    "NOWHERE",
+    "OUTSIDE",
+    "PASS",
+    "Packet",
+    "POD_NETWORKS",
+    "REDIRECT",
+    "REMOTE",
+    "SECOND",
+    "SERVICE_NETWORKS",
+    "SIZES",
+    "TCP",
+    "UDP",
+    "VIP",
+    "VIP_TWO",
+    "Bed",
+    "Case",
+    "Entry",
+    "Ether",
+    "Hook",
+    "Outcome",
+    "Padding",
+    "Raw",
+    "addresses",
+    "answer_to",
+    "frame",
+    "ids",
+    "key_of",
+    "leaves",
+    "reverse",
+    "tcp",
+    "udp",
+]
+
+# Verdicts (include/uapi/linux/pkt_cls.h); PASS is TC_ACT_UNSPEC: the other filters of the hook have their turn, too
+PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7
+
+NODE, CLIENT, BACKEND, SECOND = "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"
+REMOTE, NOWHERE, OUTSIDE = "10.2.0.3", "10.3.0.3", "192.0.2.9"
+VIP, VIP_TWO = "10.96.0.10", "10.96.0.20"
+POD_NETWORKS = (IPv4Network("10.1.0.0/24"),)
+SERVICE_NETWORKS = (IPv4Network("10.96.0.0/12"),)
+MAC = {address: f"02:00:00:00:00:{index:02x}" for index, address in enumerate((NODE, CLIENT, BACKEND, SECOND), 1)}
+UPLINK_MAC = "02:00:00:00:01:01"
+GATEWAY_MAC = SERVICE_GATEWAY_MAC
+# LRU maps hand out free entries to CPUs by the hundred: not so small that one CPU takes what another has
+SIZES = Sizes(flows=4096, half_open=4096, services=64, backends=64, endpoints=1024)
+
+DEVICES = {CLIENT: "pod2", BACKEND: "pod3", SECOND: "pod4"}
+_SKB_BYTES = 192  # struct __sk_buff (include/uapi/linux/bpf.h), and where test-run lets us fill it in
+_SKB_IFINDEX, _SKB_CB, _SKB_GSO_SEGS, _SKB_GSO_SIZE = 40, 48, 164, 176
+_NOT_WALKED = 0x77  # skb->cb[0] tells `walk` the hook: what stays there was never overwritten
+
+
+class Outcome(NamedTuple):
+    """What became of a packet. `walked`: the hook's own program did not do, `walk` was called."""
+
+    verdict: int
+    packet: bytes
+    walked: bool
+
+    @property
+    def ip(self) -> Packet:
+        """Layer 3 of the packet as it leaves."""
+        return Ether(self.packet)[IP]
+
+
+class Entry(NamedTuple):
+    """One direction of a flow in a map. `to`: (source, source port, destination, destination port)."""
+
+    to: tuple[str, int, str, int]
+    last_seen: int
+    packets: int
+    bytes: int
+    backend: int
+    generation: int
+    state: int
+    flags: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """A packet at a hook, and what must leave. `want` None: the packet as it came."""
+
+    why: str
+    packet: Packet
+    want: Packet | None = None
+    hook: Hook = Hook.FROM_POD
+    verdict: int = REDIRECT
+    counted: str = ""
+
+
+def ids(case: object) -> str:
+    """A case's name for pytest: its reason."""
+    return case.why if isinstance(case, Case) else str(case)
+
+
+def frame(source: str, destination: str, *, to_mac: str = "", **ip: object) -> Packet:
+    """Ethernet and IPv4 from one address to another; services are at the gateway's MAC."""
+    from_mac = MAC.get(source, "02:00:00:00:02:02")
+    return Ether(src=from_mac, dst=to_mac or MAC.get(destination, GATEWAY_MAC)) / IP(src=source, dst=destination, **ip)
+
+
+def tcp(
+    source: str, sport: int, destination: str, dport: int, flags: str = "S", *, payload: bytes = b"", **ip: object
+) -> Packet:
+    """A TCP segment; what is not named goes to IP."""
+    return frame(source, destination, **ip) / TCP(sport=sport, dport=dport, flags=flags, seq=1000) / Raw(payload)
+
+
+def udp(source: str, sport: int, destination: str, dport: int, *, payload: bytes = b"dns?", **ip: object) -> Packet:
+    """A UDP datagram; what is not named goes to IP."""
+    return frame(source, destination, **ip) / UDP(sport=sport, dport=dport) / Raw(payload)
+
+
+def _port(value: int) -> bytes:
+    return value.to_bytes(2, "big")
+
+
+def pack_tuple(protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
+    """struct tuple."""
+    return TUPLE.pack(
+        IPv4Address(source).packed, IPv4Address(destination).packed, _port(sport), _port(dport), protocol
+    )
+
+
+def key_of(packet: Packet | bytes) -> bytes:
+    """A packet's key in the flow tables."""
+    ip = (Ether(packet) if isinstance(packet, bytes) else packet)[IP]
+    return pack_tuple(ip.proto, ip.src, ip.sport, ip.dst, ip.dport)
+
+
+def _entry(raw: bytes) -> Entry:
+    to, *rest = FLOW.unpack(raw)
+    source, destination, sport, dport, _ = TUPLE.unpack(to)
+    return Entry(
+        (
+            str(IPv4Address(source)),
+            int.from_bytes(sport, "big"),
+            str(IPv4Address(destination)),
+            int.from_bytes(dport, "big"),
+        ),
+        *rest,
+    )
+
+
+class Bed:
+    """The loaded programs and their maps."""
+
+    def __init__(self, pins: Path, devices: Mapping[str, int]) -> None:
+        self.maps = Maps(pins)
+        self.devices = devices
+        self.programs = {name: libbpf.open_pin(str(pins / "programs" / name)) for name in _program_names()}
+        self._numbers: dict[str, int] = {}
+        self._counted: dict[str, int] = {}
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        self.maps.close()
+        for descriptor in self.programs.values():
+            os.close(descriptor)
+
+    def forget_flows(self) -> None:
+        """Empties the flow tables."""
+        for name in ("flows", "half_open"):
+            self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
+
+    def reset(self) -> None:
+        """Empties every map and puts the pods and the node in their places."""
+        self.forget_flows()
+        for name in ("services", "targets", "endpoints"):
+            self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
+        empty = BACKEND_STRUCT.pack(bytes(4), bytes(2), 0, BackendState.UNUSED, 0, 0)
+        self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
+        self.maps["slots"].update_many({struct.pack("=I", one): bytes(4) for one in range(2 * SIZES.backends)})
+        for address, device in DEVICES.items():
+            self.put_endpoint(address, self.devices[device], MAC[address], EndpointKind.POD)
+        self.put_endpoint(NODE, self.devices["br0"], MAC[NODE], EndpointKind.NODE)
+        self._numbers = {}
+        self._counted = tables.counters(self.maps)
+
+    # What is in place
+
+    def serve(self, services: Mapping[str, Sequence[str]]) -> None:
+        """Makes these the services, by the plan that `apply` writes: {"10.96.0.10:80/TCP": ["10.1.0.3:8080"]}."""
+        wanted = [_port_plan(called, backends) for called, backends in services.items()]
+        before = {number: [_address(called)] for called, number in self._numbers.items()}
+        for called in services:
+            self._numbers.setdefault(called, len(self._numbers) + 1)
+        numbers = {_port_plan(called, ()).key: number for called, number in self._numbers.items()}
+        live = tables.read_live(self.maps, before)
+        tables.write(self.maps, change(wanted, before, numbers, live))
+
+    def put_endpoint(self, address: str, interface: int, mac: str, kind: EndpointKind) -> None:
+        """Writes who answers to an address."""
+        value = ENDPOINT.pack(interface, bytes.fromhex(mac.replace(":", "")), kind)
+        self.maps["endpoints"].update(IPv4Address(address).packed, value)
+
+    def endpoint(self, address: str) -> tuple[int, str, int] | None:
+        """(interface, MAC, kind) of who answers to an address."""
+        raw = self.maps["endpoints"].lookup(IPv4Address(address).packed)
+        if raw is None:
+            return None
+        interface, mac, kind = ENDPOINT.unpack(raw)
+        return interface, mac.hex(":"), kind
+
+    # What happens
+
+    def run(self, hook: Hook, packet: Packet | bytes, *, device: str = "", gso: tuple[int, int] = (0, 0)) -> Outcome:
+        """Runs the hook's program on a packet that came in (or goes out) at a device. `gso`: segments, their size."""
+        device = device or {Hook.FROM_POD: "pod2", Hook.FROM_UPLINK: "uplink", Hook.TO_BRIDGE: "br0"}[hook]
+        context = bytearray(_SKB_BYTES)
+        fields = {
+            _SKB_IFINDEX: self.devices[device],
+            _SKB_CB: _NOT_WALKED,
+            _SKB_GSO_SEGS: gso[0],
+            _SKB_GSO_SIZE: gso[1],
+        }
+        for offset, number in fields.items():
+            struct.pack_into("=I", context, offset, number)
+        result = libbpf.run(self.programs[hook.program], bytes(packet), bytes(context))
+        (mark,) = struct.unpack_from("=I", result.context, _SKB_CB)
+        return Outcome(result.verdict, result.packet, mark != _NOT_WALKED)
+
+    def check(self, case: Case) -> None:
+        """Runs a case; packet, verdict and counter must be as it says."""
+        before = self.counted().get(case.counted, 0)
+        outcome = self.run(case.hook, case.packet)
+        want = bytes(case.packet if case.want is None else case.want)
+        assert shown(outcome.packet) == shown(want)
+        assert outcome.packet == want
+        assert outcome.verdict == case.verdict
+        if case.counted:
+            assert self.counted().get(case.counted, 0) == before + 1
+
+    def answer(self, to: Outcome, flags: str = "SA", *, device: str = "pod3") -> Outcome:
+        """What comes of the answer to a packet that left, sent by the pod that got it."""
+        return self.run(Hook.FROM_POD, answer_to(to, flags), device=device)
+
+    def establish(self, packet: Packet) -> Outcome:
+        """Takes a flow of a pod through its first packet and the answer; gives the first packet as it left."""
+        there = self.run(Hook.FROM_POD, packet)
+        back = self.answer(there)
+        assert addresses(back) == reverse(addresses(packet))
+        assert self.entry(packet) is not None
+        return there
+
+    # What is known then
+
+    def entries(self, table: str = "flows") -> dict[bytes, Entry]:
+        """A flow table as it is."""
+        return {key: _entry(value) for key, value in self.maps[table].items()}
+
+    def entry(self, packet: Packet | bytes, table: str = "flows") -> Entry | None:
+        """The entry that a packet with these addresses finds."""
+        raw = self.maps[table].lookup(key_of(packet))
+        return None if raw is None else _entry(raw)
+
+    def amend(self, table: str, key: bytes, **fields: int) -> None:
+        """Changes fields of an entry: `last_seen`, `state`, ..."""
+        raw = self.maps[table].lookup(key)
+        assert raw is not None
+        names = Entry._fields[1:]
+        to, *rest = FLOW.unpack(raw)
+        values = dict(zip(names, rest, strict=True)) | fields
+        self.maps[table].update(key, FLOW.pack(to, *(values[name] for name in names)))
+
+    def age(self, seconds: float) -> None:
+        """Lets the flows' entries be older by this much."""
+        for table in ("flows", "half_open"):
+            for key, entry in self.entries(table).items():
+                self.amend(table, key, last_seen=entry.last_seen - int(seconds * clock.HZ))
+
+    def counted(self) -> dict[str, int]:
+        """What was counted since the reset, by name, without the zeros."""
+        now = tables.counters(self.maps)
+        return {name: count - self._counted[name] for name, count in now.items() if count != self._counted[name]}
+
+
+def answer_to(outcome: Outcome, flags: str = "SA", payload: bytes = b"answer") -> Packet:
+    """What the receiver of a packet sends back to where it seems to come from."""
+    ip = outcome.ip
+    if ip.proto == 6:
+        return tcp(ip.dst, ip.dport, ip.src, ip.sport, flags, payload=payload if flags == "PA" else b"")
+    return udp(ip.dst, ip.dport, ip.src, ip.sport, payload=payload)
+
+
+def addresses(outcome: Outcome | Packet) -> tuple[str, int, str, int]:
+    """(source, source port, destination, destination port) of a packet."""
+    ip = outcome.ip if isinstance(outcome, Outcome) else outcome[IP]
+    return ip.src, ip.sport, ip.dst, ip.dport
+
+
+def shown(packet: bytes) -> str:
+    """A packet as scapy writes it: an assertion that fails says which field differs."""
+    return repr(Ether(packet))
+
+
+def reverse(tuple_: tuple[str, int, str, int]) -> tuple[str, int, str, int]:
+    """The addresses of the answer."""
+    source, sport, destination, dport = tuple_
+    return destination, dport, source, sport
+
+
+def leaves(packet: Packet, *, mac: str = "", **fields: object) -> Packet:
+    """The packet as it must leave: other addresses (src, dst), ports (sport, dport), ttl or MAC; sums made by scapy.
+
+    A UDP checksum of 0, no checksum, stays.
+    """
+    want = packet.copy()
+    transport = want[TCP] if want.haslayer(TCP) else want[UDP]
+    for name, value in fields.items():
+        setattr(transport if name in {"sport", "dport"} else want[IP], name, value)
+    if mac:
+        want[Ether].dst = mac
+    del want[IP].chksum
+    if not (want.haslayer(UDP) and transport.chksum == 0):
+        del transport.chksum
+    return want
+
+
+def _program_names() -> list[str]:
+    return [WALK, *(hook.program for hook in Hook)]
+
+
+def _address(text: str) -> Address:
+    """Of `10.96.0.10:80/TCP`."""
+    at, _, protocol = text.partition("/")
+    address, _, port = at.partition(":")
+    return Address(address, int(port), "UDP" if protocol == "UDP" else "TCP")
+
+
+def _port_plan(called: str, backends: Sequence[str]) -> PortPlan:
+    at = _address(called)
+    listening = tuple(sorted(_address(f"{backend}/{at.protocol}") for backend in backends))
+    return PortPlan("default", called, "", at.protocol, (at,), listening)
