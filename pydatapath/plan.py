@@ -8,7 +8,8 @@ Rule numbers (S11...) are those of the project's table of service semantics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter as Tally
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -72,11 +73,11 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice]) -> list[Port
 def used_endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> list[tuple[Address, Endpoint]]:
     """The endpoints behind a service port: all ready ones (S20), else those that serve while they terminate (S21).
 
-    Of one address and port in several slices the record that is not terminating wins (S17).
+    Of one address and port in several slices a record that is not terminating wins, else the last one (S17).
     """
     known: dict[Address, Endpoint] = {}
     for address, endpoint in _endpoints(port, slices):
-        if address not in known or known[address].terminating:
+        if address not in known or known[address].terminating or not endpoint.terminating:
             known[address] = endpoint
     ready = [(address, endpoint) for address, endpoint in known.items() if endpoint.ready]
     serving = [(address, one) for address, one in known.items() if one.serving and one.terminating]
@@ -124,7 +125,8 @@ class Live:
 
     `services`: every called address and its run; `slots`: the backend numbers of the changing services' runs, by first
     slot; `backends`: the active backends in those, by number; `free_backends`: numbers that may be given, each with its
-    generation, never-used ones first; `targets`: how many active backends listen at an address.
+    generation, never-used ones first; `targets`: how many active backends listen at an address. `whole`: all services
+    change, and `backends` are all that are active, also those that a change which was killed gave to no run.
     """
 
     services: dict[Address, Run] = field(default_factory=dict)
@@ -133,6 +135,15 @@ class Live:
     free_backends: Iterator[tuple[int, int]] = field(default_factory=lambda: iter(()))
     targets: dict[Address, int] = field(default_factory=dict)
     slot_limit: int = 0
+    whole: bool = False
+
+    @property
+    def called(self) -> dict[int, list[Address]]:
+        """The number of every service port that the map holds, with the addresses that call it."""
+        found: dict[int, list[Address]] = {}
+        for at, run in self.services.items():
+            found.setdefault(run.number, []).append(at)
+        return found
 
 
 @dataclass(slots=True)
@@ -153,7 +164,7 @@ class Change:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to write."""
-        return not (self.backends or self.slots or self.services or self.removed_services or self.gone_backends)
+        return self == Change()
 
 
 class OutOfRoom(Exception):
@@ -165,7 +176,7 @@ class OutOfRoom(Exception):
 
 
 def change(
-    wanted: Iterable[PortPlan], before: Mapping[int, list[Address]], numbers: Mapping[tuple[str, ...], int], live: Live
+    wanted: Collection[PortPlan], before: Mapping[int, list[Address]], numbers: Mapping[tuple[str, ...], int], live: Live
 ) -> Change:
     """The writes for some service ports.
 
@@ -174,78 +185,54 @@ def change(
     """
     result = Change()
     room = _SlotRoom(live)
-    touched: dict[Address, int] = {}
     kept: set[Address] = set()
+    staying: set[int] = set()
     for port in wanted:
         number = numbers[port.key]
-        old_run = next((live.services[at] for at in before.get(number, ()) if at in live.services), None)
-        run = _run_of(port, number, old_run, live, result, room, touched)
+        runs = (live.services[at] for at in before.get(number, ()) if at in live.services)
+        run, members = _run_of(port, next((one for one in runs if one.number == number), Run(0, 0, number)), live, result)
+        if run is None:
+            run = Run(room.take(len(members)), len(members), number)
+            result.slots[run.first_slot] = members
+        staying.update(members)
         for frontend in port.frontends:
             kept.add(frontend)
             if live.services.get(frontend) != run:
                 result.services[frontend] = run
     removed = [at for addresses in before.values() for at in addresses if at in live.services and at not in kept]
     result.removed_services = removed
-    _retire(before, numbers, wanted, live, result, touched)
-    for address, by in touched.items():
-        count = live.targets.get(address, 0) + by
-        if count > 0 and count != live.targets.get(address, 0):
-            result.targets[address] = count
-        elif count <= 0:
-            result.removed_targets.append(address)
+    result.gone_backends = {number: one for number, one in live.backends.items() if number not in staying}
+    _count_targets(live, result)
     return result
 
 
-def _run_of(
-    port: PortPlan,
-    number: int,
-    old_run: Run | None,
-    live: Live,
-    result: Change,
-    room: _SlotRoom,
-    touched: dict[Address, int],
-) -> Run:
-    """The run of a service port: the one it has where its backends are the same, else a fresh one."""
-    have: dict[Address, int] = {}
-    if old_run is not None and old_run.slot_count:
-        have = {live.backends[one].address: one for one in live.slots[old_run.first_slot] if one in live.backends}
-    if old_run is not None and tuple(have) == port.backends:
-        return old_run
-    chosen = []
+def _run_of(port: PortPlan, old: Run, live: Live, result: Change) -> tuple[Run | None, tuple[int, ...]]:
+    """The run of a service port, None where it takes a fresh one, and the backends in it: those it has, and new ones."""
+    slots = live.slots[old.first_slot] if old.slot_count else ()
+    have = {live.backends[one].address: one for one in slots if one in live.backends}
+    if tuple(have) == port.backends and len(slots) == len(have):
+        return old, slots
+    members = []
     for address in port.backends:
-        if address in have:
-            chosen.append(have[address])
-            continue
-        backend, generation = _next_backend(live)
-        result.backends[backend] = LiveBackend(address, generation + 1, number)
-        touched[address] = touched.get(address, 0) + 1
-        chosen.append(backend)
-    for address, backend in have.items():
-        if address not in port.backends:
-            result.gone_backends[backend] = live.backends[backend]
-            touched[address] = touched.get(address, 0) - 1
-    if not chosen:
-        return Run(0, 0, number)
-    first = room.take(len(chosen))
-    result.slots[first] = tuple(chosen)
-    return Run(first, len(chosen), number)
+        backend = have.get(address)
+        if backend is None:
+            backend, generation = _next_backend(live)
+            result.backends[backend] = LiveBackend(address, generation + 1, old.number)
+        members.append(backend)
+    return (None if members else Run(0, 0, old.number)), tuple(members)
 
 
-def _retire(
-    before: Mapping[int, list[Address]],
-    numbers: Mapping[tuple[str, ...], int],
-    wanted: Iterable[PortPlan],
-    live: Live,
-    result: Change,
-    touched: dict[Address, int],
-) -> None:
-    """The backends of service ports that are no more are gone."""
-    staying = {numbers[port.key] for port in wanted}
-    for number in before.keys() - staying:
-        for backend, known in live.backends.items():
-            if known.service == number:
-                result.gone_backends[backend] = known
-                touched[known.address] = touched.get(known.address, 0) - 1
+def _count_targets(live: Live, result: Change) -> None:
+    """How many backends listen where some come or go; counted anew where all services are looked at."""
+    by = Tally(one.address for one in result.backends.values())
+    by.subtract(one.address for one in result.gone_backends.values())
+    have = Tally(one.address for one in live.backends.values()) if live.whole else live.targets
+    for address in {**have, **by, **live.targets} if live.whole else by:
+        count = have.get(address, 0) + by[address]
+        if count <= 0 and address in live.targets:
+            result.removed_targets.append(address)
+        elif count > 0 and count != live.targets.get(address):
+            result.targets[address] = count
 
 
 def _next_backend(live: Live) -> tuple[int, int]:

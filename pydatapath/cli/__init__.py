@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any, Final
 
@@ -93,6 +94,8 @@ def cli(ctx: click.Context, instance: str, netns: str, verbose: bool, quiet: boo
       pydatapath lab demo
     """
     ctx.obj = Target(instance, netns, verbose, quiet)
+    if os.environ.get("NO_COLOR"):  # https://no-color.org; otherwise click decides: colours on a terminal only
+        ctx.color = False
 
 
 def main(arguments: list[str] | None = None) -> None:

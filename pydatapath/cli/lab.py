@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from pydatapath.cli.output import dump, output_option, table
+from pydatapath.cli.target import Target, say
+
 if TYPE_CHECKING:
     from pydatapath.lab import Host, Lab
+    from pydatapath.lab.stage import Kind
 
 __all__ = ["lab"]
 
 _name = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab; several can be up.")
+
+# How the demo's lines look: what stands before them, and their style where there are colours
+_STYLES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "title": ("\n", {"bold": True}),
+    "line": ("    ", {}),
+    "ok": ("  + ", {"fg": "green"}),
+    "failed": ("  ! ", {"fg": "red"}),
+    "why": ("    ", {"fg": "cyan"}),
+}
 
 
 @click.group()
@@ -24,6 +42,7 @@ def lab() -> None:
 
     \b
     Examples:
+      pydatapath lab demo
       pydatapath lab up --nodes 3
       pydatapath lab show
       pydatapath lab exec lab-node1-pod1 -- ping -c 3 10.244.2.11
@@ -36,7 +55,8 @@ def lab() -> None:
 @click.option("--nodes", default=2, show_default=True, metavar="N", help="How many nodes, 1 to 89.")
 @click.option("--pods", default=2, show_default=True, metavar="N", help="How many pods on each node, 0 to 244.")
 @_name
-def up(nodes: int, pods: int, name: str) -> None:
+@click.pass_obj
+def up(target: Target, nodes: int, pods: int, name: str) -> None:
     r"""Bring a lab up.
 
     \b
@@ -49,19 +69,20 @@ def up(nodes: int, pods: int, name: str) -> None:
     start = time.monotonic()
     made = Lab.up(LabSpec(name, nodes, pods))
     seconds = time.monotonic() - start
-    click.echo(f"lab {name}: {_count(nodes, 'node')} with {_count(pods, 'pod')} each, up in {seconds:.2f} s")
+    say(target, f"lab {name}: {_count(nodes, 'node')} with {_count(pods, 'pod')} each, up in {seconds:.2f} s")
     option = "" if name == "lab" else f" --name {name}"
-    click.echo(f"  pydatapath lab show{option}")
+    say(target, f"  pydatapath lab show{option}")
     if made.pods:
         pair = f"{made.pods[0].netns} -- ping -c 3 {made.pods[-1].address}"
-        click.echo(f"  pydatapath lab exec {pair}")
-    click.echo(f"  pydatapath lab down{option}")
+        say(target, f"  pydatapath lab exec {pair}")
+    say(target, f"  pydatapath lab down{option}")
 
 
 @lab.command()
 @_name
-def down(name: str) -> None:
-    r"""Take a lab away, with all processes that run in it.
+@click.pass_obj
+def down(target: Target, name: str) -> None:
+    r"""Take a lab away, with all processes that run in it and every datapath that is loaded there.
 
     \b
     Example:
@@ -69,14 +90,15 @@ def down(name: str) -> None:
     """
     from pydatapath.lab import Lab
 
-    Lab.open(name).down()
-    click.echo(f"lab {name}: down")
+    for one in Lab.open(name).down():
+        say(target, f"instance {one.name} unloaded from {one.netns}")
+    say(target, f"lab {name}: down")
 
 
 @lab.command("list")
-@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output_option
 def list_(output: str) -> None:
-    r"""List the labs that are up, with their namespaces and addresses.
+    r"""List the labs that are up, with their namespaces and addresses; `-o wide` also where the cables end.
 
     \b
     Example:
@@ -85,49 +107,65 @@ def list_(output: str) -> None:
     from pydatapath.lab import labs
 
     found = labs()
-    if output == "json":
-        import json
-
-        click.echo(json.dumps([_as_json(one) for one in found], indent=2))
+    if output in ("json", "yaml"):
+        dump([_as_json(one) for one in found], output)
         return
     if not found:
         click.echo("no lab is up; `pydatapath lab up` makes one", err=True)
         return
-    rows = [("LAB", "KIND", "NAMESPACE", "ADDRESS", "CONTAINERS")]
-    rows += [
-        (one.name, host.place.kind, host.netns, host.address or "-", ",".join(host.containers) or "-")
+    head = ["LAB", "KIND", "NAMESPACE", "ADDRESS", "CONTAINERS", "CABLE"]
+    rows = [
+        (one.name, host.place.kind, host.netns, host.address, ",".join(host.containers), _cable(one, host))
         for one in found
         for host in one.hosts
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    columns = len(head) if output == "wide" else len(head) - 1
+    table(head[:columns], [row[:columns] for row in rows])
 
 
 @lab.command()
 @_name
-def show(name: str) -> None:
-    """Draw a lab as a tree, with interfaces and addresses."""
-    from pydatapath.lab import Lab
-    from pydatapath.lab.topology import UPLINK_NETWORK
+@output_option
+def show(name: str, output: str) -> None:
+    r"""Draw a lab as a tree, with interfaces and addresses.
 
-    drawn = Lab.open(name)
-    click.echo(f"{drawn.name}-switch   bridge uplink, {UPLINK_NETWORK}")
-    # Each entry: the line, and the lines of what hangs below it.
-    branches = [
-        (
-            f"{node.netns}   {node.uplink} {node.address}, {node.bridge} {node.gateway}/24",
-            [f"{pod.netns}   eth0 {pod.address}{_containers(pod)}" for pod in drawn.pods_of(node)],
-        )
-        for node in drawn.nodes
-    ]
-    outside = drawn.outside
-    branches.append((f"{outside.netns}   eth0 {outside.address}", []))
-    for number, (line, leaves) in enumerate(branches, start=1):
-        last = number == len(branches)
-        click.echo(("└── " if last else "├── ") + line)
-        for leaf_number, leaf in enumerate(leaves, start=1):
-            click.echo(("    " if last else "│   ") + ("└── " if leaf_number == len(leaves) else "├── ") + leaf)
+    \b
+    Example:
+      pydatapath lab show --name big
+    """
+    from pydatapath.lab import Lab
+
+    found = Lab.open(name)
+    if output in ("json", "yaml"):
+        dump(_as_json(found), output)
+        return
+    from pydatapath.lab import drawing
+
+    for line in drawing.tree(found):
+        click.echo(line)
+
+
+@lab.command()
+@click.pass_obj
+def demo(target: Target) -> None:
+    r"""Show what this is all about: a cluster comes up, and packets reach a service through eBPF.
+
+    Takes a few seconds, touches no network of this machine, and leaves nothing behind.
+
+    \b
+    Example:
+      pydatapath lab demo
+    """
+    from pydatapath.lab import demo as story
+
+    def tell(kind: Kind, text: str) -> None:
+        if not target.quiet:
+            before, style = _STYLES[kind]
+            click.secho(before + text, **style)
+
+    story.run(tell)
+    for line in _to_go_on():
+        say(target, line)
 
 
 @lab.command(
@@ -174,8 +212,43 @@ def _as_json(one: Lab) -> dict[str, Any]:
     return {"name": one.name, "nodes": nodes, "outside": {"name": one.outside.netns, "address": one.outside.address}}
 
 
-def _containers(host: Host) -> str:
-    return f", containers {' and '.join(host.containers)}" if host.containers else ""
+def _cable(one: Lab, host: Host) -> str:
+    """The other end of a host's eth0."""
+    if host.place.kind == "switch":
+        return ""
+    if host.place.kind == "pod":
+        return f"{one.name}-node{host.place.node}:pod{host.place.pod}"
+    return f"{one.name}-switch:{host.name}"
+
+
+def _to_go_on() -> list[str]:
+    """The commands after the demo, as they can be typed here."""
+    from pydatapath.lab import client, server
+    from pydatapath.lab.stage import MANIFEST, VIP
+
+    example = Path("examples", MANIFEST.name)
+    command = "pydatapath" if shutil.which("pydatapath") else _short(Path(sys.argv[0]))
+    python = _short(Path(sys.executable))
+    return [
+        "",
+        "Three commands to go on with:",
+        f"  {command} lab up",
+        f"  {command} --netns lab-node1 load --node-name node1",
+        f"  {command} --netns lab-node1 apply -f {example if example.exists() else _short(MANIFEST)}",
+        "",
+        "Then servers in the pods behind the service, and a pod that calls it:",
+        "  for pod in node1-pod2 node2-pod1 node2-pod2; do",
+        f"      {command} lab exec lab-$pod -- {python} -m {server.__name__} $pod &",
+        "  done",
+        f"  {command} lab exec lab-node1-pod1 -- {python} -m {client.__name__} {VIP[0]} {VIP[1]}",
+        f"  {command} lab down",
+    ]
+
+
+def _short(path: Path) -> str:
+    """A path as it is typed from here."""
+    absolute = Path(os.path.abspath(path))  # not resolved: a virtual environment's python is a link
+    return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,12 +1,14 @@
 """The child process that runs bcc: a request as JSON on stdin, an answer as JSON on stdout, the rest on stderr.
 
 Request: text, cflags, programs, walk (the one that goes into the program array), records (maps whose structs are
-asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size]], ...}}} or
-{"error": "missing" | "compile" | "load PROGRAM"}.
+asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size]], ...}},
+"programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error": "missing" | "compile" | "load
+PROGRAM"}.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import importlib.util
 import json
@@ -45,7 +47,13 @@ def answer(bcc: ModuleType, request: dict[str, Any]) -> dict[str, Any]:
     module["walks"][ctypes.c_int(0)] = ctypes.c_int(loaded[request["walk"]])
     for name, descriptor in loaded.items():
         libbpf.pin(descriptor, f"{request['directory']}/{name}")
-    return {"records": {name: record_shapes(module[name]) for name in request["records"]}}
+    names = {str(module[name].map_fd): name for name in [*request["records"], "walks"]}
+    return {
+        "records": {name: record_shapes(module[name]) for name in request["records"]},
+        "programs": {
+            name: {"code": base64.b64encode(module.dump_func(name)).decode(), "maps": names} for name in loaded
+        },
+    }
 
 
 def find_bcc() -> ModuleType | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
-from pydatapath.kernel import clock, layout, source
+from pydatapath.kernel import cache, clock, layout, source
 
 __all__ = ["SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_programs", "definitions"]
 
@@ -110,16 +110,26 @@ def _within(networks: Iterable[IPv4Network]) -> str:
 
 
 class Compiler:
-    """The child process that runs bcc, started early: it imports bcc (100 ms) while the parent looks at the host."""
+    """The child process that runs bcc.
+
+    It is started early where no earlier load has left its programs: then it imports bcc (100 ms) while the parent looks
+    at the host.
+    """
 
     def __init__(self) -> None:
+        self._child: subprocess.Popen[str] | None = None
+        if not cache.usable():
+            self._child = self._start()
+
+    @staticmethod
+    def _start() -> subprocess.Popen[str]:
         package_root = str(Path(__file__).resolve().parent.parent.parent)
         environment = {
             **os.environ,
             "BCC_KERNEL_SOURCE": str(source.shim()),
             "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
         }
-        self._child = subprocess.Popen(
+        return subprocess.Popen(
             # -P: a file named bcc.py in the working directory is not bcc
             [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
             env=environment,
@@ -134,17 +144,18 @@ class Compiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._child.poll() is None:
+        if self._child is not None and self._child.poll() is None:
             self._child.kill()
             self._child.communicate()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Hands the one request over and waits for the answer. Raises CompileError, VerifierError, Unsupported."""
+        child = self._child = self._child or self._start()
         try:
-            output, log = self._child.communicate(json.dumps(request), timeout=COMPILE_SECONDS)
+            output, log = child.communicate(json.dumps(request), timeout=COMPILE_SECONDS)
         except subprocess.TimeoutExpired:
             raise CompileError(f"the compiler did not finish within {COMPILE_SECONDS} s") from None
-        code = self._child.returncode
+        code = child.returncode
         answer: dict[str, Any] = json.loads(output) if code == 0 else {}
         if code != 0 or "error" in answer:
             raise _explain(answer.get("error", ""), log, code)
@@ -165,11 +176,16 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
         "records": [contract.name for contract in layout.MAPS.values()],
         "directory": str(program.program_directory),
     }
+    key = cache.key_of(request)
+    directories = (program.map_directory, program.program_directory)
+    if cache.usable() and cache.load(key, *directories, program.sizes.definitions, layout.WALK):
+        return
     answer = compiler.ask(request)
     for name, contract in layout.MAPS.items():
         for side, record in (("key", contract.key), ("value", contract.value)):
             if isinstance(record, layout.Record):
                 _compare(name, side, record, answer["records"][name][side])
+    cache.save(key, answer["programs"])
 
 
 def _include_flags() -> list[str]:

@@ -20,6 +20,7 @@ __all__ = [
     "RunResult",
     "batch_read",
     "batch_write",
+    "create_map",
     "get_next_key",
     "library",
     "load_program",
@@ -290,8 +291,16 @@ def run(descriptor: int, packet: bytes, context: bytes = b"", repeat: int = 1) -
     )
 
 
+def create_map(map_type: int, name: str, key_size: int, value_size: int, max_entries: int) -> int:
+    """Makes a map and returns its descriptor. Sizes in bytes. Raises KernelError."""
+    descriptor: int = library().bpf_map_create(map_type, name.encode(), key_size, value_size, max_entries, None)
+    if descriptor < 0:
+        _fail(descriptor, "BPF_MAP_CREATE", f"map {name!r}")
+    return descriptor
+
+
 def load_program(program_type: int, instructions: bytes, name: str) -> int:
-    """Loads raw instructions (8 bytes each) and returns a descriptor, or a negative errno: for probing only."""
+    """Loads instructions (8 bytes each) and returns a descriptor, or a negative errno without the verifier's log."""
     text: Any = ctypes.create_string_buffer(instructions, len(instructions))
     return int(
         library().bpf_prog_load(

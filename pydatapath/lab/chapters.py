@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydatapath.datapath import Datapath
 from pydatapath.lab import netfilter
-from pydatapath.lab.client import Exchange, Place
+from pydatapath.lab.client import Place
 from pydatapath.lab.hosts import Host, Pod
 from pydatapath.lab.stage import PORT, VIP, Failed, Stage, expect
 
@@ -38,7 +38,8 @@ def container_to_container(stage: Stage, _: Datapath) -> None:
     neighbour = stage.backends[0]
     try:
         stage.connect(neighbour, (pod.address, LOCALHOST[1])).close()
-    except Failed:
+    except Failed as error:
+        expect(isinstance(error.__cause__, ConnectionRefusedError), f"{error}, but it should have been refused")
         stage.tell("line", f"{neighbour.name} asked {pod.address}:{LOCALHOST[1]} and was refused")
     else:
         raise Failed(f"{neighbour.name} reached what listens on localhost of {pod.name} only")
@@ -58,7 +59,7 @@ def pod_to_pod(stage: Stage, _: Datapath) -> None:
             expect(found.name == server.name, f"{found.name} answered, not {server.name}")
             expect(found.unchanged, "client and server do not see the same addresses: something translated them")
     stage.tell("ok", "both sides see the same addresses and ports, on one node and between two")
-    stage.tell("why", "Pods reach pods as they are, by bridge and routes: no NAT, and the datapath leaves them alone.")
+    stage.tell("why", "Pods reach pods by bridge and routes, without NAT; the datapath leaves their packets alone.")
 
 
 def pod_to_service(stage: Stage, datapath: Datapath) -> None:
@@ -68,7 +69,7 @@ def pod_to_service(stage: Stage, datapath: Datapath) -> None:
         stage.tell("line", f"{stage.client.name} asked {_at(VIP)} {QUESTIONS} times by {protocol}, all answered:")
         _show(stage, tally, stage.backends)
     stage.tell("ok", "every backend took its share")
-    stage.tell("why", "Each new connection gets a backend at random; the address in front of them is only a name.")
+    stage.tell("why", "Each new connection gets a backend at random; the virtual IP is no machine's address.")
     with stage.connect(stage.client, VIP) as held:
         keeper = _one_flow(stage, datapath, held)
         lost = next(pod for pod in stage.backends[1:] if pod.name != keeper)
@@ -86,8 +87,9 @@ def _one_flow(stage: Stage, datapath: Datapath, held: socket.socket) -> str:
     found = stage.ask_again(held)
     flow = stage.flow(datapath, found.client_local)
     stage.tell("line", "one connection, held open, in the flow table (`pydatapath flow list`):")
-    stage.tell("line", f"   original  {flow.original}   as {stage.client.name} sends")
-    stage.tell("line", f"   reply     {flow.reply}   as {found.name} answers")
+    width = max(len(str(flow.original)), len(str(flow.reply)))
+    stage.tell("line", f"   original  {flow.original!s:{width}}   as {stage.client.name} sends")
+    stage.tell("line", f"   reply     {flow.reply!s:{width}}   as {found.name} answers")
     stage.tell("line", f"   {flow.protocol.lower()}, {flow.state}, nat {flow.nat}, service {flow.service}")
     expect((flow.original.dst, flow.original.dport) == VIP, f"the original goes to {flow.original.dst}, not to the VIP")
     expect((flow.reply.src, flow.reply.sport) == found.server_local, "the reply does not come from who answered")
@@ -117,10 +119,10 @@ def pod_to_itself(stage: Stage, _: Datapath) -> None:
     for tries in range(1, TRIES + 1):
         found = stage.ask(pod, VIP)
         if found.name == pod.name:
+            stage.tell("line", f"{pod.name} asked {_at(VIP)}, and at try {tries} its own server answered")
             break
     else:
         raise Failed(f"{pod.name} asked {_at(VIP)} {TRIES} times and never reached itself")
-    stage.tell("line", f"{pod.name} asked {_at(VIP)}, and at try {tries} its own server answered")
     stage.tell("line", f"   the client sees  {_ends(found.client_local, found.client_remote)}")
     stage.tell("line", f"   the server sees  {_ends(found.server_peer, found.server_local)}")
     expect(found.client_remote == VIP, f"the client sees {_at(found.client_remote)}, not the address that it called")
@@ -142,7 +144,7 @@ def node_to_service(stage: Stage, _: Datapath) -> None:
     stage.tell("why", "Its packets to service addresses leave by the bridge, where the same program meets them.")
 
 
-def no_netfilter(stage: Stage, _: Datapath) -> None:
+def no_netfilter(stage: Stage, datapath: Datapath) -> None:
     """The other way of doing all this had no part in it."""
     hosts: tuple[Host, ...] = stage.lab.hosts
     found = {host.name: netfilter.traces(host) for host in hosts}
@@ -150,14 +152,17 @@ def no_netfilter(stage: Stage, _: Datapath) -> None:
     rules = "could not be asked for" if node.rules is None else f"{len(node.rules.splitlines())} lines"
     tracked = "no conntrack in this kernel" if node.connections is None else f"{node.connections} connections tracked"
     stage.tell("line", f"in {stage.node.name}, after {stage.exchanges} questions and answers:")
+    made = datapath.status().counters["new_flow"]
+    stage.tell("line", f"   pydatapath           {made} flows made")
     stage.tell("line", f"   nft list ruleset     {rules}")
     stage.tell("line", f"   iptables' tables     {' '.join(node.tables) or 'none'}")
     stage.tell("line", f"   conntrack            {tracked}, {node.handled} packets seen")
+    expect(made > 0, "the datapath has made no flow: who translated all that?")
     for name, one in found.items():
         expect(one.none, f"netfilter is at work in {name}: {one}")
     stage.tell("line", f"and the same in the {len(hosts) - 1} other namespaces of the lab")
     stage.tell("ok", "no rule, no table, no tracked connection: netfilter took no part in any of this")
-    stage.tell("why", "kube-proxy's iptables mode writes rules for every service; here eBPF did it all, at the pods' doors.")
+    stage.tell("why", "kube-proxy writes iptables rules for each service; here eBPF did it all, at the pods' doors.")
 
 
 def _show(stage: Stage, tally: Tally[str], pods: Collection[Pod]) -> None:
@@ -165,7 +170,7 @@ def _show(stage: Stage, tally: Tally[str], pods: Collection[Pod]) -> None:
     most = max(tally.values())
     for pod in pods:
         count = tally[pod.name]
-        where = "here" if pod.node == stage.node else "remote"
+        where = "local" if pod.node == stage.node else "remote"
         bar = "#" * round(count * WIDTH / most)
         stage.tell("line", f"   {pod.name}  {pod.address}  {where:6}  {count:3}  {bar}")
     strangers = sorted(set(tally) - {pod.name for pod in pods})

@@ -35,7 +35,8 @@ class Exchange:
     @staticmethod
     def from_json(values: dict[str, Any]) -> Exchange:
         """What `--json` printed."""
-        return Exchange(**{name: value if name == "name" else _place(value) for name, value in values.items()})
+        name = str(values.pop("name"))
+        return Exchange(name, **{end: _place(value) for end, value in values.items()})
 
     @property
     def unchanged(self) -> bool:

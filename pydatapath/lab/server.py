@@ -19,11 +19,12 @@ import threading
 __all__ = ["READY", "serve"]
 
 READY = "ready"  # the line on standard output when both ports are open
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - in a pod that is its only address, and localhost
 BACKLOG = 512
 LONGEST = 2048  # bytes of a line or datagram
 
 
-def serve(name: str = "", address: str = "0.0.0.0", port: int = 8080) -> None:  # noqa: S104 - a pod is all there is
+def serve(name: str = "", address: str = EVERYWHERE, port: int = 8080) -> None:
     """Answer for ever. `name` "" is the address that was called. Raises OSError when a port is taken."""
     with (
         socket.create_server((address, port), backlog=BACKLOG) as listening,
@@ -66,7 +67,7 @@ def _answer(name: str, local: tuple[str, int], peer: tuple[str, int], data: byte
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal's Ctrl-C ends it without a traceback
-    name, address, port = (sys.argv[1:] + ["", "0.0.0.0", "8080"][len(sys.argv) - 1 :])[:3]
+    name, address, port = (sys.argv[1:] + ["", EVERYWHERE, "8080"][len(sys.argv) - 1 :])[:3]
     try:
         serve(name, address, int(port))
     except (OSError, ValueError, OverflowError) as error:

@@ -143,7 +143,7 @@ class Stage:
     # What is applied
 
     def apply(self, datapath: Datapath, *, without: Collection[Pod] = ()) -> list[str]:
-        """Apply the manifest, its slice without some pods, as Kubernetes writes it when they end; says what was done."""
+        """Apply the manifest, its slice without some pods, as Kubernetes does when they end; says what became of it."""
         gone = {pod.address for pod in without}
         objects = [_without(one, gone) for one in manifests.read([str(MANIFEST)]).objects]
         return [str(outcome) for outcome in datapath.apply(objects)]

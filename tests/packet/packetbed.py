@@ -295,6 +295,13 @@ class Bed:
         raw = self.maps[table].lookup(key_of(packet))
         return None if raw is None else _entry(raw)
 
+    def newest_backend(self) -> int:
+        """The highest number that is given to a backend."""
+        values = self.maps["backends"].values()
+        size = BACKEND_STRUCT.size
+        states = [BACKEND_STRUCT.unpack_from(values, place)[3] for place in range(0, len(values), size)]
+        return max(number for number, state in enumerate(states) if state == BackendState.ACTIVE)
+
     def amend(self, table: str, key: bytes, **fields: int) -> None:
         """Changes fields of an entry: `last_seen`, `state`, ..."""
         raw = self.maps[table].lookup(key)

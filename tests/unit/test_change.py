@@ -23,8 +23,8 @@ Answer = tuple[Address, ...] | None
 class Maps:
     """The four maps, and every number and generation that was given."""
 
-    slot_limit: int = 64
-    backend_limit: int = 32
+    slot_limit: int = 256
+    backend_limit: int = 128
     services: dict[Address, Run] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
     backends: dict[int, LiveBackend] = field(default_factory=dict)
@@ -33,17 +33,17 @@ class Maps:
 
     def read(self, numbers: Collection[int] | None) -> Live:
         """What `tables.read_live` gives for these service ports, or for all (None)."""
-        live = Live(slot_limit=self.slot_limit, numbers=None if numbers is None else frozenset(numbers))
+        live = Live(slot_limit=self.slot_limit, whole=numbers is None)
         live.services = dict(self.services)
         live.targets = dict(self.targets)
         live.free_backends = self._free()
         for run in self.services.values():
-            if live.changes(run.number) and run.slot_count:
+            if (numbers is None or run.number in numbers) and run.slot_count:
                 live.slots[run.first_slot] = tuple(
                     self.slots[place] for place in range(run.first_slot, run.first_slot + run.slot_count)
                 )
-        members = self.active if numbers is None else {one for run in live.slots.values() for one in run} & self.active
-        live.backends = {one: self.backends[one] for one in members if live.changes(self.backends[one].service)}
+        members = sorted(self.active) if numbers is None else [one for run in live.slots.values() for one in run]
+        live.backends = {one: self.backends[one] for one in members if one in self.active}
         return live
 
     def _free(self) -> Iterator[tuple[int, int]]:
@@ -140,8 +140,9 @@ class Cluster:
                 self.numbers[one.key] = self._last
         for key in self.numbers.keys() - {one.key for one in wanted}:
             del self.numbers[key]
-        numbers = None if everything else had | {self.numbers[one.key] for one in changing}
-        return change(changing, self.numbers, self.maps.read(numbers))
+        live = self.maps.read(None if everything else had | {self.numbers[one.key] for one in changing})
+        before = live.called if everything else {number: live.called.get(number, []) for number in had}
+        return change(changing, before, self.numbers, live)
 
     def apply(self, wanted: list[PortPlan], *, everything: bool = False, stop: int | None = None) -> Change:
         """Makes the change, and checks after each write that every address answers as before or as wanted."""
@@ -269,8 +270,8 @@ def test_slots_of_others_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("maps", "table", "size"),
     [
-        pytest.param(Maps(slot_limit=4, backend_limit=32), "slots", 4, id="slots"),
-        pytest.param(Maps(slot_limit=64, backend_limit=4), "backends", 32, id="backends"),
+        pytest.param(Maps(slot_limit=4), "slots", 4, id="slots"),
+        pytest.param(Maps(backend_limit=4), "backends", 128, id="backends"),
     ],
 )
 def test_a_map_without_room_is_named(maps: Maps, table: str, size: int) -> None:

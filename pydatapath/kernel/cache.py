@@ -1,0 +1,140 @@
+"""Programs that were compiled before: the same text and the same -D give the same instructions.
+
+Compiling takes most of a load's time (0.6 of 0.9 s), and a reload, an upgrade or a crash's repair asks for what was
+asked for before. What bcc made is kept, with its references to maps by name instead of by descriptor; the kernel's
+verifier looks at it again at every load, as at any program. Without the cache, or with one that does not fit, the
+compiler is asked: it can be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pydatapath.errors import DatapathError
+from pydatapath.kernel import layout, libbpf
+from pydatapath.kernel.bcc_child import SYSTEM_BCC
+from pydatapath.version import __version__
+
+__all__ = ["DIRECTORY", "key_of", "load", "save", "usable"]
+
+DIRECTORY: Final = Path("/var/cache/pydatapath")
+KEPT: Final = 32  # entries; a host needs one, a laboratory some
+WALKS: Final = "walks"
+SCHED_CLS: Final = 3
+
+_INSTRUCTION: Final = struct.Struct("=BBhi")
+_LOAD_64_BITS: Final = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions long
+_MAP_DESCRIPTOR: Final = 1  # BPF_PSEUDO_MAP_FD, in the source register's half byte
+
+
+def usable() -> bool:
+    """Whether a look is worth it: something was kept, and PYDATAPATH_NO_CACHE (for tests of the compiler) is not set."""
+    return not os.environ.get("PYDATAPATH_NO_CACHE") and DIRECTORY.is_dir() and any(DIRECTORY.iterdir())
+
+
+def key_of(request: Mapping[str, Any]) -> str:
+    """A name for what is asked of the compiler. Where pins lie is no part of it: no instruction knows it."""
+    flags = [flag for flag in request["cflags"] if "_DIRECTORY=" not in flag]
+    shapes = [[contract.name, contract.key_size, contract.value_size] for contract in layout.MAPS.values()]
+    compiler = SYSTEM_BCC.stat().st_mtime_ns if SYSTEM_BCC.exists() else 0
+    parts = [__version__, request["text"], flags, request["programs"], shapes, compiler]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keeps programs: {name: {"code": base64, "maps": {descriptor: map name}}}. A full disk does not matter."""
+    with contextlib.suppress(OSError):
+        DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = DIRECTORY / f"{key}.{os.getpid()}"
+        temporary.write_text(json.dumps(programs))
+        temporary.rename(DIRECTORY / f"{key}.json")
+        for old in sorted(DIRECTORY.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            old.unlink()
+
+
+def load(key: str, map_directory: Path, program_directory: Path, sizes: Mapping[str, int], walk: str) -> bool:
+    """Loads and pins what was kept under this key, making missing maps. False: the compiler must be asked."""
+    try:
+        kept = _read(key)
+        if kept is not None:
+            _load(kept, map_directory, program_directory, sizes, walk)
+            return True
+    except (DatapathError, OSError, ValueError, LookupError, TypeError):
+        _unpin(program_directory)
+    return False
+
+
+def _read(key: str) -> dict[str, dict[str, Any]] | None:
+    """Only what root alone can have written is believed."""
+    path = DIRECTORY / f"{key}.json"
+    if not path.is_file():
+        return None
+    for place in (DIRECTORY, path):
+        found = place.stat()
+        if found.st_uid != 0 or found.st_mode & 0o022:
+            return None
+    programs: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return programs
+
+
+def _load(
+    kept: Mapping[str, Mapping[str, Any]],
+    map_directory: Path,
+    program_directory: Path,
+    sizes: Mapping[str, int],
+    walk: str,
+) -> None:
+    with contextlib.ExitStack() as stack:
+        maps: dict[str, int] = {}
+        for contract in layout.MAPS.values():
+            path = map_directory / contract.name
+            maps[contract.name] = libbpf.open_pin(str(path)) if path.exists() else _create(contract, sizes, path)
+            stack.callback(os.close, maps[contract.name])
+        maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, 1)
+        stack.callback(os.close, maps[WALKS])
+        libbpf.pin(maps[WALKS], str(program_directory / WALKS))
+        for name, program in kept.items():
+            code = _relocate(base64.b64decode(program["code"]), program["maps"], maps)
+            descriptor = libbpf.load_program(SCHED_CLS, code, name)
+            if descriptor < 0:
+                raise ValueError(f"the kernel refuses the kept program {name}")
+            stack.callback(os.close, descriptor)
+            libbpf.pin(descriptor, str(program_directory / name))
+            if name == walk and libbpf.update(maps[WALKS], bytes(4), struct.pack("=I", descriptor)) != 0:
+                raise ValueError("the program array cannot be filled")
+
+
+def _create(contract: layout.MapContract, sizes: Mapping[str, int], path: Path) -> int:
+    descriptor = libbpf.create_map(
+        contract.type, contract.name, contract.key_size, contract.value_size, sizes[contract.size]
+    )
+    libbpf.pin(descriptor, str(path))
+    return descriptor
+
+
+def _relocate(code: bytes, names: Mapping[str, str], maps: Mapping[str, int]) -> bytes:
+    """The instructions with the descriptors that maps have in this process."""
+    result = bytearray(code)
+    place = 0
+    while place < len(result):
+        operation, registers, offset, immediate = _INSTRUCTION.unpack_from(result, place)
+        if operation == _LOAD_64_BITS:
+            if registers >> 4 == _MAP_DESCRIPTOR:
+                descriptor = maps[names[str(immediate)]]
+                _INSTRUCTION.pack_into(result, place, operation, registers, offset, descriptor)
+            place += _INSTRUCTION.size
+        place += _INSTRUCTION.size
+    return bytes(result)
+
+
+def _unpin(program_directory: Path) -> None:
+    for path in program_directory.iterdir():
+        path.unlink()

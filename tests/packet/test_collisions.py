@@ -1,0 +1,100 @@
+"""One client port used towards one backend several times at once: directly, and through services (N93, N94)."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from packetbed import BACKEND, CLIENT, VIP, VIP_TWO, Bed, Hook, Outcome, Packet, addresses, answer_to, reverse, tcp, udp
+
+CALLED = {"TCP": {"direct": (BACKEND, 8080), "one": (VIP, 80), "two": (VIP_TWO, 80)}}
+CALLED["UDP"] = {"direct": (BACKEND, 5353), "one": (VIP, 53), "two": (VIP_TWO, 53)}
+ORDERS = [*permutations(["direct", "one", "two"], 2), *permutations(["direct", "one", "two"])]
+
+
+def first_packet(protocol: str, called: str) -> Packet:
+    """From the one client port."""
+    address, port = CALLED[protocol][called]
+    return tcp(CLIENT, 10000, address, port) if protocol == "TCP" else udp(CLIENT, 10000, address, port)
+
+
+def later_packet(protocol: str, called: str) -> Packet:
+    """Data on the same way."""
+    address, port = CALLED[protocol][called]
+    if protocol == "TCP":
+        return tcp(CLIENT, 10000, address, port, "PA", payload=called.encode())
+    return udp(CLIENT, 10000, address, port, payload=called.encode())
+
+
+def check_own_answers(bed: Bed, seen: dict[str, Outcome], packets: dict[str, Packet], flags: str) -> None:
+    """The backend tells all of them apart, and each answer comes back to the flow that it belongs to."""
+    assert len({addresses(outcome) for outcome in seen.values()}) == len(seen)
+    for called, outcome in seen.items():
+        back = bed.run(Hook.FROM_POD, answer_to(outcome, flags), device="pod3")
+        assert addresses(back) == reverse(addresses(packets[called])), called
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: " then ".join(order))
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one after the other"])
+def test_N93_N94_each_has_its_own_answers(bed: Bed, protocol: str, order: tuple[str, ...], at_once: bool):
+    """In any order, half-open or established: the first keeps the port, later ones are given another."""
+    firsts = {called: first_packet(protocol, called) for called in order}
+    seen: dict[str, Outcome] = {}
+    for called in order:
+        seen[called] = bed.run(Hook.FROM_POD, firsts[called])
+        if not at_once:
+            check_own_answers(bed, {called: seen[called]}, firsts, "SA")
+    ports = [addresses(outcome)[1] for outcome in seen.values()]
+    assert ports[0] == 10000
+    assert all(port >= 32768 for port in ports[1:])
+    assert {addresses(outcome)[2] for outcome in seen.values()} == {BACKEND}
+    check_own_answers(bed, seen, firsts, "SA")
+
+    laters = {called: later_packet(protocol, called) for called in order}
+    again = {called: bed.run(Hook.FROM_POD, packet) for called, packet in laters.items()}
+    assert {called: addresses(outcome) for called, outcome in again.items()} == {
+        called: addresses(outcome) for called, outcome in seen.items()
+    }
+    check_own_answers(bed, again, laters, "PA")
+    assert bed.counted() == {"new_flow": len(order)}
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_N9_a_port_is_kept_where_nothing_is_in_its_way(bed: Bed, protocol: str):
+    """Other clients, or the same port to other backends: no source port is ever changed without need."""
+    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080"], f"{VIP}:53/UDP": [f"{BACKEND}:5353"]})
+    for client in (CLIENT, "10.1.0.4"):
+        packet = tcp(client, 10000, VIP, 80) if protocol == "TCP" else udp(client, 10000, VIP, 53)
+        assert addresses(bed.run(Hook.FROM_POD, packet))[:2] == (client, 10000)
+
+
+def test_TCP_and_UDP_do_not_meet(bed: Bed):
+    """One client port, one backend port, two protocols: two flows, nothing to change."""
+    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:80"], f"{VIP}:80/UDP": [f"{BACKEND}:80"]})
+    there = [bed.run(Hook.FROM_POD, packet) for packet in (tcp(CLIENT, 10000, VIP, 80), udp(CLIENT, 10000, VIP, 80))]
+    assert [addresses(outcome) for outcome in there] == [(CLIENT, 10000, BACKEND, 80)] * 2
+    assert [addresses(bed.answer(outcome)) for outcome in there] == [(VIP, 80, CLIENT, 10000)] * 2
+
+
+@pytest.mark.parametrize("first", ["direct", "one"])
+@pytest.mark.parametrize("second", ["one", "two"])
+def test_N95_a_new_connection_takes_a_closed_ones_port(bed: Bed, first: str, second: str):
+    """The port of a connection that was reset may be used at once, and is not changed for it."""
+    there = bed.establish(first_packet("TCP", first))
+    bed.run(Hook.FROM_POD, answer_to(there, "RA"), device="pod3")
+    packet = first_packet("TCP", second)
+    left = bed.run(Hook.FROM_POD, packet)
+    assert addresses(left) == (CLIENT, 10000, BACKEND, 8080)
+    assert addresses(bed.answer(left)) == reverse(addresses(packet))
+
+
+def test_N95_a_taken_over_answer_is_not_taken_back(bed: Bed):
+    """A UDP flow whose backend was taken away leaves its tuple to the next; when it goes on, that one stays whole."""
+    old, new = udp(CLIENT, 10000, VIP, 53), udp(CLIENT, 10000, VIP_TWO, 53)
+    bed.run(Hook.FROM_POD, old)
+    bed.serve({f"{VIP}:53/UDP": ["10.1.0.4:5353"], f"{VIP_TWO}:53/UDP": [f"{BACKEND}:5353"]})
+    left = bed.run(Hook.FROM_POD, new)
+    assert addresses(left) == (CLIENT, 10000, BACKEND, 5353)
+    assert addresses(bed.run(Hook.FROM_POD, old))[2] == "10.1.0.4"
+    assert addresses(bed.answer(left)) == reverse(addresses(new))

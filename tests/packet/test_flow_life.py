@@ -1,0 +1,278 @@
+"""A flow's life: states, what opens and closes it, a backend that goes away, and time."""
+
+from __future__ import annotations
+
+import pytest
+from packetbed import (
+    BACKEND,
+    CLIENT,
+    DROP,
+    MAC,
+    REDIRECT,
+    SECOND,
+    VIP,
+    Bed,
+    Entry,
+    Hook,
+    Outcome,
+    Packet,
+    addresses,
+    answer_to,
+    key_of,
+    leaves,
+    reverse,
+    tcp,
+    udp,
+)
+
+from pydatapath.kernel import clock, layout
+from pydatapath.kernel.layout import FlowFlag, FlowState
+
+SYN = tcp(CLIENT, 40000, VIP, 80)
+QUERY = udp(CLIENT, 40000, VIP, 53)
+BOTH = pytest.mark.parametrize("packet", [SYN, QUERY], ids=["TCP", "UDP"])
+ELSEWHERE = {f"{VIP}:80/TCP": [f"{SECOND}:8080"], f"{VIP}:53/UDP": [f"{SECOND}:5353"]}
+
+
+def client(flags: str) -> Packet:
+    """A segment of the client's."""
+    return tcp(CLIENT, 40000, VIP, 80, flags)
+
+
+def send(bed: Bed, packet: Packet) -> str:
+    """Sends a client's packet; the address of the backend that it went to."""
+    outcome = bed.run(Hook.FROM_POD, packet)
+    assert outcome.verdict == REDIRECT
+    return addresses(outcome)[2]
+
+
+def halves(bed: Bed, there: Outcome, packet: Packet, table: str = "flows") -> tuple[Entry, Entry]:
+    """Both directions of a flow."""
+    forward, back = bed.entry(packet, table), bed.entry(answer_to(there), table)
+    assert forward is not None
+    assert back is not None
+    return forward, back
+
+
+def states(bed: Bed, there: Outcome) -> set[int]:
+    """The states of a TCP flow's two directions."""
+    return {half.state for half in halves(bed, there, SYN)}
+
+
+# What opens and closes a connection
+
+
+def test_two_FINs_close(bed: Bed):
+    """One FIN is a half-closed connection, which may go on for long (N39); with the second it is closing."""
+    there = bed.establish(SYN)
+    send(bed, client("FA"))
+    assert states(bed, there) == {FlowState.ESTABLISHED}
+    assert [half.flags for half in halves(bed, there, SYN)] == [FlowFlag.FIN, FlowFlag.REPLY]
+    bed.answer(there, "FA")
+    assert states(bed, there) == {FlowState.CLOSING}
+    last = bed.run(Hook.FROM_POD, client("A"))
+    assert last.packet == bytes(leaves(client("A"), dst=BACKEND, dport=8080, mac=MAC[BACKEND]))
+
+
+def test_two_FINs_of_one_side_are_one(bed: Bed):
+    """A FIN that is sent again closes nothing."""
+    there = bed.establish(SYN)
+    send(bed, client("FA"))
+    send(bed, client("FA"))
+    assert states(bed, there) == {FlowState.ESTABLISHED}
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
+@pytest.mark.parametrize("flags", ["R", "RA"])
+def test_N38_RST_shortens_the_state(bed: Bed, side: str, flags: str):
+    """Translated like all others, it leaves the flow closing: its entries stay for what is still on its way."""
+    there = bed.establish(SYN)
+    outcome = bed.run(Hook.FROM_POD, client(flags)) if side == "client" else bed.answer(there, flags)
+    assert addresses(outcome) == (addresses(there) if side == "client" else reverse(addresses(SYN)))
+    assert states(bed, there) == {FlowState.CLOSING}
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
+def test_RST_ends_a_half_open_flow(bed: Bed, side: str):
+    """Refused or given up: both entries go, and the next attempt may be given another backend."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    outcome = bed.run(Hook.FROM_POD, client("R")) if side == "client" else bed.answer(there, "RA")
+    assert addresses(outcome) == (addresses(there) if side == "client" else reverse(addresses(SYN)))
+    assert bed.entries("half_open") == bed.entries("flows") == {}
+    bed.serve(ELSEWHERE)
+    assert send(bed, SYN) == SECOND
+
+
+@pytest.mark.parametrize("ended_by", ["RST", "FINs"])
+def test_N102_SYN_on_a_closing_connection_chooses_anew(bed: Bed, ended_by: str):
+    """A client may take its port again before TIME_WAIT is over; an old backend has no right to it."""
+    there = bed.establish(SYN)
+    for flags in ["R"] if ended_by == "RST" else ["FA"]:
+        send(bed, client(flags))
+        bed.answer(there, flags)
+    bed.serve(ELSEWHERE)
+    again = bed.run(Hook.FROM_POD, SYN)
+    assert addresses(again)[2] == SECOND
+    assert bed.entry(SYN, "flows") is None
+    assert halves(bed, again, SYN, "half_open")[0].packets == 1
+
+
+def test_N102_SYN_on_a_live_connection_chooses_nothing(bed: Bed):
+    """It goes where the connection goes, whatever the service says by now."""
+    bed.establish(SYN)
+    bed.serve(ELSEWHERE)
+    assert send(bed, SYN) == BACKEND
+
+
+def test_N103_a_SYN_sent_again_goes_to_the_same_backend(bed: Bed):
+    """With 16 backends to choose from, each of ten retransmissions goes where the first went, by the same ports."""
+    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:{port}" for port in range(8000, 8016)]})
+    seen = {addresses(bed.run(Hook.FROM_POD, SYN)) for _ in range(11)}
+    assert len(seen) == 1
+    assert bed.counted() == {"new_flow": 1}
+    entry = bed.entry(SYN, "half_open")
+    assert entry is not None
+    assert entry.packets == 11
+
+
+# A backend that goes away
+
+
+@pytest.mark.parametrize("established", [True, False], ids=["established", "half-open"])
+def test_C9_a_datagram_finds_another_backend_at_once(bed: Bed, established: bool):
+    """The packet itself sees that its backend no longer serves; both old entries are gone."""
+    there = bed.establish(QUERY) if established else bed.run(Hook.FROM_POD, QUERY)
+    bed.serve(ELSEWHERE)
+    assert send(bed, QUERY) == SECOND
+    assert key_of(answer_to(there)) not in {**bed.entries("flows"), **bed.entries("half_open")}
+    assert bed.counted() == {"new_flow": 2}
+
+
+@pytest.mark.parametrize("established", [True, False], ids=["established", "half-open"])
+def test_C8_a_connection_stays_with_a_backend_that_is_gone(bed: Bed, established: bool):
+    """TCP goes on, both ways, and only new connections go elsewhere."""
+    there = bed.establish(SYN) if established else bed.run(Hook.FROM_POD, SYN)
+    bed.serve(ELSEWHERE)
+    assert send(bed, client("A")) == BACKEND
+    assert addresses(bed.answer(there, "A")) == reverse(addresses(SYN))
+    assert send(bed, tcp(CLIENT, 40001, VIP, 80)) == SECOND
+
+
+@pytest.mark.parametrize("services", [{f"{VIP}:53/UDP": []}, {}], ids=["no backend left", "no service left"])
+def test_C9_N105_datagrams_end_with_the_service(bed: Bed, services: dict[str, list[str]]):
+    """Nobody is left: the next datagram is dropped by name, and the flow is over."""
+    bed.establish(QUERY)
+    bed.serve(services)
+    outcome = bed.run(Hook.FROM_POD, QUERY)
+    assert (outcome.verdict, outcome.packet) == (DROP, bytes(QUERY))
+    assert bed.entries("flows") == {}
+    assert bed.counted() == {"new_flow": 1, ("drop_no_backend" if services else "drop_no_service"): 1}
+
+
+def test_C9_another_backend_with_the_same_number_is_not_taken_for_the_old(bed: Bed):
+    """A backend's number may be given again; its generation tells."""
+    bed.establish(QUERY)
+    entry = bed.entry(QUERY)
+    assert entry is not None
+    bed.serve(ELSEWHERE)
+    bed.amend("flows", key_of(QUERY), backend=bed.newest_backend(), generation=entry.generation - 1)
+    assert send(bed, QUERY) == SECOND
+
+
+# Time
+
+
+LIVES = [(protocol, state) for protocol in ("TCP", "UDP") for state in FlowState if (protocol, state) != ("UDP", 2)]
+
+
+@pytest.mark.parametrize(("protocol", "state"), LIVES, ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize("over", [False, True], ids=["just before", "just after"])
+def test_N42_a_flow_is_over_at_its_timeout(bed: Bed, protocol: str, state: FlowState, over: bool):
+    """An entry that is too old is a miss, whoever collects it: its packets choose again, one second earlier not."""
+    packet = client("A") if protocol == "TCP" else QUERY
+    if state is FlowState.NEW:
+        bed.run(Hook.FROM_POD, packet)
+    else:
+        bed.establish(packet)
+    for key in bed.entries():
+        bed.amend("flows", key, state=state)
+    if protocol == "TCP":  # a datagram would choose again for its backend's sake
+        bed.serve(ELSEWHERE)
+    bed.age(layout.timeout(protocol, state) + (1 if over else -1))
+    goes_to = send(bed, packet)
+    assert bed.counted() == {"new_flow": 2 if over else 1}
+    assert goes_to == (SECOND if over and protocol == "TCP" else BACKEND)
+
+
+@BOTH
+@pytest.mark.parametrize("direction", ["there", "back"])
+def test_N5_either_direction_refreshes_both(bed: Bed, packet: Packet, direction: str):
+    """After over a second; so one-way traffic keeps both halves, and the LRU sees them equally recent."""
+    there = bed.establish(packet)
+    stamps = [half.last_seen for half in halves(bed, there, packet)]
+    bed.age(100)
+    outcome = bed.run(Hook.FROM_POD, packet) if direction == "there" else bed.answer(there, "A")
+    assert outcome.walked
+    fresh = [half.last_seen for half in halves(bed, there, packet)]
+    assert fresh[0] == fresh[1] >= max(stamps)
+    if packet is QUERY:
+        assert not bed.run(Hook.FROM_POD, packet).walked
+
+
+def test_a_fresh_stamp_is_not_written_again(bed: Bed):
+    """Within a second the hot path leaves the entry's time alone: no write that nobody needs."""
+    there = bed.establish(QUERY)
+    bed.age(0.5)
+    before = [half.last_seen for half in halves(bed, there, QUERY)]
+    assert not bed.run(Hook.FROM_POD, QUERY).walked
+    assert [half.last_seen for half in halves(bed, there, QUERY)] == before
+
+
+@BOTH
+def test_half_open_packets_refresh_both(bed: Bed, packet: Packet):
+    """What is sent again keeps both halves of a half-open flow, or its answer would find nothing."""
+    there = bed.run(Hook.FROM_POD, packet)
+    bed.age(100)
+    bed.run(Hook.FROM_POD, packet)
+    bed.age(100)
+    assert addresses(bed.answer(there)) == reverse(addresses(packet))
+
+
+@BOTH
+@pytest.mark.parametrize("lost", ["there", "back"])
+def test_N5_a_half_that_is_gone_is_made_anew(bed: Bed, packet: Packet, lost: str):
+    """Whoever deleted it, the next packet of the other direction that looks (within a second or so) heals it."""
+    there = bed.establish(packet)
+    before = halves(bed, there, packet)
+    answer = answer_to(there, "A")
+    bed.maps["flows"].delete(key_of(packet if lost == "there" else answer))
+    bed.age(2)
+    bed.run(Hook.FROM_POD, answer if lost == "there" else packet, device="pod3" if lost == "there" else "pod2")
+    after = halves(bed, there, packet)
+    for old, new in zip(before, after, strict=True):
+        assert (new.to, new.backend, new.generation, new.state, new.flags) == (
+            old.to,
+            old.backend,
+            old.generation,
+            old.state,
+            old.flags,
+        )
+        assert abs(new.last_seen - old.last_seen) < 10 * clock.HZ
+
+
+@BOTH
+def test_N5_a_half_open_flow_is_made_whole(bed: Bed, packet: Packet):
+    """A flood may push one half out of the half-open table: what is sent again puts it back."""
+    there = bed.run(Hook.FROM_POD, packet)
+    bed.maps["half_open"].delete(key_of(answer_to(there)))
+    bed.run(Hook.FROM_POD, packet)
+    assert addresses(bed.answer(there)) == reverse(addresses(packet))
+
+
+def test_N5_a_FIN_that_heals_counts(bed: Bed):
+    """A closing packet that meets a missing half is remembered all the same."""
+    there = bed.establish(SYN)
+    bed.maps["flows"].delete(key_of(answer_to(there)))
+    send(bed, client("FA"))
+    bed.answer(there, "FA")
+    assert states(bed, there) == {FlowState.CLOSING}

@@ -1,0 +1,113 @@
+"""What the traffic tests play on: a lab, its echo servers and its datapaths, services, and the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydatapath import Datapath, EndpointSlice, Options, Service, schema
+from pydatapath.lab import Host, Lab, LabSpec, Pod
+
+__all__ = ["BIG", "PORT", "VIP_PORT", "Cluster", "cluster_up", "objects", "pydatapath"]
+
+BIG = bool(os.environ.get("PYDATAPATH_BIG"))  # the figures of the issue's "must show", for a run by hand
+VIP_PORT = 80
+PORT = 8080
+SERVER = Path(__file__).with_name("echo_server.py")
+PYDATAPATH = Path(sys.executable).with_name("pydatapath")
+READY_SECONDS = 10.0
+
+
+def objects(
+    name: str, vip: str, pods: Iterable[Pod], *, port: int = VIP_PORT, target: int = PORT
+) -> list[Service | EndpointSlice]:
+    """A service at `vip`, over TCP and UDP, and the slice of its backends."""
+    kinds = [{"name": kind.lower(), "protocol": kind} for kind in ("TCP", "UDP")]
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"clusterIP": vip, "ports": [{**kind, "port": port, "targetPort": target} for kind in kinds]},
+    }
+    backends = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{**kind, "port": target} for kind in kinds],
+        "endpoints": [{"addresses": [pod.address], "nodeName": pod.node.netns} for pod in pods],
+    }
+    return [schema.parse(service, "test"), schema.parse(backends, "test")]
+
+
+def pydatapath(*arguments: str, stdin: str = "", before: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
+    """The command line, as a user runs it; `before` is what is put before it, such as setpriv."""
+    command = [*before, str(PYDATAPATH), *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+
+
+class Cluster:
+    """A lab whose nodes are loaded, each with an instance of its own, and whose pods may serve."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.datapaths: dict[int, Datapath] = {}
+        self._servers: dict[str, subprocess.Popen[str]] = {}
+
+    def load(self, *nodes: int) -> None:
+        """Load the datapath on these nodes."""
+        for number in nodes:
+            name = self.lab.node(number).netns
+            self.datapaths[number] = Datapath.load(Options(node_name=name), netns=name)
+
+    def apply(self, name: str, vip: str, pods: Iterable[Pod], **ports: int) -> None:
+        """Make a service, or change it, on all loaded nodes."""
+        made = objects(name, vip, pods, **ports)
+        for datapath in self.datapaths.values():
+            datapath.apply(made)
+
+    def serve(self, *pods: Pod, ports: Iterable[int] = (PORT,)) -> None:
+        """Start echo servers, and wait until they listen."""
+        for pod in pods:
+            command = [sys.executable, "-I", "-S", str(SERVER), pod.name, *map(str, ports)]
+            self._servers[pod.name] = pod.popen(command, stdout=subprocess.PIPE)
+        for pod in pods:
+            output = self._servers[pod.name].stdout
+            assert output is not None
+            assert select.select([output], [], [], READY_SECONDS)[0], f"{pod.name} does not get ready"
+            assert output.readline() == "ready\n"
+
+    def kill(self, pod: Pod) -> None:
+        """End the server of a pod, as a crash does."""
+        server = self._servers.pop(pod.name)
+        server.kill()
+        server.communicate(timeout=READY_SECONDS)
+
+    def close(self) -> None:
+        """End all servers and unload."""
+        for pod in self.lab.pods:
+            if pod.name in self._servers:
+                self.kill(pod)
+        for datapath in self.datapaths.values():
+            datapath.unload()
+
+    def hosts(self) -> tuple[Host, ...]:
+        """All namespaces of the lab."""
+        return self.lab.hosts
+
+
+@contextlib.contextmanager
+def cluster_up(name: str, *, nodes: int = 2, pods: int = 3, loaded: Iterable[int] = (1,)) -> Iterator[Cluster]:
+    """A cluster for the length of the block; nothing of it stays."""
+    with Lab.up(LabSpec(name, nodes=nodes, pods=pods)) as lab:
+        cluster = Cluster(lab)
+        try:
+            cluster.load(*loaded)
+            yield cluster
+        finally:
+            cluster.close()
