@@ -52,11 +52,16 @@ static inline bool opens_connection(u8 tcp_flags)
 	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* An entry whose tuple may be given to a new flow. A closed connection's may when a new one opens (N95, N102). */
+/*
+ * An entry whose tuple may be given to a new flow. Where a new connection opens, a closed one's may (N95), and one's
+ * whose backend is gone: nobody is sent there any more (N102).
+ */
 static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
 {
-	return flow_expired(flow) || flow_lost_backend(flow) ||
-	       (flow->state == FLOW_CLOSING && opens_connection(tcp_flags));
+	if (flow_expired(flow) || flow_lost_backend(flow))
+		return true;
+	return opens_connection(tcp_flags) &&
+	       (flow->state == FLOW_CLOSING || backend_is_gone(flow->backend, flow->generation));
 }
 
 static inline void flow_count(struct flow *flow, const struct packet *packet)
@@ -188,8 +193,7 @@ enum claim { CLAIMED, TAKEN };
  * Claims the reply's tuple. TAKEN: a live flow has it, such as a direct connection with the same ports (N93).
  * half_open is the one gate: whoever has claimed there looks into the main table, so of two CPUs one sees the other.
  */
-static inline enum claim flow_claim_reply(const struct tuple *key, struct tuple *reply_key, struct flow *reply,
-					  u8 tcp_flags)
+static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *reply, u8 tcp_flags)
 {
 	struct flow *holder;
 	struct tuple holder_key;
@@ -228,7 +232,7 @@ static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct
 	for (int try = 0; try < CLAIM_TRIES; try++) {
 		reply = flow_opposite(flow, key);
 		reply_key = tuple_reverse(&flow->to);
-		if (flow_claim_reply(key, &reply_key, &reply, packet->tcp_flags) == CLAIMED)
+		if (flow_claim_reply(&reply_key, &reply, packet->tcp_flags) == CLAIMED)
 			goto claimed;
 		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (bpf_get_prandom_u32() & CLAIM_PORT_MASK));
 		flow->flags &= ~FLOW_PLAIN;
