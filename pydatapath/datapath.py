@@ -2,7 +2,7 @@
 
 from pydatapath import Datapath
 with Datapath.open() as datapath:
-    for service in datapath.services():
+    for service in datapath.services:
         print(service.service.key, len(service.backends))
 """
 
@@ -163,6 +163,7 @@ class Datapath:
         with Records(self.instance.records) as records:
             return self._service_statuses(records, [self._stored_service(records, key)])[0]
 
+    @property
     def services(self) -> list[ServiceStatus]:
         """Every service with its backends, by namespace and name."""
         with Records(self.instance.records) as records:

@@ -36,7 +36,7 @@ def list_(target: Target, service: str | None, output: str) -> None:
       pydatapath backend list default/web
     """
     with target.open() as datapath:
-        found = [datapath.service(service)] if service else datapath.services()
+        found = [datapath.service(service)] if service else datapath.services
     if output in ("json", "yaml"):
         dump([{"service": one.service.key, **row} for one in found for row in one.as_json()["backends"]], output)
         return

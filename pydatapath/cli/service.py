@@ -45,7 +45,7 @@ def list_(target: Target, output: str) -> None:
       pydatapath service list -o json
     """
     with target.open() as datapath:
-        found = datapath.services()
+        found = datapath.services
     if output in ("json", "yaml"):
         dump([one.as_json() for one in found], output)
         return
