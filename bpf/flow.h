@@ -52,16 +52,18 @@ static inline bool opens_connection(u8 tcp_flags)
 	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/*
- * An entry whose tuple may be given to a new flow. Where a new connection opens, a closed one's may (N95), and one's
- * whose backend is gone: nobody is sent there any more (N102).
- */
+/* An entry whose tuple may be given to a new flow. A closed connection's may when a new one opens (N95). */
 static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
 {
-	if (flow_expired(flow) || flow_lost_backend(flow))
-		return true;
-	return opens_connection(tcp_flags) &&
-	       (flow->state == FLOW_CLOSING || backend_is_gone(flow->backend, flow->generation));
+	return flow_expired(flow) || flow_lost_backend(flow) ||
+	       (flow->state == FLOW_CLOSING && opens_connection(tcp_flags));
+}
+
+/* Its own packet begins it anew: also where that opens a connection, and the backend is gone (N102). C8 keeps others'. */
+static inline bool flow_begins_anew(const struct flow *flow, u8 tcp_flags)
+{
+	return flow_is_over(flow, tcp_flags) ||
+	       (opens_connection(tcp_flags) && backend_is_gone(flow->backend, flow->generation));
 }
 
 static inline void flow_count(struct flow *flow, const struct packet *packet)
@@ -117,7 +119,7 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	if (!flow)
 		return false;
 	other_key = tuple_reverse(&flow->to);
-	if (flow_is_over(flow, packet->tcp_flags)) {
+	if (flow_begins_anew(flow, packet->tcp_flags)) {
 		flows.delete(&other_key);
 		flows.delete((struct tuple *)key);
 		return false;
@@ -127,13 +129,15 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	*found = *flow;
 
 	other = flows.lookup(&other_key);
-	if (other) {
-		other->last_seen = flow->last_seen;
-		flow_note_closing(flow, other, packet->tcp_flags);
-	} else {
+	if (!other) {
 		struct flow opposite = flow_opposite(found, key);
 
 		flows.update(&other_key, &opposite);
+		other = flows.lookup(&other_key);
+	}
+	if (other) {
+		other->last_seen = flow->last_seen;
+		flow_note_closing(flow, other, packet->tcp_flags);
 	}
 	return true;
 }
@@ -156,37 +160,6 @@ static inline void flow_promote(struct tuple *key, struct flow *flow)
 	half_open.delete(&other_key);
 }
 
-/* A packet of a flow that has had no reply yet; the reply itself promotes it. */
-static inline bool flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found)
-{
-	struct flow *flow = half_open.lookup(key);
-	struct tuple other_key;
-
-	if (!flow)
-		return false;
-	other_key = tuple_reverse(&flow->to);
-	if (flow_is_over(flow, packet->tcp_flags)) {
-		half_open.delete(&other_key);
-		half_open.delete(key);
-		return false;
-	}
-	flow->last_seen = now();
-	flow_count(flow, packet);
-	*found = *flow;
-	if (packet->tcp_flags & TCP_RST) {
-		/* Refused, or given up: the next attempt is a new flow, with a new choice */
-		half_open.delete(&other_key);
-		half_open.delete(key);
-	} else if (found->flags & FLOW_REPLY) {
-		flow_promote(key, found);
-	} else {
-		flow = half_open.lookup(&other_key);
-		if (flow)
-			flow->last_seen = found->last_seen;
-	}
-	return true;
-}
-
 enum claim { CLAIMED, TAKEN };
 
 /*
@@ -200,8 +173,13 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 
 	if (half_open.insert(reply_key, reply)) {
 		holder = half_open.lookup(reply_key);
-		if (holder && !flow_is_over(holder, tcp_flags) && !tuple_equal(&holder->to, &reply->to))
-			return TAKEN;
+		if (holder && !tuple_equal(&holder->to, &reply->to)) {
+			if (!flow_is_over(holder, tcp_flags))
+				return TAKEN;
+			/* Its other half must not stay: when it is found to be over, it would take our reply with it */
+			holder_key = tuple_reverse(&holder->to);
+			half_open.delete(&holder_key);
+		}
 		half_open.update(reply_key, reply);
 	}
 	holder = flows.lookup(reply_key);
@@ -215,6 +193,50 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 	}
 	half_open.delete(reply_key);
 	return TAKEN;
+}
+
+/* A half-open flow's reply is refreshed with it; one that is gone is claimed anew (N5). False: another has it. */
+static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_key, const struct flow *flow,
+				   u8 tcp_flags)
+{
+	struct flow *reply = half_open.lookup(reply_key), again;
+
+	if (reply) {
+		reply->last_seen = flow->last_seen;
+		return true;
+	}
+	again = flow_opposite(flow, key);
+	return flow_claim_reply(reply_key, &again, tcp_flags) == CLAIMED;
+}
+
+/* A packet of a flow that has had no reply yet; the reply itself promotes it. */
+static inline bool flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found)
+{
+	struct flow *flow = half_open.lookup(key);
+	struct tuple other_key;
+
+	if (!flow)
+		return false;
+	other_key = tuple_reverse(&flow->to);
+	if (flow_begins_anew(flow, packet->tcp_flags)) {
+		half_open.delete(&other_key);
+		half_open.delete(key);
+		return false;
+	}
+	flow->last_seen = now();
+	flow_count(flow, packet);
+	*found = *flow;
+	if (packet->tcp_flags & TCP_RST) {
+		/* Refused, or given up: the next attempt is a new flow, with a new choice */
+		half_open.delete(&other_key);
+		half_open.delete(key);
+	} else if (found->flags & FLOW_REPLY) {
+		flow_promote(key, found);
+	} else if (!flow_keep_reply(key, &other_key, found, packet->tcp_flags)) {
+		half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
+		return false;
+	}
+	return true;
 }
 
 /*

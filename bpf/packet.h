@@ -52,14 +52,16 @@ struct packet {
 	__u8 tcp_flags;		/* TCP_FIN | ...; 0 for UDP */
 };
 
-static inline bool packet_length_lies(const struct __sk_buff *skb, const struct iphdr *ip, __u32 headers)
+/* `transport` is the length that TCP's or UDP's own header gives, `least` the shortest there is */
+static inline bool packet_length_lies(const struct __sk_buff *skb, const struct iphdr *ip, __u32 ip_length,
+				      __u32 transport, __u32 least)
 {
 	__u32 total = bpf_ntohs(ip->tot_len);
 
 	/* A GSO packet over 64 KiB (BIG TCP) has no total length: Linux commit b1a78b9b9886, in v6.3 */
 	if (total == 0)
 		return skb->gso_segs == 0;
-	return total < headers || total > skb->len - IP_OFFSET;
+	return transport < least || total < ip_length + transport || total > skb->len - IP_OFFSET;
 }
 
 static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *packet)
@@ -67,7 +69,7 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *ethernet = data;
 	struct iphdr *ip = (void *)(ethernet + 1);
-	__u32 ip_length, transport_length;
+	__u32 ip_length, transport_length, least;
 
 	if ((void *)(ethernet + 1) > end)
 		return PARSED_SHORT;
@@ -89,19 +91,21 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	packet->transport_offset = IP_OFFSET + ip_length;
 	packet->length = skb->len - IP_OFFSET;
 	if (ip->protocol == IPPROTO_TCP) {
-		transport_length = sizeof(struct tcphdr);
 		if ((void *)(packet->tcp + 1) > end)
 			return PARSED_SHORT;
+		transport_length = packet->tcp->doff * 4;
+		least = sizeof(struct tcphdr);
 		packet->tcp_flags = ((__u8 *)packet->tcp)[13];
 	} else if (ip->protocol == IPPROTO_UDP) {
-		transport_length = sizeof(struct udphdr);
 		if ((void *)(packet->udp + 1) > end)
 			return PARSED_SHORT;
+		transport_length = bpf_ntohs(packet->udp->len); /* a part is enough: RFC 9868 has options behind it */
+		least = sizeof(struct udphdr);
 		packet->tcp_flags = 0;
 	} else {
 		return PARSED_OTHER;
 	}
-	if (packet_length_lies(skb, ip, ip_length + transport_length))
+	if (packet_length_lies(skb, ip, ip_length, transport_length, least))
 		return PARSED_MALFORMED;
 	return PARSED;
 }

@@ -2,7 +2,7 @@
 
 from pydatapath import Datapath
 with Datapath.open("default") as datapath:
-    for one in datapath.services():
+    for one in datapath.services:
         print(one.service.key, [backend.address for backend in one.backends])
 """
 

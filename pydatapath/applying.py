@@ -71,17 +71,13 @@ def apply(
     outcomes = [_store(records, edit, one, stored) for one, stored in given]
     over = set(delete) | (records.keys() - {stored.key for _, stored in given} if prune else set())
     outcomes += [_forget(records, edit, key) for key in sorted(over)]
-    if records.get(UNFINISHED):
-        _touch_all(records, edit)
-    _program(records, maps, edit, dry_run=dry_run)
+    _program(records, maps, edit, whole=bool(records.get(UNFINISHED)), dry_run=dry_run)
     return outcomes
 
 
 def refresh_all(records: Records, maps: Maps) -> None:
     """Brings the maps to what the records say, whatever they hold: after an upgrade or an interrupted change."""
-    edit = _Edit()
-    _touch_all(records, edit)
-    _program(records, maps, edit, dry_run=False)
+    _program(records, maps, _Edit(), whole=True, dry_run=False)
 
 
 def _to_stored(one: Service | EndpointSlice) -> Stored:
@@ -123,9 +119,11 @@ def _touch_all(records: Records, edit: _Edit) -> None:
         edit.touched[port.namespace, port.service] = None
 
 
-def _program(records: Records, maps: Maps, edit: _Edit, *, dry_run: bool) -> None:
-    """From the touched services to the maps."""
-    if not edit.touched:
+def _program(records: Records, maps: Maps, edit: _Edit, *, whole: bool, dry_run: bool) -> None:
+    """From the touched services to the maps; with `whole` from all there are, and the maps may hold anything."""
+    if whole:
+        _touch_all(records, edit)
+    elif not edit.touched:
         return
     before: dict[int, list[Address]] = {}
     for key in edit.touched:
@@ -136,20 +134,21 @@ def _program(records: Records, maps: Maps, edit: _Edit, *, dry_run: bool) -> Non
         ports = _plan(records, edit, namespace, name)
         numbers |= records.register(namespace, name, ports)
         wanted += ports
-    live = tables.read_live(maps, {*before, *numbers.values()})
+    live = tables.read_live(maps, None if whole else {*before, *numbers.values()})
     try:
-        change = plan.change(wanted, before, numbers, live)
+        change = plan.change(wanted, live.called if whole else before, numbers, live)
     except plan.OutOfRoom as full:
         raise KernelError(
             f"the map {full.table!r} has no room left: it holds {full.size:,} entries",
             hint="load again with a larger --max-backends",
         ) from None
     tables.check_room(maps, change)
-    if dry_run or change.empty:
+    if dry_run:
         return
-    records.put({UNFINISHED: True})
-    records.commit()
-    tables.write(maps, change)
+    if not change.empty:
+        records.put({UNFINISHED: True})
+        records.commit()
+        tables.write(maps, change)
     records.put({UNFINISHED: False})
 
 

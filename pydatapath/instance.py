@@ -77,7 +77,11 @@ class Instance:
         """Hold the instance alone for the length of the block. Raises Conflict, naming who holds it, after 30 s."""
         while True:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError), open(self.directory / "lock", "a+") as lock:
+            try:
+                lock = open(self.directory / "lock", "a+")  # noqa: SIM115 - closed by the block below
+            except FileNotFoundError:
+                continue  # an unload has just taken the folder away
+            with lock:
                 self._wait_for(lock.fileno())
                 # An unload that we waited for has taken the folder, and this lock with it, away
                 if os.fstat(lock.fileno()).st_nlink:
@@ -96,7 +100,7 @@ class Instance:
                 if time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                holder = (self.directory / "lock").read_text() or "unknown"
+                holder = os.pread(descriptor, 32, 0).decode() or "unknown"
                 raise Conflict(
                     f"instance {self.name!r} has been busy for {LOCK_SECONDS:.0f} s: process {holder} holds its lock",
                     hint="wait for that command, or end it",
@@ -133,8 +137,11 @@ def find(name: str, namespace: str) -> Instance:
     Without a namespace it is the one of the current namespace, else the only one of that name on the machine.
     """
     instance = here(name, namespace)
-    if instance.records.exists():
-        return instance
+    try:
+        if instance.records.exists():
+            return instance
+    except PermissionError as error:
+        raise DatapathError(f"instance {name!r} cannot be read: {error.strerror}", hint="run it with sudo") from None
     others = [] if namespace else loaded(name)
     if len(others) == 1:
         return others[0]

@@ -12,9 +12,10 @@ from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Hook
 
-__all__ = ["DEFAULT_SERVICE_CIDR", "Attachment", "Node", "Options", "resolve"]
+__all__ = ["DEFAULT_SERVICE_CIDR", "LIMITS", "Attachment", "Node", "Options", "resolve"]
 
 DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
+LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22)}  # the least and the most
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Options:
             if not good:
                 wanted = "a list of strings" if isinstance(known[name], tuple) else type(known[name]).__name__
                 raise DatapathError(f"option {name!r} must be {wanted}, not {value!r}")
+            least, most = LIMITS.get(name, (0, 0))
+            if name in LIMITS and not least <= value <= most:
+                raise DatapathError(f"option {name!r} must be from {least:,} to {most:,}, not {value:,}")
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return Options(**given)
 

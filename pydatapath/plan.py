@@ -176,7 +176,10 @@ class OutOfRoom(Exception):
 
 
 def change(
-    wanted: Collection[PortPlan], before: Mapping[int, list[Address]], numbers: Mapping[tuple[str, ...], int], live: Live
+    wanted: Collection[PortPlan],
+    before: Mapping[int, list[Address]],
+    numbers: Mapping[tuple[str, ...], int],
+    live: Live,
 ) -> Change:
     """The writes for some service ports.
 
@@ -189,8 +192,9 @@ def change(
     staying: set[int] = set()
     for port in wanted:
         number = numbers[port.key]
-        runs = (live.services[at] for at in before.get(number, ()) if at in live.services)
-        run, members = _run_of(port, next((one for one in runs if one.number == number), Run(0, 0, number)), live, result)
+        runs = (live.services.get(at) for at in before.get(number, ()))
+        old = next((one for one in runs if one and one.number == number), Run(0, 0, number))
+        run, members = _run_of(port, old, live, result)
         if run is None:
             run = Run(room.take(len(members)), len(members), number)
             result.slots[run.first_slot] = members
@@ -207,7 +211,7 @@ def change(
 
 
 def _run_of(port: PortPlan, old: Run, live: Live, result: Change) -> tuple[Run | None, tuple[int, ...]]:
-    """The run of a service port, None where it takes a fresh one, and the backends in it: those it has, and new ones."""
+    """The run of a service port, None where it takes a fresh one, and its backends: those it has, and new ones."""
     slots = live.slots[old.first_slot] if old.slot_count else ()
     have = {live.backends[one].address: one for one in slots if one in live.backends}
     if tuple(have) == port.backends and len(slots) == len(have):

@@ -83,7 +83,7 @@ class LazyGroup(click.Group):
 @click.option("-q", "--quiet", is_flag=True, envvar="PYDATAPATH_QUIET", help="Say nothing but errors.")
 @click.pass_context
 def cli(ctx: click.Context, instance: str, netns: str, verbose: bool, quiet: bool) -> None:
-    r"""Service load balancing in the kernel, by eBPF at tc hooks, steered by Kubernetes manifests.
+    """Service load balancing in the kernel, by eBPF at tc hooks, steered by Kubernetes manifests.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ __all__ = ["backend"]
 
 @click.group()
 def backend() -> None:
-    r"""Backends: the endpoints that serve a service.
+    """Backends: the endpoints that serve a service.
 
     \b
     Examples:
@@ -29,7 +29,7 @@ def backend() -> None:
 @output_option
 @click.pass_obj
 def list_(target: Target, service: str | None, output: str) -> None:
-    r"""The backends of one service, or of all.
+    """The backends of one service, or of all.
 
     \b
     Example:
@@ -50,7 +50,7 @@ def list_(target: Target, service: str | None, output: str) -> None:
 @click.option("--node", default="", metavar="N", help="The node it is on (default: not said).")
 @click.pass_obj
 def add(target: Target, service: str, address: tuple[str, int | None], node: str) -> None:
-    r"""Add a backend to a service.
+    """Add a backend to a service.
 
     \b
     Example:
@@ -67,7 +67,7 @@ def add(target: Target, service: str, address: tuple[str, int | None], node: str
 @click.argument("address", type=BACKEND, metavar="IP[:PORT]")
 @click.pass_obj
 def remove(target: Target, service: str, address: tuple[str, int | None]) -> None:
-    r"""Take a backend from a service. New flows go to the others; open TCP connections to it go on.
+    """Take a backend from a service. New flows go to the others; open TCP connections to it go on.
 
     \b
     Example:

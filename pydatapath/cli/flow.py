@@ -32,7 +32,7 @@ def _filters(command: Command) -> Command:
 
 @click.group()
 def flow() -> None:
-    r"""The flows that are tracked: those to services, and plain ones to backends.
+    """The flows that are tracked: those to services, and plain ones to backends.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def flow() -> None:
 @output_option
 @click.pass_obj
 def list_(target: Target, /, limit: int | None, output: str, **wanted: str | None) -> None:
-    r"""Every flow in both its directions, as `conntrack -L` shows it.
+    """Every flow in both its directions, as `conntrack -L` shows it.
 
     \b
     Example:
@@ -81,7 +81,7 @@ def list_(target: Target, /, limit: int | None, output: str, **wanted: str | Non
 @output_option
 @click.pass_obj
 def count(target: Target, /, output: str, **wanted: str | None) -> None:
-    r"""How many flows there are.
+    """How many flows there are.
 
     \b
     Example:

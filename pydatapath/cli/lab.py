@@ -35,7 +35,7 @@ _STYLES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 @click.group()
 def lab() -> None:
-    r"""A cluster on this machine, made of network namespaces.
+    """A cluster on this machine, made of network namespaces.
 
     A switch, nodes with a bridge each and routes between them, pods with eth0 (node1-pod1 has two containers, app
     and sidecar), and a client outside. Each is a namespace: `ip netns list` shows them.
@@ -57,7 +57,7 @@ def lab() -> None:
 @_name
 @click.pass_obj
 def up(target: Target, nodes: int, pods: int, name: str) -> None:
-    r"""Bring a lab up.
+    """Bring a lab up.
 
     \b
     Examples:
@@ -82,7 +82,9 @@ def up(target: Target, nodes: int, pods: int, name: str) -> None:
 @_name
 @click.pass_obj
 def down(target: Target, name: str) -> None:
-    r"""Take a lab away, with all processes that run in it and every datapath that is loaded there.
+    """Take a lab away, with what runs in it.
+
+    Its processes are ended, and datapaths that are loaded on its nodes are unloaded.
 
     \b
     Example:
@@ -98,7 +100,9 @@ def down(target: Target, name: str) -> None:
 @lab.command("list")
 @output_option
 def list_(output: str) -> None:
-    r"""List the labs that are up, with their namespaces and addresses; `-o wide` also where the cables end.
+    """List the labs that are up.
+
+    With their namespaces and addresses; `-o wide` also says where the cables end.
 
     \b
     Example:
@@ -127,7 +131,7 @@ def list_(output: str) -> None:
 @_name
 @output_option
 def show(name: str, output: str) -> None:
-    r"""Draw a lab as a tree, with interfaces and addresses.
+    """Draw a lab as a tree, with interfaces and addresses.
 
     \b
     Example:
@@ -148,9 +152,10 @@ def show(name: str, output: str) -> None:
 @lab.command()
 @click.pass_obj
 def demo(target: Target) -> None:
-    r"""Show what this is all about: a cluster comes up, and packets reach a service through eBPF.
+    """See it work: a cluster, a service, real packets.
 
-    Takes a few seconds, touches no network of this machine, and leaves nothing behind.
+    A cluster comes up, and packets reach a service through eBPF in all the ways there are. It takes a few seconds,
+    touches no network of this machine, and leaves nothing behind.
 
     \b
     Example:
@@ -176,7 +181,7 @@ def demo(target: Target) -> None:
 @click.argument("pod", metavar="POD[/CONTAINER]")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- CMD [ARG]...")
 def exec_(pod: str, command: tuple[str, ...]) -> None:
-    r"""Run CMD in a pod, or in any other namespace of a lab; its exit code is passed on.
+    """Run CMD in a pod, or in any other namespace of a lab; its exit code is passed on.
 
     POD is the namespace (lab-node1-pod1), or its name within the lab (node1-pod1) when only one lab has it. With
     /CONTAINER, CMD gets its own host name, process ids and mounts beside the pod's network, as a container does.
@@ -227,7 +232,8 @@ def _to_go_on() -> list[str]:
     from pydatapath.lab.stage import MANIFEST, VIP
 
     example = Path("examples", MANIFEST.name)
-    command = "pydatapath" if shutil.which("pydatapath") else _short(Path(sys.argv[0]))
+    called = Path(sys.argv[0])
+    command = "pydatapath" if shutil.which("pydatapath") or called.name != "pydatapath" else _short(called)
     python = _short(Path(sys.executable))
     return [
         "",

@@ -30,7 +30,7 @@ __all__ = ["doctor", "load", "status", "unload"]
 @click.option("--max-backends", type=click.IntRange(16, 1 << 22), metavar="N", help="Backends of all services (65536).")
 @click.pass_obj
 def load(target: Target, /, config: str | None, **given: Any) -> None:
-    r"""Load the datapath, or exchange the one that is loaded, without a packet lost.
+    """Load the datapath, or exchange the one that is loaded, without a packet lost.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def _read_config(path: str) -> dict[str, Any]:
 @click.option("--all", "everything", is_flag=True, help="Every instance on this machine, and what dead ones left.")
 @click.pass_obj
 def unload(target: Target, everything: bool) -> None:
-    r"""Take the datapath out of the kernel; the host is left as it was.
+    """Take the datapath out of the kernel; the host is left as it was.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def unload(target: Target, everything: bool) -> None:
 @output_option
 @click.pass_obj
 def status(target: Target, output: str) -> None:
-    r"""What is loaded, where, since when; how full the maps are; what is not as load left it.
+    """What is loaded, where, since when; how full the maps are; what is not as load left it.
 
     \b
     Examples:
@@ -153,7 +153,7 @@ def _print_status(found: Status, *, wide: bool) -> None:
 @click.command()
 @output_option
 def doctor(output: str) -> None:
-    r"""Each thing this host needs, found or not, and what to do about it. Exit code 1 when load could not work.
+    """Each thing this host needs, found or not, and what to do about it. Exit code 1 when load could not work.
 
     \b
     Example:

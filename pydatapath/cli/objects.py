@@ -20,7 +20,7 @@ KINDS = {"service": "Service", "svc": "Service", "endpointslice": "EndpointSlice
 @click.option("--dry-run", is_flag=True, help="Only say what would become of each object.")
 @click.pass_obj
 def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool) -> None:
-    r"""Make the Services and EndpointSlices of manifests; all of them, or none where one is wrong.
+    """Make the Services and EndpointSlices of manifests; all of them, or none where one is wrong.
 
     Other kinds that Kubernetes has are named and skipped.
 
@@ -48,7 +48,7 @@ def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool)
 @click.argument("kind_and_names", nargs=-1, metavar="[KIND NAME...]")
 @click.pass_obj
 def delete(target: Target, filename: tuple[str, ...], kind_and_names: tuple[str, ...]) -> None:
-    r"""Delete objects, by manifest or by kind and name.
+    """Delete objects, by manifest or by kind and name.
 
     \b
     Examples:

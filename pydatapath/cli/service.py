@@ -23,7 +23,7 @@ BACKEND_HEAD = ["BACKEND", "NODE", "NAME", "LOCAL", "STATE", "FLOWS"]
 
 @click.group()
 def service() -> None:
-    r"""Services: addresses that outlive the pods behind them.
+    """Services: addresses that outlive the pods behind them.
 
     \b
     Examples:
@@ -38,7 +38,7 @@ def service() -> None:
 @output_option
 @click.pass_obj
 def list_(target: Target, output: str) -> None:
-    r"""All services and how many backends serve each.
+    """All services and how many backends serve each.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def _port(port: ServicePort) -> str:
 @output_option
 @click.pass_obj
 def show(target: Target, name: str, output: str) -> None:
-    r"""One service and its backends.
+    """One service and its backends.
 
     \b
     Example:
@@ -129,7 +129,7 @@ def add(
     cluster_ip: str | None,
     backends: tuple[tuple[str, int | None], ...],
 ) -> None:
-    r"""Add a service by hand; it is the same object as a manifest makes.
+    """Add a service by hand; it is the same object as a manifest makes.
 
     \b
     Examples:
@@ -148,7 +148,7 @@ def add(
 @click.argument("name")
 @click.pass_obj
 def delete(target: Target, name: str) -> None:
-    r"""Delete a service and its slices. Open connections go on.
+    """Delete a service and its slices. Open connections go on.
 
     \b
     Example:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,10 +59,11 @@ def entered(path: str | None) -> Iterator[None]:
             _setns(there.fileno(), path)
         yield
     finally:
-        try:
-            _setns(home, "the namespace that we came from")
-        finally:
-            os.close(home)
+        stranded = _libc.setns(home, CLONE_NEWNET) != 0
+        os.close(home)
+        # An error that is on its way, such as being refused at the door, says more
+        if stranded and sys.exception() is None:
+            raise KernelError("cannot go back to the network namespace that we came from")
 
 
 def cookie(path: str | None = None) -> int:
@@ -74,4 +77,5 @@ def cookie(path: str | None = None) -> int:
 def _setns(descriptor: int, what: str) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
-        raise KernelError(f"cannot enter network namespace {what}: {os.strerror(code)}", errno=code)
+        hint = "run it with sudo" if code == errno.EPERM else ""
+        raise KernelError(f"cannot enter network namespace {what}: {os.strerror(code)}", errno=code, hint=hint)

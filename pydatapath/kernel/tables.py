@@ -58,22 +58,27 @@ def _unpack_backend(raw: bytes) -> tuple[LiveBackend, BackendState]:
     return LiveBackend(at, generation, service), BackendState(state)
 
 
-def read_live(maps: Maps, numbers: Iterable[int]) -> Live:
-    """What the maps hold for the service ports of these numbers, and where there is room for more."""
-    changing = set(numbers)
-    live = Live(slot_limit=maps["slots"].info.max_entries)
+def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
+    """What the maps hold for the service ports of these numbers (None: of all), and where there is room for more."""
+    changing = set(numbers or ())
+    live = Live(slot_limit=maps["slots"].info.max_entries, whole=numbers is None)
     for key, value in maps["services"].items():
         live.services[unpack_address(key)] = Run(*SERVICE.unpack(value))
     backends = maps["backends"].values()
     slots = memoryview(maps["slots"].values()).cast("I")
     for run in set(live.services.values()):
-        if run.number in changing and run.slot_count:
+        if (live.whole or run.number in changing) and run.slot_count:
             members = tuple(slots[run.first_slot : run.first_slot + run.slot_count])
             live.slots[run.first_slot] = members
             for number in members:
                 backend, state = _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])
                 if state is BackendState.ACTIVE and backend.service == run.number:
                     live.backends[number] = backend
+    if live.whole:
+        active = _numbers_in(backends, BackendState.ACTIVE)
+        live.backends = {
+            one: _unpack_backend(backends[one * BACKEND.size : (one + 1) * BACKEND.size])[0] for one in active
+        }
     live.targets = {unpack_address(key): _U32.unpack(value)[0] for key, value in maps["targets"].items()}
     live.free_backends = _free_backends(backends)
     return live
@@ -81,12 +86,18 @@ def read_live(maps: Maps, numbers: Iterable[int]) -> Live:
 
 def _free_backends(backends: bytes) -> Iterator[tuple[int, int]]:
     """Numbers that may be given, with their generation: never-used ones first, for flows may still name the others."""
-    states = backends[_STATE_OFFSET :: BACKEND.size]
     for state in (BackendState.UNUSED, BackendState.GONE):
-        number = states.find(state, 1)  # 0 means "no backend"
-        while number != -1:
+        for number in _numbers_in(backends, state):
             yield number, BACKEND.unpack_from(backends, number * BACKEND.size)[4]
-            number = states.find(state, number + 1)
+
+
+def _numbers_in(backends: bytes, state: BackendState) -> Iterator[int]:
+    """The numbers of the backends in a state."""
+    states = backends[_STATE_OFFSET :: BACKEND.size]
+    number = states.find(state, 1)  # 0 means "no backend"
+    while number != -1:
+        yield number
+        number = states.find(state, number + 1)
 
 
 def write(maps: Maps, change: Change) -> None:

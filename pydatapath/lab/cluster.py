@@ -10,15 +10,17 @@ import contextlib
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from pydatapath.errors import Conflict, NotFound
-from pydatapath.instance import Instance
 from pydatapath.kernel import links
 from pydatapath.kernel import netns as namespaces
-from pydatapath.lab import instances, interrupts, processes, topology
+from pydatapath.lab import interrupts, processes, topology
 from pydatapath.lab.hosts import Host, Node, Pod
 from pydatapath.lab.topology import LabSpec, Place, Topology
+
+if TYPE_CHECKING:
+    from pydatapath.instance import Instance
 
 __all__ = ["Lab", "find_host", "labs"]
 
@@ -163,6 +165,8 @@ def _remove(names: Sequence[str]) -> list[Instance]:
 
     The switch, the first, goes last. Gives the datapaths that were loaded: their pins would outlive the namespaces.
     """
+    from pydatapath.lab import instances  # who only looks at labs does not wait for it
+
     processes.end_processes(names)
     unloaded = instances.unload(names)
     for name in reversed(names):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pydatapath.kernel import bpffs, compile, links, netns
+from pydatapath.kernel import bpffs, cache, compile, links, netns
 
 # Test folders are no packages (import mode importlib): what the tests share is found beside them
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,6 +35,7 @@ from packetbed import (  # noqa: E402
 
 NAME = f"packet{os.getpid()}"
 PINS = bpffs.BPFFS / "pydatapath" / NAME
+PROGRAM = compile.Program(PINS, PINS / "programs", IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, sizes=SIZES)
 SERVICES = {
     f"{VIP}:80/TCP": [f"{BACKEND}:8080"],
     f"{VIP}:53/UDP": [f"{BACKEND}:5353"],
@@ -82,13 +83,17 @@ class RememberingCompiler(compile.Compiler):
 
 
 @pytest.fixture(scope="session")
-def compiler_answer(keep: Callable[[], AbstractContextManager[None]]) -> Iterator[dict[str, Any]]:
+def compiler_answer(
+    keep: Callable[[], AbstractContextManager[None]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
     """The one compilation: pins the programs and maps, and yields what the compiling child said of the structs."""
-    program = compile.Program(PINS, PINS / "programs", IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, sizes=SIZES)
     try:
-        with keep(), RememberingCompiler() as compiler:
-            program.program_directory.mkdir(parents=True)
-            compile.compile_programs(compiler, program)
+        with keep(), pytest.MonkeyPatch.context() as patch:
+            # Compiled, whatever an earlier load has kept; what is kept now is kept for these tests only
+            patch.setattr(cache, "DIRECTORY", tmp_path_factory.mktemp("cache"))
+            PROGRAM.program_directory.mkdir(parents=True)
+            with RememberingCompiler() as compiler:
+                compile.compile_programs(compiler, PROGRAM)
         yield compiler.answer
     finally:
         bpffs.remove_tree(PINS)

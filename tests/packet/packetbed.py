@@ -41,7 +41,6 @@ __all__ = [
     "NOWHERE",
     "OUTSIDE",
     "PASS",
-    "Packet",
     "POD_NETWORKS",
     "REDIRECT",
     "REMOTE",
@@ -58,6 +57,7 @@ __all__ = [
     "Ether",
     "Hook",
     "Outcome",
+    "Packet",
     "Padding",
     "Raw",
     "addresses",
@@ -158,9 +158,7 @@ def _port(value: int) -> bytes:
 
 def pack_tuple(protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
     """struct tuple."""
-    return TUPLE.pack(
-        IPv4Address(source).packed, IPv4Address(destination).packed, _port(sport), _port(dport), protocol
-    )
+    return TUPLE.pack(IPv4Address(source).packed, IPv4Address(destination).packed, _port(sport), _port(dport), protocol)
 
 
 def key_of(packet: Packet | bytes) -> bytes:

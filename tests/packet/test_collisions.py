@@ -35,7 +35,7 @@ def check_own_answers(bed: Bed, seen: dict[str, Outcome], packets: dict[str, Pac
 
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: " then ".join(order))
+@pytest.mark.parametrize("order", ORDERS, ids=" then ".join)
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one after the other"])
 def test_N93_N94_each_has_its_own_answers(bed: Bed, protocol: str, order: tuple[str, ...], at_once: bool):
     """In any order, half-open or established: the first keeps the port, later ones are given another."""
@@ -98,3 +98,14 @@ def test_N95_a_taken_over_answer_is_not_taken_back(bed: Bed):
     assert addresses(left) == (CLIENT, 10000, BACKEND, 5353)
     assert addresses(bed.run(Hook.FROM_POD, old))[2] == "10.1.0.4"
     assert addresses(bed.answer(left)) == reverse(addresses(new))
+
+
+@pytest.mark.parametrize("called", ["direct", "two"])
+def test_C8_a_connection_is_not_given_up_for_a_newcomer(bed: Bed, called: str):
+    """It goes on though its backend has left the service: who comes with the same ports is given another."""
+    there = bed.establish(first_packet("TCP", "one"))
+    bed.serve({f"{VIP}:80/TCP": ["10.1.0.4:8080"], f"{VIP_TWO}:80/TCP": [f"{BACKEND}:8080"]})
+    left = bed.run(Hook.FROM_POD, first_packet("TCP", called))
+    assert addresses(left)[1] >= 32768
+    assert addresses(bed.run(Hook.FROM_POD, later_packet("TCP", "one"))) == addresses(there)
+    assert addresses(bed.answer(there, "PA")) == (VIP, 80, CLIENT, 10000)

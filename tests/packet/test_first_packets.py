@@ -97,7 +97,11 @@ ADDRESSES = [
 KEPT = [
     case("N73 DSCP and ECN are kept", tcp(CLIENT, 40000, VIP, 80, tos=0xB9), TO_TCP),
     case("N73 DSCP and ECN of a datagram are kept", udp(CLIENT, 40000, VIP, 53, tos=0xFF), TO_UDP),
-    case("N74 ports are found behind IP options, which are kept", tcp(CLIENT, 4, VIP, 80, options=[IPOption_RR()]), TO_TCP),
+    case(
+        "N74 ports are found behind IP options, which are kept",
+        tcp(CLIENT, 4, VIP, 80, options=[IPOption_RR()]),
+        TO_TCP,
+    ),
     case(
         "N74 40 bytes of IP options, the most there are",
         udp(CLIENT, 4, VIP, 53, options=[IPOption_Timestamp(length=40, pointer=5)]),
@@ -112,7 +116,10 @@ KEPT = [
     case("N107 ECN's flags in a SYN are kept", tcp(CLIENT, 40000, VIP, 80, "SEC"), TO_TCP),
     case("N107 data in a SYN is kept", tcp(CLIENT, 40000, VIP, 80, payload=b"GET /"), TO_TCP),
     case("urgent data is kept", tcp(CLIENT, 40000, VIP, 80, "PAU", payload=b"!"), TO_TCP),
-    *(case(f"a payload of {size} bytes is kept", udp(CLIENT, 4, VIP, 53, payload=bytes(range(size))), TO_UDP) for size in (0, 1, 3, 255)),
+    *(
+        case(f"a payload of {size} bytes is kept", udp(CLIENT, 4, VIP, 53, payload=bytes(range(size))), TO_UDP)
+        for size in (0, 1, 3, 255)
+    ),
     case("a payload of odd length over TCP is kept", tcp(CLIENT, 4, VIP, 80, "PA", payload=b"abc"), TO_TCP),
     case("a full frame", tcp(CLIENT, 4, VIP, 80, "A", payload=bytes(1460)), TO_TCP),
     case("what pads a short frame is kept and not summed", SYN / Padding(b"secret"), TO_TCP),
@@ -145,10 +152,19 @@ TTL = [
     case("N72 a datagram routed to another node", udp(CLIENT, 4, VIP, 54), {"dst": REMOTE, "dport": 5353, "ttl": 63}),
     case("N72 the lowest TTL that is routed", tcp(CLIENT, 4, VIP, 81, ttl=2), {**TO_REMOTE, "ttl": 1}),
     case("N72 a TTL whose change carries in the sum", tcp(CLIENT, 4, VIP, 81, ttl=255), {**TO_REMOTE, "ttl": 254}),
-    case("N72 from the uplink to a pod: one hop off", tcp(OUTSIDE, 4, VIP, 80), {**TO_TCP, "ttl": 63}, Hook.FROM_UPLINK),
-    case("N72 from uplink to uplink: one hop off", tcp(OUTSIDE, 4, VIP, 81), {**TO_REMOTE, "ttl": 63}, Hook.FROM_UPLINK),
+    case(
+        "N72 from the uplink to a pod: one hop off", tcp(OUTSIDE, 4, VIP, 80), {**TO_TCP, "ttl": 63}, Hook.FROM_UPLINK
+    ),
+    case(
+        "N72 from uplink to uplink: one hop off", tcp(OUTSIDE, 4, VIP, 81), {**TO_REMOTE, "ttl": 63}, Hook.FROM_UPLINK
+    ),
     case("N72 what the node itself sends is not routed", tcp(NODE, 4, VIP, 80), TO_TCP, Hook.TO_BRIDGE),
-    case("N72 nor is it on its way to another node", udp(NODE, 4, VIP, 54), {"dst": REMOTE, "dport": 5353}, Hook.TO_BRIDGE),
+    case(
+        "N72 nor is it on its way to another node",
+        udp(NODE, 4, VIP, 54),
+        {"dst": REMOTE, "dport": 5353},
+        Hook.TO_BRIDGE,
+    ),
 ]
 TO_THE_STACK = [
     Case("N72 TTL 1 to another node: the stack answers time exceeded", tcp(CLIENT, 4, VIP, 81, ttl=1), verdict=PASS),
@@ -210,15 +226,29 @@ def test_a_backend_without_a_route(bed: Bed, hook: Hook, source: str, verdict: i
 @pytest.mark.parametrize(
     "row",
     [
-        Case("S38 an address in the service network that no service owns", tcp(CLIENT, 4, "10.96.9.9", 80), counted="drop_no_service"),
+        Case(
+            "S38 an address in the service network that no service owns",
+            tcp(CLIENT, 4, "10.96.9.9", 80),
+            counted="drop_no_service",
+        ),
         Case("C2 a port that the service has not", tcp(CLIENT, 4, VIP, 8443), counted="drop_no_service"),
         Case("C2 a protocol that the service's port has not", udp(CLIENT, 4, VIP, 80), counted="drop_no_service"),
         Case("S38 also from outside", tcp(OUTSIDE, 4, VIP, 8443), hook=Hook.FROM_UPLINK, counted="drop_no_service"),
         Case("S37 a service without a backend, TCP", tcp(CLIENT, 4, VIP, 9), counted="drop_no_backend"),
         Case("S37 a service without a backend, UDP", udp(CLIENT, 4, VIP, 9), counted="drop_no_backend"),
         Case("S37 from the node itself", tcp(NODE, 4, VIP, 9), hook=Hook.TO_BRIDGE, counted="drop_no_backend"),
-        Case("C2 from the node itself to no service", tcp(NODE, 4, VIP, 8443), hook=Hook.TO_BRIDGE, counted="drop_no_service"),
-        Case("the node's ping to a service's address finds nobody there", frame(NODE, VIP), hook=Hook.TO_BRIDGE, counted="drop_no_service"),
+        Case(
+            "C2 from the node itself to no service",
+            tcp(NODE, 4, VIP, 8443),
+            hook=Hook.TO_BRIDGE,
+            counted="drop_no_service",
+        ),
+        Case(
+            "the node's ping to a service's address finds nobody there",
+            frame(NODE, VIP),
+            hook=Hook.TO_BRIDGE,
+            counted="drop_no_service",
+        ),
     ],
     ids=ids,
 )

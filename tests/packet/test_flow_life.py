@@ -118,10 +118,19 @@ def test_N102_SYN_on_a_closing_connection_chooses_anew(bed: Bed, ended_by: str):
 
 
 def test_N102_SYN_on_a_live_connection_chooses_nothing(bed: Bed):
-    """It goes where the connection goes, whatever the service says by now."""
+    """It goes where the connection goes, though there are 16 more backends by now."""
     bed.establish(SYN)
+    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080", *(f"{SECOND}:{port}" for port in range(8000, 8016))]})
+    assert {send(bed, SYN) for _ in range(10)} == {BACKEND}
+    assert bed.counted() == {"new_flow": 1}
+
+
+@pytest.mark.parametrize("established", [True, False], ids=["established", "half-open"])
+def test_N102_SYN_on_a_connection_whose_backend_is_gone_chooses_anew(bed: Bed, established: bool):
+    """Nobody is sent to a backend that no longer serves (Cilium 20382)."""
+    _ = bed.establish(SYN) if established else bed.run(Hook.FROM_POD, SYN)
     bed.serve(ELSEWHERE)
-    assert send(bed, SYN) == BACKEND
+    assert send(bed, SYN) == SECOND
 
 
 def test_N103_a_SYN_sent_again_goes_to_the_same_backend(bed: Bed):

@@ -162,9 +162,7 @@ def test_a_pod_to_itself_beside_the_nodes_own_connection(bed: Bed):
 # The node itself
 
 
-@pytest.mark.parametrize(
-    "packet", [tcp(NODE, 40000, VIP, 80), udp(NODE, 40000, VIP, 53)], ids=["TCP", "UDP"]
-)
+@pytest.mark.parametrize("packet", [tcp(NODE, 40000, VIP, 80), udp(NODE, 40000, VIP, 53)], ids=["TCP", "UDP"])
 def test_N33_the_node_reaches_a_service(bed: Bed, packet: Packet):
     """Its packets go out by the bridge and are translated there; the answer goes up the stack, to the bridge's MAC."""
     there, answer, back = answered(bed, packet, Hook.TO_BRIDGE, Hook.FROM_POD, device="pod3")

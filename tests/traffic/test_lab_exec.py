@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
-from pydatapath.cli.lab import lab as lab_command
+from pydatapath.cli import cli
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.lab.processes import processes_in
@@ -30,7 +31,7 @@ def lab() -> Iterator[Lab]:
 
 
 def command_line(*arguments: str) -> Result:
-    return CliRunner().invoke(lab_command, arguments)
+    return CliRunner().invoke(cli, ["lab", *arguments])
 
 
 def lab_exec(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -161,6 +162,7 @@ def test_the_command_line_goes_up_and_down(lab: Lab):
         f"│   └── {name}-node1-pod1   eth0 10.244.1.11, containers app and sidecar",
         f"└── {name}-outside   eth0 192.168.50.100",
     ]
+    assert json.loads(command_line("show", "--name", name, "-o", "json").output)["name"] == name
     assert command_line("down", "--name", name).output == f"lab {name}: down\n"
     assert isinstance(command_line("down", "--name", name).exception, DatapathError)
 
@@ -170,6 +172,34 @@ def test_the_table_has_a_line_for_each_namespace(lab: Lab):
     assert lines[0] == ["LAB", "KIND", "NAMESPACE", "ADDRESS", "CONTAINERS"]
     assert [NAME, "pod", f"{NAME}-node1-pod1", "10.244.1.11", "app,sidecar"] in lines
     assert [NAME, "switch", f"{NAME}-switch", "-", "-"] in lines
+
+
+def test_the_wide_table_says_where_the_cables_end(lab: Lab):
+    lines = [line.split() for line in command_line("list", "-o", "wide").output.splitlines()]
+    assert [NAME, "pod", f"{NAME}-node1-pod2", "10.244.1.12", "-", f"{NAME}-node1:pod2"] in lines
+    assert [NAME, "node", f"{NAME}-node2", "192.168.50.12", "-", f"{NAME}-switch:node2"] in lines
+
+
+def test_yaml_and_json_say_the_same(lab: Lab):
+    assert yaml.safe_load(command_line("list", "-o", "yaml").output) == json.loads(
+        command_line("list", "-o", "json").output
+    )
+
+
+@pytest.mark.parametrize("command", ["up", "down", "list", "show", "exec", "demo"])
+def test_help_has_examples_as_they_are_typed(command: str):
+    """A line each: click would wrap them into a paragraph, had it not been told."""
+    lines = command_line(command, "--help").output.splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.strip() in ("Example:", "Examples:"))
+    assert lines[heading + 1].startswith("    pydatapath lab ")
+    assert "\\b" not in "".join(lines)
+
+
+def test_quiet_says_nothing():
+    name = f"{NAME}-quiet"
+    for arguments in (["up", "--nodes", "1", "--pods", "0", "--name", name], ["down", "--name", name]):
+        result = CliRunner().invoke(cli, ["-q", "lab", *arguments])
+        assert (result.exit_code, result.output) == (0, "")
 
 
 @pytest.mark.parametrize("dashes", [["--"], []], ids=["with --", "without --"])

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydatapath.plan import Address, Change, Live, LiveBackend, OutOfRoom, PortPlan, Run, change
+
+brief = settings(deadline=None, max_examples=50)  # a busy machine is no bug
 
 # What a packet to an address meets: nobody owns the address, or these answer it
 Answer = tuple[Address, ...] | None
@@ -49,7 +52,7 @@ class Maps:
     def _free(self) -> Iterator[tuple[int, int]]:
         numbers = range(1, self.backend_limit)
         yield from ((one, 0) for one in numbers if one not in self.backends)
-        yield from ((one, self.backends[one].generation) for one in numbers if one in self.backends.keys() - self.active)
+        yield from ((one, self.backends[one].generation) for one in sorted(self.backends) if one not in self.active)
 
     def writes(self, wanted: Change) -> Iterator[Callable[[], object]]:
         """Each single write of a change, in the order of `tables.write`."""
@@ -87,7 +90,7 @@ class Maps:
         assert Tally(self.backends[one].address for one in self.active) == self.targets
         assert len(self.active) == sum(len(port.backends) for port in wanted)
         runs = sorted({(run.first_slot, run.slot_count) for run in self.services.values() if run.slot_count})
-        for (first, count), (second, _) in zip(runs, runs[1:], strict=False):
+        for (first, count), (second, _) in pairwise(runs):
             assert first + count <= second, "two runs share a slot"
         assert all(first + count <= self.slot_limit for first, count in runs)
 
@@ -102,7 +105,7 @@ SERVICES = ["a", "b", "c", "d"]
 
 
 def port(service: str, frontends: str, backends: str) -> PortPlan:
-    """A service port, its addresses and backends by their places: port("a", "01", "123")."""
+    """A service port; its addresses and backends are said by their places, as in `"a", "01", "123"`."""
     chosen = tuple(FRONTENDS[int(place)] for place in frontends), tuple(BACKENDS[int(place)] for place in backends)
     return PortPlan("default", service, "http", "TCP", *chosen)
 
@@ -160,6 +163,7 @@ class Cluster:
         return planned
 
 
+@settings(brief)
 @given(st.lists(worlds(), min_size=1, max_size=5))
 def test_every_address_answers_as_before_or_as_wanted_after_each_write(steps: list[list[PortPlan]]) -> None:
     """From any state to any other no packet meets half a change, and at the end the maps hold what is wanted."""
@@ -169,6 +173,7 @@ def test_every_address_answers_as_before_or_as_wanted_after_each_write(steps: li
         cluster.maps.check(wanted, cluster.numbers)
 
 
+@settings(brief)
 @given(st.lists(worlds(), min_size=1, max_size=3))
 def test_a_second_change_to_the_same_is_empty(steps: list[list[PortPlan]]) -> None:
     """What is there already is not written again, whether some services are looked at or all."""
@@ -179,6 +184,7 @@ def test_a_second_change_to_the_same_is_empty(steps: list[list[PortPlan]]) -> No
         assert cluster.plan(wanted, everything=True).empty
 
 
+@settings(brief)
 @given(worlds(), worlds(), worlds(), st.integers(0, 40))
 def test_a_change_that_was_killed_is_finished_by_the_next(
     first: list[PortPlan], second: list[PortPlan], third: list[PortPlan], stop: int
@@ -191,6 +197,7 @@ def test_a_change_that_was_killed_is_finished_by_the_next(
     cluster.maps.check(third, cluster.numbers)
 
 
+@settings(brief)
 @given(worlds(), worlds())
 def test_only_new_backends_are_written(first: list[PortPlan], second: list[PortPlan]) -> None:
     """A backend that stays keeps its number, so that its flows go on, and one that is over frees it."""

@@ -1,0 +1,180 @@
+"""`unload` leaves the host as it was, and never touches what others put there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+from calls import KINDS, ask, ask_many, dial
+from host_state import dump, filters, surviving, tc
+from scene import PORT, VIP_PORT, Cluster, objects, pydatapath
+
+from pydatapath import Datapath
+from pydatapath.kernel import links
+from pydatapath.kernel.layout import MAPS
+from pydatapath.lab import Host, Lab, LabSpec
+
+NAME = f"un-{os.getpid()}"
+VIP = ("10.96.0.60", VIP_PORT)
+ALL = "u32 match u32 0 0 action mirred egress mirror dev foreign0"  # and count
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A lab for each test, with servers, and nothing loaded."""
+    with Lab.up(LabSpec(NAME, nodes=2, pods=2)) as lab:
+        made = Cluster(lab)
+        made.serve(lab.pod(1, 2), lab.pod(2, 2))
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def use(cluster: Cluster) -> None:
+    """Traffic of all kinds through the datapath of node1."""
+    cluster.apply("web", VIP[0], [cluster.lab.pod(1, 2), cluster.lab.pod(2, 2)])
+    for host in (cluster.lab.pod(1, 1), cluster.lab.pod(1, 2), cluster.lab.node(1)):
+        for kind in KINDS.values():
+            assert ask_many(host, kind, VIP, 30).failures == []
+
+
+def unload(cluster: Cluster) -> subprocess.CompletedProcess[str]:
+    """By the command line, as a user does it."""
+    for datapath in cluster.datapaths.values():
+        datapath.close()
+    return pydatapath("--netns", cluster.lab.node(1).netns, "unload")
+
+
+def test_the_host_is_as_it_was(cluster: Cluster):
+    """Namespaces, pins, records, links, routes, neighbours, qdiscs, filters and sysctls: the same before and after."""
+    before = dump(cluster.lab)
+    cluster.load(1)
+    use(cluster)
+    assert dump(cluster.lab) != before
+    done = unload(cluster)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dump(cluster.lab) == before
+
+
+def test_the_kernel_keeps_no_program_and_no_map(cluster: Cluster):
+    """They end with the last filter and pin, at the latest when the kernel has cleaned up behind it."""
+    cluster.load(1)
+    use(cluster)
+    datapath = cluster.datapaths[1]
+    programs = {program["id"] for one in datapath.status().interfaces for program in one.programs}
+    maps = {datapath._maps[name].info.id for name in MAPS}
+    assert len(programs) >= 3
+    assert surviving("prog", programs) == programs
+    assert surviving("map", maps) == maps
+    unload(cluster)
+    deadline = time.monotonic() + 5
+    while (left := surviving("prog", programs) | surviving("map", maps)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == set()
+
+
+def test_what_is_not_loaded_is_said_so(cluster: Cluster):
+    """The second unload does nothing, says it, and is no failure; all of it also with --all."""
+    cluster.load(1)
+    assert "unloaded" in unload(cluster).stdout
+    before = dump(cluster.lab)
+    for arguments in ((), ("--all",)):
+        again = pydatapath("--netns", cluster.lab.node(1).netns, "unload", *arguments)
+        assert (again.returncode, again.stderr) == (0, "")
+        assert "not loaded" in again.stdout
+    assert dump(cluster.lab) == before
+
+
+@pytest.fixture
+def foreign(cluster: Cluster) -> Host:
+    """Node 1 with an interface of somebody else's, for somebody else's filters to mirror to."""
+    node, other = cluster.lab.node(1).netns, cluster.lab.hosts[0].netns
+    with links.Links(node) as inside, links.Links(other) as outside:
+        inside.veth("foreign0", "foreign1", other, peer_mac="02:00:00:00:00:77")
+        outside.up("foreign1")
+    return cluster.lab.node(1)
+
+
+def test_foreign_filters_and_qdiscs_stay_and_work(cluster: Cluster, foreign: Host):
+    """Before and behind ours, at the same hooks: they see the traffic while we are loaded, and are there afterwards."""
+    client, server = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
+    for interface in ("pod1", "br0", "eth0"):
+        tc(foreign, "qdisc", "add", "dev", interface, "clsact")
+    tc(foreign, *f"filter add dev pod1 ingress prio 3 protocol ip {ALL} continue".split())
+    tc(foreign, *f"filter add dev pod1 ingress prio 20 protocol ip {ALL}".split())
+    # and one of the same priority as ours where we have no business
+    tc(foreign, *f"filter add dev pod1 egress prio 7 protocol ip {ALL} continue".split())
+    before = dump(cluster.lab)
+    cluster.load(1)
+    use(cluster)
+
+    def seen(priority: int) -> int:
+        (found,) = [one for one in filters(foreign, "pod1", "ingress") if one["pref"] == priority]
+        return found["options"]["actions"][0]["stats"]["packets"]
+
+    counted = seen(3), seen(20)
+    with dial(client, (server.address, PORT)) as one:
+        for _ in range(10):
+            ask(one)
+    assert seen(3) - counted[0] >= 10
+    assert seen(20) - counted[1] >= 10, "a plain packet must reach the filters behind ours"
+    unload(cluster)
+    assert dump(cluster.lab) == before
+
+
+def test_what_others_hung_on_our_qdisc_stays(cluster: Cluster, foreign: Host):
+    """A filter that came after load keeps its clsact, and nothing else is left."""
+    cluster.load(1)
+    tc(foreign, *f"filter add dev pod2 ingress prio 9 protocol ip {ALL}".split())
+    unload(cluster)
+    (left,) = filters(foreign, "pod2", "ingress")
+    assert (left["pref"], left["kind"]) == (9, "u32")
+    assert filters(foreign, "pod1", "ingress") == []
+    assert "clsact" not in tc(foreign, "qdisc", "show", "dev", "pod1")
+
+
+def test_a_place_taken_by_others_is_left_to_them(cluster: Cluster, foreign: Host):
+    """A foreign filter at our own priority: load refuses, names it, and leaves the host as it was."""
+    tc(foreign, "qdisc", "add", "dev", "pod2", "clsact")
+    tc(foreign, *f"filter add dev pod2 ingress prio 7 protocol ip {ALL}".split())
+    before = dump(cluster.lab)
+    done = pydatapath("--netns", foreign.netns, "load", "--node-name", foreign.netns)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: pod2 ingress already has a filter at priority 7")
+    assert dump(cluster.lab) == before
+
+
+def test_interfaces_that_are_gone_hold_nothing_up(cluster: Cluster):
+    """A pod's veth vanished while loaded: unload takes the rest away, without a complaint."""
+    node = cluster.lab.node(1)
+    cluster.load(1)
+    with links.Links(node.netns) as inside:
+        inside.delete("pod1")
+    done = unload(cluster)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert filters(node, "pod2", "ingress") == filters(node, "br0", "egress") == []
+
+
+def test_two_labs_do_not_see_each_other(cluster: Cluster):
+    """Same addresses, same instance name: one is loaded, used and unloaded, the other goes on."""
+    cluster.load(1)
+    cluster.apply("web", VIP[0], [cluster.lab.pod(1, 2)])
+    with Lab.up(LabSpec(f"{NAME}b", nodes=1, pods=2)) as lab, Datapath.load(netns=lab.node(1).netns) as second:
+        assert second.services == []
+        second.apply(objects("web", "10.96.0.61", [lab.pod(1, 2)]))
+        assert [one.service.cluster_ips for one in cluster.datapaths[1].services] == [(VIP[0],)]
+        assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).failures == []
+        before = dump(cluster.lab)
+        second.unload()
+        after = dump(cluster.lab)
+        assert {name for name in after if name not in before or after[name] != before[name]} <= {
+            "/run/pydatapath",
+            "/sys/fs/bpf",
+        }
+    found = ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20)
+    assert (found.failures, set(found.names)) == ([], {"node1-pod2"})
+    assert cluster.datapaths[1].status().drift == ()

@@ -1,0 +1,240 @@
+"""Where an instance lies, who may use it, and how it is found: folders in tmp_path stand for /run and bpffs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pydatapath import instance
+from pydatapath.errors import Conflict, DatapathError, NotLoaded
+from pydatapath.instance import Instance, check_name, find, loaded
+from pydatapath.kernel import bpffs, netns
+from pydatapath.kernel.layout import LAYOUT_VERSION
+from pydatapath.records import Records
+
+NOBODY = 65534
+HOLD = """
+import sys
+from pathlib import Path
+from pydatapath import instance
+instance.RUN = Path(sys.argv[1])
+with instance.Instance("web", "", 7).locked():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/run/pydatapath and /sys/fs/bpf of this test."""
+    monkeypatch.setattr(instance, "RUN", tmp_path / "run")
+    monkeypatch.setattr(bpffs, "BPFFS", tmp_path / "bpf")
+
+
+@pytest.fixture
+def web() -> Instance:
+    """An instance of a namespace that is not ours."""
+    return Instance("web", "", 7)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock of `web` until its stdin is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def make(one: Instance, netns_name: str = "") -> Instance:
+    """Records for an instance, as load leaves them."""
+    one.directory.mkdir(parents=True)
+    with Records(one.records, create=True) as records:
+        records.put({"netns": netns_name})
+    return one
+
+
+def make_here(name: str) -> Instance:
+    """An instance of the namespace that the test runs in."""
+    return make(Instance(name, "", netns.cookie()))
+
+
+@pytest.mark.parametrize("name", ["default", "a", "0", "node-1", "x" * 32])
+def test_a_name_that_can_be(name: str) -> None:
+    """Lower-case letters, digits and dashes within."""
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a.b", "a/b", "..", "a b", "é", "default\n", "x" * 33])
+def test_F25_a_name_that_cannot_be_a_folders(name: str) -> None:
+    """No name leads out of its folder, and the sentence quotes it."""
+    with pytest.raises(DatapathError) as caught:
+        check_name(name)
+    assert str(caught.value) == f"instance name {name!r} cannot be used"
+    assert "digits and dashes" in caught.value.hint
+
+
+def test_every_instance_has_folders_of_its_own(tmp_path: Path, web: Instance) -> None:
+    """Name and namespace tell them apart; maps lie by layout version."""
+    assert web.pins == tmp_path / "bpf/pydatapath/web/7"
+    assert web.map_pins == web.pins / f"maps_v{LAYOUT_VERSION}"
+    assert web.program_pins == web.pins / "programs"
+    assert web.records == tmp_path / "run/web/7/state.db"
+    assert {Instance("web", "", 8).pins, Instance("api", "", 7).pins}.isdisjoint({web.pins})
+
+
+def test_it_exists_where_either_side_is_left(web: Instance) -> None:
+    """Records without pins or pins without records are something that unload must take away."""
+    assert not web.exists
+    web.pins.mkdir(parents=True)
+    assert web.exists
+    web.remove()
+    assert not web.exists
+    make(web)
+    assert web.exists
+
+
+def test_remove_leaves_nothing_but_what_others_have(tmp_path: Path, web: Instance) -> None:
+    """Its folders go, those of others stay; with the last instance everything is gone."""
+    other = make(Instance("web", "", 8))
+    make(web).map_pins.mkdir(parents=True)
+    web.remove()
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["web", "8", "state.db"]
+    other.remove()
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "bpf/pydatapath").exists()
+    other.remove()
+
+
+def test_find_takes_the_one_of_this_namespace() -> None:
+    """Without --netns the current namespace's instance is meant, whatever others there are."""
+    mine = make_here("web")
+    make(Instance("web", "", 1), "elsewhere")
+    assert find("web", "") == mine
+
+
+def test_find_takes_the_only_one_of_its_name_elsewhere(tmp_path: Path) -> None:
+    """`pydatapath service list` on the host shows the node that is a namespace, where there is no other."""
+    here = f"/proc/{os.getpid()}/ns/net"
+    for cookie in (netns.cookie() + 1, 1 << 60):  # of namespaces that are no more
+        make(Instance("web", "", cookie), here)
+    assert loaded("web") == []
+    (tmp_path / "run/web" / str(netns.cookie() + 1)).rename(tmp_path / "run/web" / str(netns.cookie()))
+    assert [one.netns for one in loaded("web")] == [here]
+    assert loaded("api") == []
+    assert len(loaded()) == 1
+
+
+def test_what_is_not_loaded_is_said_with_the_way_out() -> None:
+    """The name, the namespace if one was given, and the command that loads."""
+    with pytest.raises(NotLoaded) as caught:
+        find("web", "")
+    assert (str(caught.value), caught.value.hint) == ("instance 'web' is not loaded", "`pydatapath load` loads it")
+    here = f"/proc/{os.getpid()}/ns/net"
+    with pytest.raises(NotLoaded, match=f"^instance 'web' is not loaded in namespace {here}$"):
+        find("web", here)
+
+
+def test_F25_records_that_are_roots_are_said_to_be() -> None:
+    """Without root the records of a loaded instance cannot be looked at: that is no traceback."""
+    one = make_here("web")
+    one.directory.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    try:
+        with pytest.raises(DatapathError, match="^instance 'web' cannot be read: Permission denied$") as caught:
+            find("web", "")
+        assert caught.value.hint == "run it with sudo"
+    finally:
+        if root:
+            os.seteuid(0)
+        one.directory.chmod(0o700)
+
+
+def test_damaged_records_do_not_hide_other_instances() -> None:
+    """`unload --all` goes on to the next."""
+    mine = make_here("web")
+    make(Instance("api", "", 3)).records.write_bytes(b"garbage" * 1000)
+    assert [one.name for one in loaded()] == [mine.name]
+
+
+def test_the_second_waits_for_the_first(web: Instance) -> None:
+    """Commands on one instance run one after the other."""
+    order: list[str] = []
+    first_is_in, second_is_there = threading.Event(), threading.Event()
+
+    def second() -> None:
+        first_is_in.wait(10)
+        second_is_there.set()
+        with web.locked():
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with web.locked():
+        first_is_in.set()
+        second_is_there.wait(10)
+        thread.join(0.1)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+
+
+def test_other_instances_do_not_wait(web: Instance) -> None:
+    """The lock is the instance's own."""
+    with web.locked(), Instance("web", "", 8).locked(), Instance("api", "", 7).locked():
+        pass
+
+
+def test_who_holds_the_lock_is_named(
+    web: Instance, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the wait the error says which process it is; once that ends, the lock is free."""
+    monkeypatch.setattr(instance, "LOCK_SECONDS", 0.1)
+    with pytest.raises(Conflict) as caught, web.locked():
+        pass
+    said = f"instance 'web' has been busy for 0 s: process {holder.pid} holds its lock"
+    assert (str(caught.value), caught.value.hint) == (said, "wait for that command, or end it")
+    holder.kill()
+    holder.wait(10)
+    with web.locked():
+        assert (web.directory / "lock").read_text() == str(os.getpid())
+
+
+def test_a_lock_that_went_with_an_unload_is_made_anew(web: Instance, tmp_path: Path) -> None:
+    """Who waited for an unload holds a lock that others see, not the one of the folder that is gone."""
+    held = threading.Event()
+
+    def next_command() -> None:
+        with web.locked():
+            held.set()
+            still_there.append((web.directory / "lock").exists())
+
+    still_there: list[bool] = []
+    thread = threading.Thread(target=next_command)
+    with web.locked():
+        thread.start()
+        thread.join(0.1)
+        web.remove()
+    thread.join(10)
+    assert held.is_set()
+    assert still_there == [True]
+
+
+def test_what_a_block_raises_comes_out_of_it(web: Instance) -> None:
+    """An absent file in a locked block is the block's own error, and the lock is free after it."""
+    for error in (FileNotFoundError(2, "No such file or directory", "x"), KeyboardInterrupt(), ValueError("x")):
+        with pytest.raises(type(error)) as caught, web.locked():
+            raise error
+        assert caught.value is error
+    with web.locked():
+        pass

@@ -1,0 +1,240 @@
+"""What `load` was asked for and what a host has, made into what will be done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Any
+
+import click
+import pytest
+
+from pydatapath.cli.node import load
+from pydatapath.errors import DatapathError, NotFound
+from pydatapath.kernel.host import Host, Interface
+from pydatapath.kernel.layout import Hook
+from pydatapath.node import LIMITS, Node, Options, resolve
+
+
+def interface(index: int, name: str, kind: str = "veth", master: int = 0, *addresses: str) -> Interface:
+    mac = f"02:00:00:00:00:{index:02x}"
+    return Interface(index, name, kind, mac, master, tuple(IPv4Interface(at) for at in addresses))
+
+
+LO = interface(1, "lo", "", 0, "127.0.0.1/8")
+ETH0 = interface(2, "eth0", "", 0, "192.168.50.11/24", "192.168.50.12/24")
+BR0 = interface(3, "br0", "bridge", 0, "10.244.1.1/24")
+POD1, POD2 = interface(4, "veth1", master=3), interface(5, "veth2", master=3)
+CALI = interface(6, "cali7")
+HOST = Host((LO, ETH0, BR0, POD2, POD1, CALI), ("eth0",), ())
+
+
+def host(*interfaces: Interface, uplinks: tuple[str, ...] = ("eth0",)) -> Host:
+    return Host(interfaces, uplinks, ())
+
+
+def resolved(found: Host = HOST, **options: Any) -> Node:
+    return resolve(Options.from_mapping(options), found, "worker")
+
+
+def names(interfaces: tuple[Interface, ...]) -> list[str]:
+    return [one.name for one in interfaces]
+
+
+def refusal(found: Host = HOST, kind: type[DatapathError] = DatapathError, **options: Any) -> tuple[str, str]:
+    with pytest.raises(kind) as caught:
+        resolved(found, **options)
+    return str(caught.value), caught.value.hint
+
+
+def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
+    """The host's name, the default route's interface, the only bridge, its ports, its network, the uplink's addresses."""
+    assert resolved() == Node(
+        name="worker",
+        addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
+        bridges=(BR0,),
+        uplinks=(ETH0,),
+        pods=(POD1, POD2),
+        pod_networks=(IPv4Network("10.244.1.0/24"),),
+        service_networks=(IPv4Network("10.96.0.0/12"),),
+        masquerade_address=IPv4Address("10.244.1.1"),
+    )
+
+
+def test_each_option_stands_for_what_would_be_found_out() -> None:
+    """What is said is taken instead of what the host shows."""
+    br1 = interface(7, "br1", "bridge", 0, "10.9.0.1/24")
+    found = resolved(
+        host(LO, ETH0, BR0, POD1, CALI, br1, interface(8, "eth1"), interface(9, "port", master=7)),
+        node_name="node1",
+        uplink=["eth1"],
+        bridge=["br1"],
+        pod_interface=["cali*"],
+        node_ip=["192.0.2.1"],
+        pod_cidr=["10.8.0.0/16", "10.9.0.7/24"],
+        service_cidr=["172.20.0.0/16"],
+    )
+    assert (found.name, names(found.uplinks), names(found.bridges)) == ("node1", ["eth1"], ["br1"])
+    assert names(found.pods) == ["cali7", "port"]
+    assert found.addresses == (IPv4Address("192.0.2.1"),)
+    assert found.pod_networks == (IPv4Network("10.8.0.0/16"), IPv4Network("10.9.0.0/24"))
+    assert found.service_networks == (IPv4Network("172.20.0.0/16"),)
+    assert found.masquerade_address == IPv4Address("10.9.0.1")
+
+
+def test_every_interface_gets_the_program_of_its_role() -> None:
+    """Pods and uplinks at ingress, the bridge at egress."""
+    assert [(one.interface.name, one.hook) for one in resolved().attachments] == [
+        ("veth1", Hook.FROM_POD),
+        ("veth2", Hook.FROM_POD),
+        ("eth0", Hook.FROM_UPLINK),
+        ("br0", Hook.TO_BRIDGE),
+    ]
+
+
+def test_an_uplink_that_is_a_port_of_the_bridge_is_no_pod() -> None:
+    """On a bridge that the uplink is plugged into, only the other ports are pods."""
+    found = resolved(host(replace(ETH0, master=3), BR0, POD1))
+    assert (names(found.pods), names(found.uplinks)) == (["veth1"], ["eth0"])
+
+
+def test_a_glob_takes_neither_bridges_nor_uplinks() -> None:
+    """`*` means every other interface."""
+    assert names(resolved(pod_interface=["*"]).pods) == ["cali7", "lo", "veth1", "veth2"]
+
+
+def test_pods_without_a_bridge() -> None:
+    """With pod interfaces named there need not be a bridge: the node shows its own address."""
+    found = resolved(host(ETH0, CALI), pod_interface=["cali*"])
+    assert (found.bridges, names(found.pods), found.pod_networks) == ((), ["cali7"], ())
+    assert found.masquerade_address == IPv4Address("192.168.50.11")
+
+
+def test_a_host_without_default_route_has_no_uplink() -> None:
+    """A cluster on one machine needs none."""
+    found = resolved(replace(HOST, default_interfaces=()))
+    assert (found.uplinks, found.addresses) == ((), ())
+
+
+def test_a_bridge_without_address_is_not_taken_for_the_pods() -> None:
+    """docker0 may be there and down: the bridge that is meant has an address."""
+    other = interface(7, "docker0", "bridge")
+    assert names(resolved(host(ETH0, other, BR0, POD1)).bridges) == ["br0"]
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "kind", "message", "hint"),
+    [
+        pytest.param(
+            HOST,
+            {"uplink": ["eth9"]},
+            NotFound,
+            "interface 'eth9' does not exist",
+            "there are: br0, cali7, eth0, lo, veth1, veth2",
+            id="uplink",
+        ),
+        pytest.param(HOST, {"bridge": ["br9"]}, NotFound, "interface 'br9' does not exist", "there are: ", id="bridge"),
+        pytest.param(
+            HOST,
+            {"bridge": ["veth1"]},
+            DatapathError,
+            "interface 'veth1' is no bridge",
+            "--pod-interface names single interfaces",
+            id="no bridge",
+        ),
+        pytest.param(
+            host(ETH0, BR0, interface(7, "br1", "bridge", 0, "10.9.0.1/24")),
+            {},
+            DatapathError,
+            "this host has several bridges: br0, br1",
+            "say which with --bridge",
+            id="several bridges",
+        ),
+        pytest.param(
+            host(ETH0, POD1),
+            {},
+            NotFound,
+            "this host has no bridge with an address",
+            "--bridge or --pod-interface say where pods are",
+            id="nowhere for pods",
+        ),
+        pytest.param(
+            HOST,
+            {"pod_interface": ["tap*"]},
+            NotFound,
+            "--pod-interface 'tap*' matches no interface",
+            "`ip link` lists them",
+            id="glob",
+        ),
+        pytest.param(
+            host(CALI, uplinks=()),
+            {"pod_interface": ["cali*"]},
+            DatapathError,
+            "this host has no address to show to pods",
+            "give the bridge one, or --node-ip",
+            id="no address",
+        ),
+        pytest.param(
+            HOST, {"node_ip": ["fd00::1"]}, DatapathError, "--node-ip 'fd00::1' is not an IPv4 address", "", id="node IP"
+        ),
+        pytest.param(
+            HOST,
+            {"pod_cidr": ["10.244.1.0/33"]},
+            DatapathError,
+            "--pod-cidr '10.244.1.0/33' is not an IPv4 network",
+            "such as 10.96.0.0/12",
+            id="pod CIDR",
+        ),
+        pytest.param(
+            HOST,
+            {"service_cidr": ["services"]},
+            DatapathError,
+            "--service-cidr 'services' is not an IPv4 network",
+            "such as 10.96.0.0/12",
+            id="service CIDR",
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_sentence(
+    found: Host, options: dict[str, Any], kind: type[DatapathError], message: str, hint: str
+) -> None:
+    """The sentence names the interface or option, the hint says what to do."""
+    said, advice = refusal(found, kind, **options)
+    assert said == message
+    assert advice.startswith(hint)
+    assert bool(advice) == bool(hint)
+
+
+def test_options_are_kept_and_read_back() -> None:
+    """What load was given goes to the records as JSON knows it, lists for tuples, and comes back the same."""
+    options = Options(node_name="node1", uplink=("eth0", "eth1"), max_flows=4096)
+    as_json = {name: list(value) if isinstance(value, tuple) else value for name, value in options.as_mapping().items()}
+    assert Options.from_mapping(as_json) == options
+    assert Options.from_mapping({}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"uplinks": ["eth0"]}, "option 'uplinks' is unknown"),
+        ({"uplink": "eth0"}, "option 'uplink' must be a list of strings, not 'eth0'"),
+        ({"uplink": ["eth0", 1]}, "option 'uplink' must be a list of strings, not ['eth0', 1]"),
+        ({"node_name": 1}, "option 'node_name' must be str, not 1"),
+        ({"max_flows": "many"}, "option 'max_flows' must be int, not 'many'"),
+        ({"max_flows": True}, "option 'max_flows' must be int, not True"),
+        ({"max_flows": 0}, "option 'max_flows' must be from 1,024 to 16,777,216, not 0"),
+        ({"max_backends": 1 << 40}, "option 'max_backends' must be from 16 to 4,194,304, not 1,099,511,627,776"),
+    ],
+)
+def test_F25_a_bad_option_is_one_sentence(values: dict[str, Any], message: str) -> None:
+    """From a configuration file may come any name, type and number."""
+    with pytest.raises(DatapathError) as caught:
+        Options.from_mapping(values)
+    assert str(caught.value) == message
+    assert ("known are: bridge, max_backends, " in caught.value.hint) == ("unknown" in message)
+
+
+def test_the_command_line_has_the_same_limits() -> None:
+    """A number that `load` takes as an option it takes from a file, and the other way round."""
+    ranges = {one.name: one.type for one in load.params if isinstance(one.type, click.IntRange)}
+    assert {name: (one.min, one.max) for name, one in ranges.items()} == LIMITS
