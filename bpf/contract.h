@@ -34,8 +34,8 @@ struct flow {
 	__u64 bytes;	    /* of layer 3, as the packets arrived */
 	__u32 backend;	    /* index into backends; 0: none, a plain flow */
 	__u32 generation;   /* of that backend when it was chosen */
-	__u8 state;	    /* FLOW_NEW, FLOW_ESTABLISHED, FLOW_CLOSING */
-	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_FIN */
+	__u8 state;	    /* FLOW_NEW, FLOW_ESTABLISHED; closing is told by both directions' flags */
+	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN; FLOW_FIN, FLOW_RST: this direction has sent one */
 	__u8 zero[6];
 };
 _Static_assert(sizeof(struct flow) == 56, "layout 1");

@@ -5,8 +5,8 @@
  *     parse -> flow lookup -> hit:  rewrite -> forward
  *                          -> miss: classify -> choose -> claim both directions -> rewrite -> forward
  *
- * Each hook has a program that is all that a packet of a known flow meets. Whatever needs more (a new flow, a connection
- * that opens or closes, an entry to refresh, something to learn) goes on in `walk`, by a tail call, with a stack of its
+ * Each hook has a program that is all that a packet of a known flow meets. Whatever needs more (a new flow, an entry
+ * to refresh, something to learn) goes on in `walk`, by a tail call, with a stack of its
  * own: one program for all hooks, which is told by skb->cb where the packet is.
  */
 #define BPF_LICENSE Dual BSD/GPL
@@ -61,6 +61,8 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		flow = flows.lookup(&key);
 		if (flow && flow_is_ordinary(flow, &packet)) {
 			flow_count(flow, &packet);
+			if (packet.tcp_flags & (TCP_FIN | TCP_RST))
+				flow_note_closing(flow, packet.tcp_flags);
 			if (flow->flags & FLOW_PLAIN)
 				return hook == TO_BRIDGE ? PASS : pass_walked(skb);
 			to = flow->to;
@@ -142,12 +144,12 @@ int walk(struct __sk_buff *skb)
 	enum hook hook = skb->cb[CB_HOOK];
 	struct packet packet;
 	struct tuple key;
-	struct flow flow = {}, fresh = {};
+	struct flow flow = {};
 	bool known = skb->cb[CB_KNOWN];
 	enum parsed parsed = pull_and_parse(skb, &packet);
 	enum kind kind;
 
-	if (hook == FROM_POD)
+	if (hook == FROM_POD && !known)
 		learn(skb, parsed, &packet);
 	if (parsed != PARSED) {
 		if (parsed == PARSED_FRAGMENT)
@@ -157,19 +159,13 @@ int walk(struct __sk_buff *skb)
 		return pass(skb, hook);
 	}
 	key = packet_tuple(&packet);
-	if (!flow_follow_half_open(&key, &packet, &flow)) {
-		kind = classify(hook, &key, &fresh);
-		if (kind == KIND_PASS && !known)
-			return pass(skb, hook);
-		/* Looked up after half_open, because a flow moves the other way: meanwhile another CPU may have moved it */
-		if (!flow_follow(&key, &packet, &flow)) {
-			if (kind != KIND_FLOW)
-				return refuse(skb, hook, kind);
-			if (!flow_begin(&key, &fresh, &packet))
-				return drop(DROP_PORTS_TAKEN);
-			count(NEW_FLOW);
-			flow = fresh;
-		}
+	if (!(known && flow_follow(&key, &packet, &flow)) && !flow_follow_half_open(&key, &packet, &flow)) {
+		kind = classify(hook, &key, &flow);
+		if (kind != KIND_FLOW)
+			return refuse(skb, hook, kind);
+		if (!flow_begin(&key, &flow, &packet))
+			return drop(DROP_PORTS_TAKEN);
+		count(NEW_FLOW);
 	}
 	if (flow.flags & FLOW_PLAIN)
 		return hook == TO_BRIDGE ? PASS : pass_walked(skb);

@@ -33,18 +33,24 @@ static inline bool flow_lost_backend(const struct flow *flow)
 	return flow->to.protocol == IPPROTO_UDP && backend_is_gone(flow->backend, flow->generation);
 }
 
-static inline u64 flow_timeout(const struct flow *flow)
+/*
+ * FIN from both sides, or RST from one, and the connection is closing: its entries live on for TIME_WAIT's sake. Each
+ * direction's entry notes its own packets only, so that closing costs the hot path one write.
+ */
+static inline bool flow_is_closing(const struct flow *flow, const struct flow *other)
+{
+	u8 both = flow->flags & other->flags, either = flow->flags | other->flags;
+
+	return (both & FLOW_FIN) || (either & FLOW_RST);
+}
+
+static inline u64 flow_timeout(const struct flow *flow, bool closing)
 {
 	if (flow->to.protocol == IPPROTO_UDP)
 		return flow->state == FLOW_NEW ? TIMEOUT_UDP_NEW : TIMEOUT_UDP_ESTABLISHED;
 	if (flow->state == FLOW_NEW)
 		return TIMEOUT_TCP_NEW;
-	return flow->state == FLOW_CLOSING ? TIMEOUT_TCP_CLOSING : TIMEOUT_TCP_ESTABLISHED;
-}
-
-static inline bool flow_expired(const struct flow *flow)
-{
-	return now() - flow->last_seen > flow_timeout(flow) * HZ;
+	return closing ? TIMEOUT_TCP_CLOSING : TIMEOUT_TCP_ESTABLISHED;
 }
 
 static inline bool opens_connection(u8 tcp_flags)
@@ -55,8 +61,19 @@ static inline bool opens_connection(u8 tcp_flags)
 /* An entry whose tuple may be given to a new flow. A closed connection's may when a new one opens (N95). */
 static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
 {
-	return flow_expired(flow) || flow_lost_backend(flow) ||
-	       (flow->state == FLOW_CLOSING && opens_connection(tcp_flags));
+	u64 idle = now() - flow->last_seen;
+	struct tuple other_key;
+	struct flow *other;
+	bool closing;
+
+	if (flow_lost_backend(flow))
+		return true;
+	if (!opens_connection(tcp_flags) && idle <= TIMEOUT_SHORTEST * HZ)
+		return false;
+	other_key = tuple_reverse(&flow->to);
+	other = flows.lookup(&other_key);
+	closing = other ? flow_is_closing(flow, other) : flow_is_closing(flow, flow);
+	return (closing && opens_connection(tcp_flags)) || idle > flow_timeout(flow, closing) * HZ;
 }
 
 /* Its own packet begins it anew: also where that opens a connection, and the backend is gone (N102). C8 keeps others'. */
@@ -76,19 +93,15 @@ static inline void flow_count(struct flow *flow, const struct packet *packet)
 /* The hot path's question: does this packet ask for no more than being counted, rewritten and sent? */
 static inline bool flow_is_ordinary(const struct flow *flow, const struct packet *packet)
 {
-	return now() - flow->last_seen < HZ && !(packet->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST)) &&
-	       !flow_lost_backend(flow);
+	return now() - flow->last_seen < HZ && !(packet->tcp_flags & TCP_SYN) && !flow_lost_backend(flow);
 }
 
-/* FIN from both sides, or RST, and the connection is closing: its entries live on for TIME_WAIT's sake */
-static inline void flow_note_closing(struct flow *flow, struct flow *other, u8 tcp_flags)
+static inline void flow_note_closing(struct flow *flow, u8 tcp_flags)
 {
 	if (tcp_flags & TCP_FIN)
 		flow->flags |= FLOW_FIN;
-	if ((tcp_flags & TCP_RST) || ((flow->flags & FLOW_FIN) && (other->flags & FLOW_FIN))) {
-		flow->state = FLOW_CLOSING;
-		other->state = FLOW_CLOSING;
-	}
+	if (tcp_flags & TCP_RST)
+		flow->flags |= FLOW_RST;
 }
 
 /* The entry that a flow's other direction must have */
@@ -126,18 +139,16 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	}
 	flow->last_seen = now();
 	flow_count(flow, packet);
+	flow_note_closing(flow, packet->tcp_flags);
 	*found = *flow;
 
 	other = flows.lookup(&other_key);
-	if (!other) {
+	if (other) {
+		other->last_seen = found->last_seen;
+	} else {
 		struct flow opposite = flow_opposite(found, key);
 
 		flows.update(&other_key, &opposite);
-		other = flows.lookup(&other_key);
-	}
-	if (other) {
-		other->last_seen = flow->last_seen;
-		flow_note_closing(flow, other, packet->tcp_flags);
 	}
 	return true;
 }
@@ -185,7 +196,10 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 	holder = flows.lookup(reply_key);
 	if (!holder)
 		return CLAIMED;
-	if (flow_is_over(holder, tcp_flags) || tuple_equal(&holder->to, &reply->to)) {
+	/* Ours already: another CPU has promoted the flow just now, or the LRU has kept this half of it */
+	if (tuple_equal(&holder->to, &reply->to))
+		return CLAIMED;
+	if (flow_is_over(holder, tcp_flags)) {
 		holder_key = tuple_reverse(&holder->to);
 		flows.delete(reply_key);
 		flows.delete(&holder_key);
@@ -262,10 +276,13 @@ static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct
 	return false;
 
 claimed:
-	if (half_open.insert(key, flow) == 0)
-		return true;
-	/* N6: another CPU has entered the same flow just now. Its choice holds, ours is taken back. */
-	winner = half_open.lookup(key);
+	/*
+	 * N6: another CPU may have entered the same flow just now, or even have seen it answered. Its choice holds, ours is
+	 * taken back. A flow moves from half_open to flows, so looking in that order finds it.
+	 */
+	winner = half_open.insert(key, flow) ? half_open.lookup(key) : NULL;
+	if (!winner)
+		winner = flows.lookup(key);
 	if (winner && !tuple_equal(&winner->to, &flow->to)) {
 		half_open.delete(&reply_key);
 		*flow = *winner;

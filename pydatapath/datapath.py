@@ -255,7 +255,7 @@ class Datapath:
                 maps=tuple(maps),
                 services=len(statuses),
                 backends=sum(len(one.backends) for one in statuses),
-                flows=sum(1 for _ in flowtable.read_flows(self._maps)),
+                flows=flowtable.count_flows(self._maps),
                 counters=tables.counters(self._maps),
                 drift=tuple(drift + lost),
             )

@@ -107,9 +107,10 @@ class Instance:
                 ) from None
             return
 
-    def remove(self) -> None:
+    def remove(self, *, pins: bool = True) -> None:
         """Takes pins and records away, and the folders that are empty then."""
-        bpffs.remove_tree(self.pins)
+        if pins:
+            bpffs.remove_tree(self.pins)
         shutil.rmtree(self.directory, ignore_errors=True)
         for folder in (self.pins.parent, self.pins.parent.parent, self.directory.parent, RUN):
             with contextlib.suppress(OSError):

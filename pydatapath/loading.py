@@ -40,6 +40,7 @@ def load(instance: Instance, options: Options) -> Node:
     bpffs.ensure_mounted()
     with netns.entered(instance.netns_path), instance.locked():
         fresh = not instance.records.exists()
+        pinned = instance.pins.exists()  # where there are no records: another's pins, or a crash's
         try:
             with compile.Compiler() as compiler:
                 from pydatapath.kernel import host
@@ -54,11 +55,10 @@ def load(instance: Instance, options: Options) -> Node:
                 _connect(records, instance, node, programs)
             _keep(instance, programs)
         except BaseException:
+            bpffs.remove_tree(_staging(instance))
             if fresh:
                 with contextlib.suppress(DatapathError):
-                    _take_away(instance)
-            else:
-                bpffs.remove_tree(_staging(instance))
+                    _take_away(instance, pins=not pinned)
             raise
     return node
 
@@ -201,8 +201,8 @@ def _keep(instance: Instance, programs: Path) -> None:
     programs.rename(instance.program_pins)
 
 
-def _take_away(instance: Instance) -> None:
-    """Undoes what the records say was done to the host, then removes pins and records."""
+def _take_away(instance: Instance, *, pins: bool = True) -> None:
+    """Undoes what the records say was done to the host, then removes records and pins."""
     if instance.records.exists():
         from pydatapath.kernel.attach import Attacher
 
@@ -216,7 +216,7 @@ def _take_away(instance: Instance) -> None:
             for subject in records.host_changes(HostChange.NEIGHBOUR):
                 with contextlib.suppress(OSError):
                     attacher.delete_service_gateway(socket.if_nametoindex(subject))
-    instance.remove()
+    instance.remove(pins=pins)
 
 
 def _detach(records: Records, attacher: Attacher, instance: Instance, subject: str) -> None:

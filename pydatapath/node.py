@@ -146,7 +146,7 @@ def _addresses(texts: tuple[str, ...], option: str) -> list[IPv4Address]:
         try:
             found.append(IPv4Address(text))
         except ValueError:
-            raise DatapathError(f"{option} {text!r} is not an IPv4 address") from None
+            raise DatapathError(f"{option} {text!r} is not an IPv4 address", hint="such as 192.168.50.11") from None
     return found
 
 

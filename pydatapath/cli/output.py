@@ -39,12 +39,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints aligned columns under a head; numbers to the right. Nothing at all without rows but the head."""
     texts = [[_text(cell) for cell in row] for row in rows]
     widths = [max([len(title), *(len(row[place]) for row in texts)]) for place, title in enumerate(head)]
-    right = [bool(rows) and all(isinstance(row[place], int | float) for row in rows) for place in range(len(head))]
+    right = [_numeric([row[place] for row in rows]) for place in range(len(head))]
     for line in [list(head), *texts]:
         cells = [
             cell.rjust(width) if at else cell.ljust(width) for cell, width, at in zip(line, widths, right, strict=True)
         ]
         click.echo("  ".join(cells).rstrip())
+
+
+def _numeric(column: Sequence[object]) -> bool:
+    """Whether there are numbers in it, and nothing else but gaps."""
+    found = [cell for cell in column if cell is not None]
+    return bool(found) and all(isinstance(cell, int | float) for cell in found)
 
 
 def _text(cell: object) -> str:

@@ -30,7 +30,10 @@ COMPILE_SECONDS: Final = 60
 _COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
 _BACKEND_ERROR = re.compile(r"^(?:fatal error|error|LLVM ERROR): (.*)$", re.MULTILINE)
 _SOURCE_LINE = re.compile(r"^; .*@ ([\w.-]+):(\d+)$", re.MULTILINE)
-_VERIFIER_NOISE = re.compile(r"^(processed \d+ insns|max_states|verification time|stack depth|\s*$|from \d+ to \d+)")
+# The summary behind the reason, and bcc's last word, which has less to say than the lines before it
+_VERIFIER_NOISE = re.compile(
+    r"^(processed \d+ insns|max_states|verification time|stack depth|\s*$|from \d+ to \d+|Failed to load BPF program)"
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def definitions(program: Program) -> dict[str, str]:
         **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
         **{counter.name: int(counter) for counter in layout.Counter},
         **{f"TIMEOUT_{name}": seconds for name, seconds in layout.TIMEOUTS.items()},
+        "TIMEOUT_SHORTEST": min(layout.TIMEOUTS.values()),
     }
     mac = bytes.fromhex(SERVICE_GATEWAY_MAC.replace(":", ""))
     return {

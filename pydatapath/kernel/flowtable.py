@@ -7,59 +7,60 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 
 from pydatapath.kernel import clock
-from pydatapath.kernel.layout import FLOW, PROTOCOL_NAMES, TUPLE, FlowFlag, FlowState, timeout
+from pydatapath.kernel.layout import FLOW, PROTOCOL_NAMES, TUPLE, FlowFlag, FlowState, flow_state, timeout
 from pydatapath.kernel.maps import Maps
 from pydatapath.views import Flow, Tuple
 
-__all__ = ["flows_by_backend", "read_flows"]
+__all__ = ["count_flows", "flows_by_backend", "read_flows"]
 
 TABLES = ("flows", "half_open")
-Raw = tuple[tuple[int, ...], bytes]
+# A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags
+Entry = tuple[bytes, int, int, int, int, int, int, int]
+_PROTOCOL_OFFSET = 12  # of struct tuple
 
 
 def read_flows(maps: Maps) -> Iterator[tuple[Flow, int, int]]:
     """Every live flow, with the number and generation of its backend (0, 0: none), in no order."""
-    now = clock.jiffies()
-    for table in TABLES:
-        entries = dict(maps[table].items())
-        for key, value in entries.items():
-            to, last_seen, packets, size, backend, generation, state, flags = FLOW.unpack(value)
-            if flags & FlowFlag.REPLY:
-                continue
-            answer = entries.get(_reverse(to))
-            reply = FLOW.unpack(answer) if answer else (b"", 0, 0, 0)
-            original = unpack_tuple(key)
-            protocol = PROTOCOL_NAMES[TUPLE.unpack(key)[4]]
-            idle = clock.age(max(last_seen, reply[1]), now)
-            left = timeout(protocol, FlowState(state)) - idle
-            if left <= 0:
-                continue
-            flow = Flow(
-                protocol=protocol,
-                original=original,
-                reply=unpack_tuple(_reverse(to)),
-                state=FlowState(state).name.lower(),
-                packets=(packets, reply[2]),
-                bytes=(size, reply[3]),
-                idle=round(idle, 1),
-                expires=round(left, 1),
-            )
-            yield flow, backend, generation
+    for key, original, reply, state, idle, left in _live(maps):
+        to, _, packets, size, backend, generation, _, _ = original
+        flow = Flow(
+            protocol=PROTOCOL_NAMES[key[_PROTOCOL_OFFSET]],
+            original=unpack_tuple(key),
+            reply=unpack_tuple(_reverse(to)),
+            state=state.name.lower(),
+            packets=(packets, reply[2] if reply else 0),
+            bytes=(size, reply[3] if reply else 0),
+            idle=round(idle, 1),
+            expires=round(left, 1),
+        )
+        yield flow, backend, generation
 
 
 def flows_by_backend(maps: Maps) -> Tally[tuple[int, int]]:
-    """How many flows each backend (number, generation) has."""
-    tally: Tally[tuple[int, int]] = Tally()
+    """How many live flows each backend (number, generation) has."""
+    return Tally((original[4], original[5]) for _, original, *_ in _live(maps) if original[4])
+
+
+def count_flows(maps: Maps) -> int:
+    """How many live flows there are."""
+    return sum(1 for _ in _live(maps))
+
+
+def _live(maps: Maps) -> Iterator[tuple[bytes, Entry, Entry | None, FlowState, float, float]]:
+    """Key, both directions' entries (None: lost), state, idle and remaining seconds of each flow that is not over."""
+    now = clock.jiffies()
     for table in TABLES:
-        for value in _each(maps[table].values(), FLOW.size):
-            _, _, _, _, backend, generation, _, flags = FLOW.unpack(value)
-            if backend and not flags & FlowFlag.REPLY:
-                tally[backend, generation] += 1
-    return tally
-
-
-def _each(values: bytes, size: int) -> Iterator[bytes]:
-    return (values[place : place + size] for place in range(0, len(values), size))
+        entries = {key: FLOW.unpack(value) for key, value in maps[table].items()}
+        for key, original in entries.items():
+            to, last_seen, *_, stored, flags = original
+            if flags & FlowFlag.REPLY:
+                continue
+            reply = entries.get(_reverse(to))
+            state = flow_state(FlowState(stored), FlowFlag(flags), FlowFlag(reply[7] if reply else flags))
+            idle = clock.age(max(last_seen, reply[1]) if reply else last_seen, now)
+            left = timeout(PROTOCOL_NAMES[key[_PROTOCOL_OFFSET]], state) - idle
+            if left > 0:
+                yield key, original, reply, state, idle, left
 
 
 def unpack_tuple(raw: bytes) -> Tuple:

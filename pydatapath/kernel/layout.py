@@ -29,6 +29,7 @@ __all__ = [
     "MapContract",
     "MapType",
     "Record",
+    "flow_state",
     "timeout",
 ]
 
@@ -39,7 +40,7 @@ PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
 
 
 class FlowState(IntEnum):
-    """The life of a flow."""
+    """The life of a flow. CLOSING stands in no entry: it is read off both directions' flags."""
 
     NEW = 0
     ESTABLISHED = 1
@@ -47,11 +48,19 @@ class FlowState(IntEnum):
 
 
 class FlowFlag(IntFlag):
-    """REPLY: the entry is the answering direction. PLAIN: nothing is rewritten. FIN: this direction has sent one."""
+    """REPLY: the answering direction. PLAIN: nothing is rewritten. FIN, RST: this direction has sent one."""
 
     REPLY = 1
     PLAIN = 2
     FIN = 4
+    RST = 8
+
+
+def flow_state(stored: FlowState, flags: FlowFlag, other: FlowFlag) -> FlowState:
+    """The state of a flow whose two directions have these flags."""
+    if stored is FlowState.ESTABLISHED and (flags & other & FlowFlag.FIN or (flags | other) & FlowFlag.RST):
+        return FlowState.CLOSING
+    return stored
 
 
 class BackendState(IntEnum):

@@ -10,6 +10,7 @@ from pydatapath.errors import CompileError
 __all__ = ["assemble", "directory", "shim"]
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"\s*$')
+_REINSTALL = "install pydatapath again"
 
 
 def directory() -> Path:
@@ -18,9 +19,7 @@ def directory() -> Path:
     for place in (package / "bpf", package.parent / "bpf"):
         if (place / "datapath.c").is_file():
             return place
-    raise CompileError(
-        "the C sources (bpf/datapath.c) are missing from this installation", hint="install pydatapath again"
-    )
+    raise CompileError("the C sources (bpf/datapath.c) are missing from this installation", hint=_REINSTALL)
 
 
 def shim() -> Path:
@@ -30,6 +29,8 @@ def shim() -> Path:
 
 def assemble(main: Path) -> str:
     """The text of `main` with its local includes pasted in, each line still known by its own file and number.
+
+    Raises CompileError where one is missing.
 
     bcc's rewriter edits the main file only: map operations in an included file would compile and then fail to load
     ("unknown opcode 8d", bcc 0.26). `#line` keeps the compiler's messages and the verifier's log truthful.
@@ -44,8 +45,14 @@ def _paste(path: Path, seen: set[Path]) -> list[str]:
         match = _INCLUDE.match(line)
         if match is None:
             lines.append(line)
+            if line == "{":  # a function's body: bcc (0.26) has put a line of its own before the function
+                lines.append(f'#line {number + 1} "{path.name}"')
             continue
         included = path.parent / match.group(1)
-        if included not in seen:
-            lines += [*_paste(included, seen), f'#line {number + 1} "{path.name}"']
+        if included in seen:
+            lines.append("")
+            continue
+        if not included.is_file():
+            raise CompileError(f"{path.name}:{number}: {included.name} is missing", hint=_REINSTALL)
+        lines += [*_paste(included, seen), f'#line {number + 1} "{path.name}"']
     return lines
