@@ -50,7 +50,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 
 	if (skb->tc_index == WALKED) {
 		skb->tc_index = 0;
-		if (hook == TO_BRIDGE)
+		if (is_egress(hook))
 			return PASS;
 	}
 	parsed = packet_parse(skb, &packet);
@@ -64,7 +64,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 			if (packet.tcp_flags & (TCP_FIN | TCP_RST))
 				flow_note_closing(flow, packet.tcp_flags);
 			if (flow->flags & FLOW_PLAIN)
-				return hook == TO_BRIDGE ? PASS : pass_walked(skb);
+				return is_egress(hook) ? PASS : pass_walked(skb);
 			to = flow->to;
 			return forward(skb, hook, &packet, &key, &to);
 		}
@@ -83,7 +83,8 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 {
 	flow->to = *key;
 	flow->state = FLOW_NEW;
-	switch (service_choose(key, flow)) {
+	/* Services are not called by way of an uplink */
+	switch (hook == TO_UPLINK ? NO_SERVICE : service_choose(key, flow)) {
 	case CHOSEN:
 		/* S29: a pod that is balanced to itself is masqueraded, else its answer would never leave it */
 		if (flow->to.destination == key->source)
@@ -100,7 +101,7 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		return KIND_FLOW;
 	}
 	/* C2: an address that no service owns */
-	return hook != TO_BRIDGE && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
+	return !is_egress(hook) && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
 }
 
 static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
@@ -168,7 +169,7 @@ int walk(struct __sk_buff *skb)
 		count(NEW_FLOW);
 	}
 	if (flow.flags & FLOW_PLAIN)
-		return hook == TO_BRIDGE ? PASS : pass_walked(skb);
+		return is_egress(hook) ? PASS : pass_walked(skb);
 	return forward(skb, hook, &packet, &key, &flow.to);
 }
 
@@ -185,4 +186,9 @@ int from_uplink(struct __sk_buff *skb)
 int to_bridge(struct __sk_buff *skb)
 {
 	return walk_fast(skb, TO_BRIDGE);
+}
+
+int to_uplink(struct __sk_buff *skb)
+{
+	return walk_fast(skb, TO_UPLINK);
 }

@@ -15,11 +15,17 @@ enum hook {
 	FROM_POD,    /* tc ingress of a pod's host-side veth */
 	FROM_UPLINK, /* tc ingress of an uplink */
 	TO_BRIDGE,   /* tc egress of the bridge: what the node itself sends to pods and services */
+	TO_UPLINK,   /* tc egress of an uplink: what the node itself sends to other machines */
 };
 
+static inline bool is_egress(enum hook hook)
+{
+	return hook == TO_BRIDGE || hook == TO_UPLINK;
+}
+
 /*
- * Marks a packet that one of our ingress programs has walked and left to the stack, so that the walk is not walked
- * again where it leaves. tc_index outlives routing; it is scrubbed neither there nor by a veth, hence walk_open.
+ * Marks a packet that one of our programs has walked and left to the stack or to a neighbour, so that the walk is not
+ * walked again where it leaves. tc_index outlives routing; it is scrubbed neither there nor by a veth, hence walk_open.
  */
 #define WALKED 0xda7a
 
@@ -54,7 +60,7 @@ static inline int forward_to_pod(struct __sk_buff *skb, enum hook hook, struct p
 	if (rewrite_tuple(skb, packet, key, to))
 		return drop(DROP_REWRITE);
 	/* redirect_peer works at ingress only */
-	if (hook == TO_BRIDGE)
+	if (is_egress(hook))
 		return bpf_redirect(interface, 0);
 	/* The frame was for the gateway's MAC, hence "other host" at the veth. redirect_peer mends that since Linux
 	 * commit c4327229948879 ("bpf: Scrub packet on bpf_redirect_peer", in v6.15), not before. */
@@ -63,8 +69,8 @@ static inline int forward_to_pod(struct __sk_buff *skb, enum hook hook, struct p
 	return bpf_redirect_peer(interface, 0);
 }
 
-/* A reply for the node's own socket. It must arrive by the bridge, where the route to the service network leads:
- * from the uplink, a reverse path filter would drop it. */
+/* A reply for the node's own socket. From a service it must arrive by the bridge, where the route to the service
+ * network leads: from the uplink, a reverse path filter would drop it. From the peer itself it is where it must be. */
 static inline int forward_to_node(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
 				  const struct tuple *to, struct endpoint *endpoint)
 {
@@ -73,7 +79,9 @@ static inline int forward_to_node(struct __sk_buff *skb, enum hook hook, struct 
 	write_mac(packet, endpoint);
 	if (rewrite_tuple(skb, packet, key, to))
 		return drop(DROP_REWRITE);
-	return hook == FROM_POD ? pass_walked(skb) : bpf_redirect(interface, BPF_F_INGRESS);
+	if (hook == FROM_POD || key->source == to->source)
+		return pass_walked(skb);
+	return bpf_redirect(interface, BPF_F_INGRESS);
 }
 
 /* To another machine: past the stack where the routing table knows the way, else through it. */
@@ -101,7 +109,13 @@ static inline int forward_to_remote(struct __sk_buff *skb, enum hook hook, struc
 	if (rewrite_tuple(skb, packet, key, to))
 		return drop(DROP_REWRITE);
 	if (!direct)
-		return hook == TO_BRIDGE ? drop(DROP_NO_ROUTE) : pass_walked(skb);
+		return is_egress(hook) ? drop(DROP_NO_ROUTE) : pass_walked(skb);
+	/* It may leave by a bridge: a pod of this node that has not been heard of yet */
+	skb->tc_index = WALKED;
+	/* What the node itself sends brings its own route along. By that one the kernel would send it when the neighbour has
+	 * answered (__neigh_update in net/core/neighbour.c): to the services' gateway. Hence one that fits, by the helper. */
+	if (is_egress(hook) && answer == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return redirect_neigh(route.ifindex, NULL, 0, 0);
 	next_hop.ipv4_nh = route.ipv4_dst;
 	return redirect_neigh(route.ifindex, &next_hop, sizeof(next_hop), 0);
 }
@@ -109,8 +123,12 @@ static inline int forward_to_remote(struct __sk_buff *skb, enum hook hook, struc
 static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
 			  const struct tuple *to)
 {
-	struct endpoint *endpoint = endpoints.lookup((__be32 *)&to->destination);
+	struct endpoint *endpoint;
 
+	/* The node's own direct connection, under another port, is on its way already */
+	if (hook == TO_UPLINK && key->destination == to->destination)
+		return rewrite_tuple(skb, packet, key, to) ? drop(DROP_REWRITE) : PASS;
+	endpoint = endpoints.lookup((__be32 *)&to->destination);
 	if (!endpoint)
 		return forward_to_remote(skb, hook, packet, key, to);
 	if (endpoint->kind == ENDPOINT_NODE)

@@ -257,11 +257,12 @@ class Datapath:
                 backends=sum(len(one.backends) for one in statuses),
                 flows=flowtable.count_flows(self._maps),
                 counters=tables.counters(self._maps),
-                drift=tuple(drift + lost),
+                drift=tuple(dict.fromkeys(drift + lost)),
             )
 
     def _interfaces(self, records: Records) -> tuple[list[InterfaceStatus], list[str]]:
-        found, drift = [], []
+        found: dict[str, InterfaceStatus] = {}
+        drift = []
         with netns.entered(self.instance.netns_path):
             for subject in records.host_changes(HostChange.FILTER):
                 name, hook_name = subject.split()
@@ -279,8 +280,9 @@ class Datapath:
                 )
                 if not programs:
                     drift.append(f"interface {name} has lost its {hook.program} filter: `pydatapath load` mends it")
-                found.append(InterfaceStatus(name, hook.role, programs))
-        return found, drift
+                known = found.get(name, InterfaceStatus(name, hook.role, ()))
+                found[name] = replace(known, programs=known.programs + programs)
+        return list(found.values()), drift
 
     def _map_statuses(self) -> tuple[list[MapStatus], list[str]]:
         found, drift = [], []

@@ -85,6 +85,7 @@ class Node:
             *(Attachment(one, Hook.FROM_POD) for one in self.pods),
             *(Attachment(one, Hook.FROM_UPLINK) for one in self.uplinks),
             *(Attachment(one, Hook.TO_BRIDGE) for one in self.bridges),
+            *(Attachment(one, Hook.TO_UPLINK) for one in self.uplinks),
         ]
 
 

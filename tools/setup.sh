@@ -23,6 +23,7 @@ test_packages=(
     ethtool          # offloads on and off
     iperf3           # throughput and retransmits
     nftables         # the demo proves that its ruleset is empty
+    bpftool          # programs and maps, as seen by somebody else
     shellcheck       # make lint
 )
 kernel_packages=(qemu-system-x86 busybox-static kmod util-linux)

@@ -82,10 +82,6 @@ cd $(printf %q "$here")
 export HOME=/root LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis
 # a skip for a lack of the set-up is a failure; emulation is 30 times slower than the machine
 export PYDATAPATH_NO_SKIP=host PYTEST_TIMEOUT=600 PYDATAPATH_EMULATED=1
-# The guest reads this machine's files without a cache; LLVM is 110 MB, page by page: once into memory instead.
-mkdir /dev/shm/libraries
-cp -L \$(ldd /usr/lib/*/libbcc.so.0 | grep -oE '/[^ ]*/lib(clang-cpp|LLVM)[^ ]*') /usr/lib/*/libbcc.so.0 /dev/shm/libraries &&
-    export LD_LIBRARY_PATH=/dev/shm/libraries
 {
     modprobe -a bridge veth cls_bpf sch_ingress vxlan
     ip link set lo up

@@ -98,6 +98,7 @@ class Hook(IntEnum):
     FROM_POD = 0
     FROM_UPLINK = 1
     TO_BRIDGE = 2
+    TO_UPLINK = 3
 
     @property
     def program(self) -> str:
@@ -107,12 +108,12 @@ class Hook(IntEnum):
     @property
     def role(self) -> str:
         """What an interface with this hook is to us: pod, bridge or uplink."""
-        return {Hook.FROM_POD: "pod", Hook.FROM_UPLINK: "uplink", Hook.TO_BRIDGE: "bridge"}[self]
+        return {Hook.FROM_POD: "pod", Hook.TO_BRIDGE: "bridge"}.get(self, "uplink")
 
     @property
     def direction(self) -> str:
         """The tc hook: ingress or egress."""
-        return "egress" if self is Hook.TO_BRIDGE else "ingress"
+        return "egress" if self in (Hook.TO_BRIDGE, Hook.TO_UPLINK) else "ingress"
 
 
 # The program that every hook's goes on in where a packet needs more than its known flow

@@ -245,7 +245,7 @@ class Bed:
 
     def run(self, hook: Hook, packet: Packet | bytes, *, device: str = "", gso: tuple[int, int] = (0, 0)) -> Outcome:
         """Runs the hook's program on a packet that came in (or goes out) at a device. `gso`: segments, their size."""
-        device = device or {Hook.FROM_POD: "pod2", Hook.FROM_UPLINK: "uplink", Hook.TO_BRIDGE: "br0"}[hook]
+        device = device or {Hook.FROM_POD: "pod2", Hook.TO_BRIDGE: "br0"}.get(hook, "uplink")
         context = bytearray(_SKB_BYTES)
         fields = {
             _SKB_IFINDEX: self.devices[device],

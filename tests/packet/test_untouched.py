@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv4Address
 
 import pytest
 from packetbed import (
@@ -44,6 +45,7 @@ QUERY = udp(CLIENT, 40000, VIP, 53)
 OPTIONS = tcp(CLIENT, 40000, VIP, 80, options=[IPOption_RR()])
 OPTIONS[TCP].options = [("MSS", 1460), ("WScale", 7)]
 POD = Ether(src=MAC[CLIENT], dst=MAC[NODE])
+NOBODY = str(IPv4Address(0))  # who has no address yet
 ECHO = POD / IP(src=CLIENT, dst=VIP) / ICMP()
 
 
@@ -70,7 +72,7 @@ OTHERS = [
     Case("N85 multicast", Ether(dst="01:00:5e:00:00:fb") / IP(src=CLIENT, dst="224.0.0.251") / UDP(dport=5353)),
     Case(
         "N85 broadcast: a DHCP client",
-        Ether(dst="ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67),
+        Ether(dst="ff:ff:ff:ff:ff:ff") / IP(src=NOBODY, dst="255.255.255.255") / UDP(sport=68, dport=67),
     ),
     Case("N85 link-local: the cloud's metadata", POD / IP(src=CLIENT, dst="169.254.169.254") / TCP(dport=80)),
     Case("pod to pod", tcp(CLIENT, 40000, BACKEND, 22)),

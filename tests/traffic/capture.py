@@ -75,7 +75,10 @@ def _judged(packet: bytes) -> str:
         return "wrong address"
     at = CHECKSUM_OFFSETS[packet[9]]
     pseudo = _sum(packet[12:20] + bytes([0, packet[9]]) + len(transport).to_bytes(2))
-    if _sum(transport + pseudo.to_bytes(2) if len(transport) % 2 == 0 else transport + b"\0" + pseudo.to_bytes(2)) == 0xFFFF:
+    if (
+        _sum(transport + pseudo.to_bytes(2) if len(transport) % 2 == 0 else transport + b"\0" + pseudo.to_bytes(2))
+        == 0xFFFF
+    ):
         return "right"
     return "partial" if int.from_bytes(transport[at : at + 2]) == pseudo else "wrong"
 

@@ -32,31 +32,38 @@ def filters(host: Host, interface: str, hook: str) -> list[dict[str, Any]]:
     return [one for one in found if "ht_divisor" not in one.get("options", {"ht_divisor": 0})]
 
 
-def dump(lab: Lab) -> dict[str, str]:
-    """Names, pins, records; and of each namespace links, addresses, routes, neighbours, qdiscs, filters, sysctls."""
+def dump(lab: Lab, hosts: Iterable[Host] = ()) -> dict[str, str]:
+    """Names, pins, records; and of each namespace links, addresses, routes, neighbours, qdiscs, filters, sysctls.
+
+    `hosts`: only these of the lab, for quick looks.
+    """
     found = {str(root): "\n".join(sorted(map(str, root.rglob("*")))) for root in (RUN_NETNS, RUN, BPFFS)}
-    for host in lab.hosts:
-        for what in ("link", "address", "rule", "route show table all"):
-            found[f"{host.name} {what}"] = _told(host.exec(["ip", "-j", "-d", *what.split()], check=True).stdout)
-        neighbours = json.loads(host.exec(["ip", "-j", "neigh"], check=True).stdout)
-        found[f"{host.name} neighbours"] = _told(json.dumps([one for one in neighbours if "PERMANENT" in one["state"]]))
-        found[f"{host.name} qdiscs"] = _told(tc(host, "-j", "qdisc", "show"))
-        for link in json.loads(host.exec(["ip", "-j", "link"], check=True).stdout):
-            for hook in HOOKS:
-                name = link["ifname"]
-                found[f"{host.name} {name} {hook}"] = _told(tc(host, "-j", "filter", "show", "dev", name, hook) or "[]")
-        found[f"{host.name} sysctls"] = _sysctls(host)
+    for host in hosts or lab.hosts:
+        told = _batch(host, ["ip", "-j", "-d"], ["link", "address", "rule", "route show table all", "neigh"])
+        told["neigh"] = [one for one in told["neigh"] if "PERMANENT" in one["state"]]
+        names = [one["ifname"] for one in told["link"]]
+        asked = [f"filter show dev {name} {hook}" for name in names for hook in HOOKS]
+        told |= _batch(host, ["tc", "-j"], ["qdisc show", *asked])
+        found |= {f"{host.name}: {what}": json.dumps(_still(one), indent=1) for what, one in told.items()}
+        found[f"{host.name}: sysctls"] = _sysctls(host)
     return found
 
 
-def _told(text: str) -> str:
-    """JSON, sorted, without what changes by itself."""
-    return json.dumps(_still(json.loads(text)), sort_keys=True, indent=1)
+def _batch(host: Host, command: list[str], lines: list[str]) -> dict[str, Any]:
+    """What a command answers to each line: JSON, one text after the other."""
+    text = host.exec([*command, "-batch", "-"], stdin="\n".join(lines), check=True).stdout.strip()
+    answers = []
+    while text:
+        answer, end = json.JSONDecoder().raw_decode(text)
+        answers.append(answer)
+        text = text[end:].lstrip()
+    return dict(zip(lines, answers, strict=True))
 
 
 def _still(value: Any) -> Any:
+    """Sorted, without what changes by itself."""
     if isinstance(value, dict):
-        return {key: _still(one) for key, one in value.items() if not key.endswith(RESTLESS_KEYS)}
+        return {key: _still(one) for key, one in sorted(value.items()) if not key.endswith(RESTLESS_KEYS)}
     if isinstance(value, list):
         return sorted((_still(one) for one in value), key=lambda one: json.dumps(one, sort_keys=True))
     return value

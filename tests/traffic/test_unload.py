@@ -95,7 +95,14 @@ def foreign(cluster: Cluster) -> Host:
     node, other = cluster.lab.node(1).netns, cluster.lab.hosts[0].netns
     with links.Links(node) as inside, links.Links(other) as outside:
         inside.veth("foreign0", "foreign1", other, peer_mac="02:00:00:00:00:77")
+        links.write_sysctls(node, {"net/ipv6/conf/foreign0/disable_ipv6": "1"}, optional=True)
+        links.write_sysctls(other, {"net/ipv6/conf/foreign1/disable_ipv6": "1"}, optional=True)
         outside.up("foreign1")
+    deadline = time.monotonic() + 5
+    for host in (cluster.lab.node(1), cluster.lab.hosts[0]):
+        while " UP " not in host.exec(["ip", "-br", "link"]).stdout.partition("foreign")[2]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     return cluster.lab.node(1)
 
 

@@ -300,3 +300,26 @@ def test_an_address_answers_again_after_it_was_gone() -> None:
     cluster.apply([port("a", "0", "0")])
     assert cluster.maps.services[FRONTENDS[0]].number == 2
     assert cluster.maps.answer(FRONTENDS[0]) == (BACKENDS[0],)
+
+
+def test_a_run_with_a_backend_that_is_gone_is_written_anew() -> None:
+    """Where the map holds what nobody wrote, a slot that leads nowhere does not stay because the rest is right."""
+    cluster = Cluster()
+    cluster.apply([port("a", "0", "01")])
+    cluster.maps.active.discard(2)
+    wanted = [port("a", "0", "0")]
+    planned = cluster.plan(wanted, everything=True)
+    assert list(planned.slots.values()) == [(1,)]
+    for write in cluster.maps.writes(planned):
+        write()
+    cluster.maps.check(wanted, cluster.numbers)
+
+
+def test_an_address_that_the_map_gives_to_another_is_taken() -> None:
+    """The run at a service's address is its own only if it has its number."""
+    cluster = Cluster()
+    cluster.apply([port("a", "0", "01")])
+    wanted = port("b", "0", "01")
+    planned = change([wanted], {7: [FRONTENDS[0]]}, {wanted.key: 7}, cluster.maps.read({7}))
+    assert {run.number for run in planned.services.values()} == {7}
+    assert len(planned.backends) == 2

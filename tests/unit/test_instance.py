@@ -145,19 +145,19 @@ def test_what_is_not_loaded_is_said_with_the_way_out() -> None:
 
 def test_F25_records_that_are_roots_are_said_to_be() -> None:
     """Without root the records of a loaded instance cannot be looked at: that is no traceback."""
-    one = make_here("web")
-    one.directory.chmod(0)
+    directory = make_here("web").directory
     root = os.geteuid() == 0
+    directory.chmod(0)
     if root:
         os.seteuid(NOBODY)
     try:
-        with pytest.raises(DatapathError, match="^instance 'web' cannot be read: Permission denied$") as caught:
+        with pytest.raises(DatapathError, match=r"^instance 'web' cannot be read: Permission denied$") as caught:
             find("web", "")
-        assert caught.value.hint == "run it with sudo"
     finally:
         if root:
             os.seteuid(0)
-        one.directory.chmod(0o700)
+        directory.chmod(0o700)
+    assert caught.value.hint == "run it with sudo"
 
 
 def test_damaged_records_do_not_hide_other_instances() -> None:

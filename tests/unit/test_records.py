@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def register(records: Records, service: str, *ports: PortPlan) -> dict[str, int]
     """Gives a service these ports, as applying does: released first. Returns their numbers by port name."""
     records.release("shop", service)
     return {key[2]: number for key, number in records.register("shop", service, list(ports)).items()}
+
+
+def fail_after(path: Path, change: Callable[[Records], None]) -> None:
+    """A command that makes a change and then fails."""
+
+    def change_and_fail(records: Records) -> None:
+        change(records)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Records(path) as records:
+        change_and_fail(records)
 
 
 def test_objects_are_kept_as_they_were_stored(path: Path) -> None:
@@ -79,11 +91,13 @@ def test_an_error_undoes_all_of_a_block(path: Path) -> None:
     with Records(path) as records:
         records.store([WEB])
         register(records, "web", port("web", "10.96.0.10:80"))
-    with pytest.raises(ZeroDivisionError), Records(path) as records:
+
+    def change(records: Records) -> None:
         records.forget([WEB.key])
         register(records, "web")
         register(records, "api", port("api", "10.96.0.10:80"))
-        raise ZeroDivisionError
+
+    fail_after(path, change)
     with Records(path) as records:
         assert records.objects() == [WEB]
         assert records.frontends_of("shop", "web") == {1: [Address("10.96.0.10", 80, "TCP")]}
@@ -97,11 +111,13 @@ def test_commit_keeps_and_rollback_undoes_what_is_done_so_far(path: Path) -> Non
         records.commit()
         records.put({"kept": 2, "undone": 1})
         records.rollback()
-    with pytest.raises(ZeroDivisionError), Records(path) as records:
+
+    def change(records: Records) -> None:
         records.put({"kept": 3})
         records.commit()
         records.put({"kept": 4})
-        raise ZeroDivisionError
+
+    fail_after(path, change)
     with Records(path) as records:
         assert (records.get("kept"), records.get("undone")) == (3, None)
 
@@ -143,9 +159,13 @@ def test_an_address_that_is_taken_names_both_services(path: Path) -> None:
     """Who asks and who has it, where, and what to do about it; and nothing of the asker's is kept."""
     with Records(path) as records:
         register(records, "web", port("web", "10.96.0.10:80"))
-    with pytest.raises(Conflict) as caught, Records(path) as records:
+
+    def change(records: Records) -> None:
         records.store([Stored("Service", "shop", "api", None, "{}")])
         register(records, "api", port("api", "10.96.0.11:80", "10.96.0.10:80"))
+
+    with pytest.raises(Conflict) as caught, Records(path) as records:
+        change(records)
     assert str(caught.value) == "Service shop/api: 10.96.0.10:80/tcp is taken by Service shop/web"
     assert "spec.clusterIP" in caught.value.hint
     with Records(path) as records:
@@ -185,11 +205,13 @@ def test_a_port_without_a_name_is_shown_by_its_number(path: Path) -> None:
 
 def test_host_changes_are_known_even_after_an_error(path: Path) -> None:
     """They are committed before they are done, so that unload finds them after a crash; noted twice they are one."""
-    with pytest.raises(ZeroDivisionError), Records(path) as records:
+
+    def change(records: Records) -> None:
         for subject in ("eth1", "eth0", "eth1"):
             records.note_host_change(HostChange.CLSACT, subject)
         records.note_host_change(HostChange.FILTER, "eth0 FROM_POD")
-        raise ZeroDivisionError
+
+    fail_after(path, change)
     with Records(path) as records:
         assert records.host_changes(HostChange.CLSACT) == ["eth0", "eth1"]
         records.forget_host_change(HostChange.CLSACT, "eth0")

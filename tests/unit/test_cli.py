@@ -1,0 +1,248 @@
+"""The command line from outside: help, usage, and what is said where nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from pydatapath.cli import COMMANDS, SUMMARIES, cli, main
+from pydatapath.version import __version__
+
+Run = Callable[..., tuple[int, str, str]]
+NOBODY = 65534
+
+# An instance of this name is nowhere
+ABSENT = ["--instance", "no-such-instance-of-a-test"]
+NOT_LOADED = (
+    "Error: instance 'no-such-instance-of-a-test' is not loaded\n"  # what is wrong
+    "Hint: `pydatapath load` loads it\n"  # what to do about it
+)
+MANIFEST = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.10, ports: [{port: 80}]}
+"""
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command line in this process, as in a wide terminal: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        return (code if isinstance(code, int) else int(code is not None)), out, err
+
+    return call
+
+
+def every_command(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of each command and group, but for the first."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*path, name)
+        if isinstance(command, click.Group):
+            yield from every_command(command, (*path, name))
+
+
+def test_help_lists_every_command_with_its_summary(run: Run) -> None:
+    """`pydatapath --help`, `-h` and `pydatapath` alone tell what there is, with examples to begin with."""
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    assert list(COMMANDS) == list(SUMMARIES)
+    lines = [line.strip() for line in out.splitlines()]
+    for name in COMMANDS:
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert "  pydatapath load --bridge br0 --uplink eth0" in out
+    assert run("-h")[1] == out
+    code, bare, err = run()
+    assert (code, bare + err) == (2, out)
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_command_has_help_with_an_example(run: Run, words: tuple[str, ...]) -> None:
+    """Each says what it does and shows, line by line, a command that can be typed."""
+    code, out, err = run(*words, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: pydatapath {' '.join(words)} ")
+    examples = [line.strip() for line in out.splitlines() if line.strip().startswith(("pydatapath ", "kubectl "))]
+    assert any(line.startswith(f"pydatapath {' '.join(words)}") or " | pydatapath" in line for line in examples)
+    assert "\\b" not in out
+    assert "\b" not in out
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_every_summary_ends_in_a_full_stop_and_is_not_cut(run: Run, words: tuple[str, ...]) -> None:
+    """In the list of a group each command is one whole sentence."""
+    _, out, _ = run(*words[:-1], "--help")
+    line = next(line for line in out.splitlines() if line.strip().partition(" ")[0] == words[-1])
+    assert line.endswith(".")
+    assert not line.endswith("...")
+
+
+def test_the_version_is_said(run: Run) -> None:
+    """The package's own."""
+    assert run("--version") == (0, f"pydatapath, version {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lod"],
+        ["--instanse", "x", "status"],
+        ["status", "-o", "xml"],
+        ["status", "left over"],
+        ["load", "--max-flows", "3"],
+        ["load", "--max-flows", "many"],
+        ["apply"],
+        ["apply", "-f"],
+        ["delete"],
+        ["delete", "-f", "x.yaml", "service", "web"],
+        ["service"],
+        ["service", "show"],
+        ["service", "add", "web"],
+        ["service", "add", "web", "--port", "99999"],
+        ["service", "add", "web", "--port", "80/sctp"],
+        ["service", "add", "web", "--port", "80", "--backend", "web"],
+        ["backend", "add", "web"],
+        ["backend", "add", "web", "10.244.1.11:0"],
+        ["backend", "add", "web", "10.244.1.11:"],
+        ["backend", "add", "web", "10.244.1.999:80"],
+        ["backend", "remove", "web", "[::1]:80:90"],
+        ["flow", "list", "--limit", "0"],
+        ["lab", "exec", "pod"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(run: Run, arguments: list[str]) -> None:
+    """Whatever is wrong with the words themselves: on stderr, with the usage, before anything is looked at."""
+    code, out, err = run(*ABSENT, *arguments)
+    assert (code, out) == (2, "")
+    assert "Error: " in err or err.startswith("Usage: pydatapath ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "-o", "wide"],
+        ["service", "list"],
+        ["service", "list", "-o", "json"],
+        ["service", "show", "web"],
+        ["service", "add", "web", "--port", "80"],
+        ["service", "delete", "web"],
+        ["backend", "list"],
+        ["backend", "list", "web", "-o", "yaml"],
+        ["backend", "add", "web", "10.244.1.11:8080"],
+        ["backend", "remove", "web", "10.244.1.11:8080"],
+        ["flow", "list"],
+        ["flow", "count"],
+        ["delete", "service", "web"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_loaded_is_one_error_and_exit_code_1(run: Run, arguments: list[str]) -> None:
+    """One line of what is wrong, one of what to do, nothing on stdout, no traceback."""
+    assert run(*ABSENT, *arguments) == (1, "", NOT_LOADED)
+
+
+def test_apply_on_what_is_not_loaded(run: Run, tmp_path: Path) -> None:
+    """A good manifest does not help where nothing is loaded."""
+    (tmp_path / "web.yaml").write_text(MANIFEST)
+    assert run(*ABSENT, "apply", "-f", str(tmp_path / "web.yaml")) == (1, "", NOT_LOADED)
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_status_tells_a_program_that_nothing_is_loaded(run: Run, form: str) -> None:
+    """For a script that is an answer, not an error."""
+    code, out, err = run(*ABSENT, "status", "-o", form)
+    assert (code, err) == (0, "")
+    found = json.loads(out) if form == "json" else yaml.safe_load(out)
+    assert found == {"instance": ABSENT[1], "netns": "", "loaded": False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--instance", "../etc", "status"], "instance name '../etc' cannot be used"),
+        (["--netns", "no-such-netns", "service", "list"], "network namespace 'no-such-netns' does not exist"),
+        (["--netns", "/no/such/path", "status"], "network namespace '/no/such/path' does not exist"),
+        (["--netns", "999999999", "flow", "list"], "network namespace '999999999' does not exist"),
+        (["load", "--config", "/no/such.toml"], "the configuration /no/such.toml cannot be read: No such file"),
+        (["load", "--config", "/"], "the configuration / cannot be read: Is a directory"),
+    ],
+)
+def test_F25_what_is_not_there_is_one_error(run: Run, arguments: list[str], message: str) -> None:
+    """The sentence names it as it was typed."""
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {message}")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("uplink = ", "is not TOML: Invalid value"),
+        ("\xff", "is not TOML: 'utf-8' codec"),
+        ("uplinks = ['eth0']", "option 'uplinks' is unknown"),
+        ("uplink = 'eth0'", "option 'uplink' must be a list of strings, not 'eth0'"),
+        ("max_flows = 3", "option 'max_flows' must be from 1,024 to 16,777,216, not 3"),
+    ],
+)
+def test_F25_a_bad_configuration_is_one_error(run: Run, tmp_path: Path, text: str, message: str) -> None:
+    """Said before anything is loaded, also without root."""
+    path = tmp_path / "node.toml"
+    path.write_bytes(text.encode("latin-1"))
+    code, _, err = run(*ABSENT, "load", "--config", str(path))
+    assert code == 1
+    assert err.startswith("Error: ")
+    assert message in err.splitlines()[0]
+
+
+def test_the_instance_may_stand_in_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each global option has a variable."""
+    monkeypatch.setenv("PYDATAPATH_INSTANCE", "from-the-environment")
+    assert "'from-the-environment'" in run("service", "list")[2]
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """No root, whoever runs the tests."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(NOBODY)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("command", ["load", "unload"])
+def test_F25_what_needs_root_says_so(run: Run, nobody: None, command: str) -> None:
+    """Before anything is touched."""
+    said = f"Error: {command} needs root: it changes the kernel's network\nHint: run it with sudo\n"
+    assert run(*ABSENT, command) == (1, "", said)
+
+
+def test_the_installed_script_is_this_one() -> None:
+    """`pydatapath` beside the interpreter runs the package that is tested."""
+    script = Path(sys.executable).parent / "pydatapath"
+    if not script.exists():
+        pytest.skip("pydatapath is not installed beside this interpreter")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"pydatapath, version {__version__}\n"
