@@ -36,7 +36,7 @@ _MAP_DESCRIPTOR: Final = 1  # BPF_PSEUDO_MAP_FD, in the source register's half b
 
 
 def usable() -> bool:
-    """Whether a look is worth it: something was kept, and PYDATAPATH_NO_CACHE (for tests of the compiler) is not set."""
+    """Whether a look is worth it: something was kept, and PYDATAPATH_NO_CACHE (tests of the compiler) is not set."""
     return not os.environ.get("PYDATAPATH_NO_CACHE") and DIRECTORY.is_dir() and any(DIRECTORY.iterdir())
 
 

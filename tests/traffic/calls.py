@@ -1,4 +1,4 @@
-"""Calls to tests/traffic/echo_server.py: one, thousands, or long ones with numbered data; nothing here waits for ever."""
+"""Calls to echo_server.py: one, thousands, or long ones with numbered data. Nothing here waits for ever."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ def capturing(host: Host, expression: str, path: Path) -> Iterator[None]:
             tcpdump.terminate()
             _, said = tcpdump.communicate(timeout=START_SECONDS)
     dropped = re.search(r"(\d+) packets? dropped by kernel", said)
-    assert dropped and dropped[1] == "0", said
+    assert dropped is not None, said
+    assert dropped[1] == "0", said
 
 
 def complaints(path: Path) -> tuple[int, list[str]]:
@@ -51,7 +52,7 @@ def complaints(path: Path) -> tuple[int, list[str]]:
 
 
 def checksums(path: Path) -> Tally[str]:
-    """Each TCP and UDP packet of a capture: `right`, `partial` (the sum of the pseudo-header, as for offload) or `wrong`.
+    """Each TCP and UDP packet of a capture: `right`, `partial` (the pseudo-header's sum, as for an offload) or `wrong`.
 
     `wrong address` is a wrong sum of the IP header.
     """

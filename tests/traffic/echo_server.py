@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+ANY = "0.0.0.0"  # noqa: S104 - a pod is all there is
 BACKLOG = 4096
 RECEIVE_BUFFER = 4 << 20  # bytes: a burst of datagrams waits, it is not lost
 
@@ -55,8 +56,8 @@ async def serve(name: str, ports: list[int]) -> None:
     """Answer at all ports, for ever."""
     loop = asyncio.get_running_loop()
     for port in ports:
-        await loop.create_server(lambda: Lines(name), "0.0.0.0", port, backlog=BACKLOG)
-        transport, _ = await loop.create_datagram_endpoint(lambda: Datagrams(name), ("0.0.0.0", port))
+        await loop.create_server(lambda: Lines(name), ANY, port, backlog=BACKLOG)
+        transport, _ = await loop.create_datagram_endpoint(lambda: Datagrams(name), (ANY, port))
         transport.get_extra_info("socket").setsockopt(1, 33, RECEIVE_BUFFER)  # SOL_SOCKET, SO_RCVBUFFORCE
     sys.stdout.write("ready\n")
     sys.stdout.flush()

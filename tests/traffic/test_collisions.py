@@ -1,4 +1,4 @@
-"""One port of a client, to a backend directly and through the VIP at once: two connections, each with its own data (N93).
+"""One port of a client, to a backend directly and through the VIP at once: two connections, two streams of data (N93).
 
 Both nodes are loaded: what is plain on the client's node passes the other node's datapath, too.
 """
@@ -28,8 +28,8 @@ def backend_of(cluster: Cluster, place: str) -> Pod:
 @pytest.fixture(scope="module", autouse=True)
 def services(both_loaded: Cluster) -> None:
     """For each place two services with the same backend."""
-    for place in VIPS:
-        both_loaded.apply(place, VIPS[place], [backend_of(both_loaded, place)])
+    for place, vip in VIPS.items():
+        both_loaded.apply(place, vip, [backend_of(both_loaded, place)])
         both_loaded.apply(f"{place}-too", OTHER_VIPS[place], [backend_of(both_loaded, place)])
 
 

@@ -1,4 +1,4 @@
-"""The very first packet: to a pod that nobody has heard of yet, whose address the kernel has to ask for while it waits."""
+"""The very first packet, to a pod that nobody has heard of yet: it waits while the kernel asks for the address."""
 
 from __future__ import annotations
 

@@ -84,8 +84,8 @@ def test_the_same_port_from_the_node_and_in_the_pod(cluster: Cluster, kind: str)
     (pod,) = backends_of(cluster, "itself")
     node = cluster.lab.node(1)
     with (
-        dial(pod, VIPS["itself"], KINDS[kind], (pod.address, 45_000)) as inside,
-        dial(node, VIPS["itself"], KINDS[kind], (node.gateway, 45_000)) as outside,
+        dial(pod, VIPS["itself"], KINDS[kind], (pod.address, 20_000)) as inside,
+        dial(node, VIPS["itself"], KINDS[kind], (node.gateway, 20_000)) as outside,
     ):
         for number in range(20):
             assert ask(inside, f"inside {number}").seen != ask(outside, f"outside {number}").seen

@@ -70,7 +70,7 @@ BAD_MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("text, words", BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
+@pytest.mark.parametrize(("text", "words"), BAD_MANIFESTS.values(), ids=BAD_MANIFESTS)
 def test_manifests_that_are_wrong(cluster: Cluster, text: str, words: list[str]):
     """All or nothing: of a file with one bad object none is made."""
     refused(pydatapath("--netns", cluster.lab.node(1).netns, "apply", "-f", "-", stdin=text), *words)
@@ -107,14 +107,14 @@ BAD_LOADS = {
 }
 
 
-@pytest.mark.parametrize("arguments, words", BAD_LOADS.values(), ids=BAD_LOADS)
+@pytest.mark.parametrize(("arguments", "words"), BAD_LOADS.values(), ids=BAD_LOADS)
 def test_loads_that_cannot_be(cluster: Cluster, arguments: list[str], words: list[str]):
     """On an instance that is loaded: what runs goes on."""
     node = cluster.lab.node(1).netns
     refused(pydatapath("--netns", node, "load", "--node-name", node, *arguments), *words)
 
 
-@pytest.mark.parametrize("arguments, words", list(BAD_LOADS.values())[:-1], ids=list(BAD_LOADS)[:-1])
+@pytest.mark.parametrize(("arguments", "words"), list(BAD_LOADS.values())[:-1], ids=list(BAD_LOADS)[:-1])
 def test_first_loads_that_cannot_be(cluster: Cluster, arguments: list[str], words: list[str]):
     """On a node that is not loaded: nothing is left behind."""
     node = cluster.lab.node(2)

@@ -79,9 +79,10 @@ def test_reloads_under_traffic_break_nothing(cluster: Cluster, figure: Callable[
             thread.join(10)
         for one in players:
             one.socket.close()
+    broken = sum(bool(one.failure) for one in players)
     figure(
-        f"{RELOADS} reloads, {len(players)} connections: {sum(one.answers for one in players)} answers,"
-        f" {sum(bool(one.failure) for one in players)} broken, longest wait {max(p.longest for p in players) * 1000:.0f} ms"
+        f"{RELOADS} reloads, {len(players)} connections: {sum(one.answers for one in players)} answers, {broken} broken,"
+        f" longest wait {max(one.longest for one in players) * 1000:.0f} ms"
     )
     assert [one.failure for one in players] == [""] * len(players)
     assert all(len(one.names) == 1 for one in players)

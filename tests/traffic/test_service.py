@@ -9,6 +9,7 @@ import pytest
 from calls import KINDS, Answers, ask_many
 from scene import BIG, VIP_PORT, Cluster
 
+from pydatapath.kernel import links
 from pydatapath.lab import Pod
 from pydatapath.lab.netfilter import traces
 
@@ -24,7 +25,8 @@ def backends_of(cluster: Cluster) -> tuple[Pod, Pod, Pod]:
 
 @pytest.fixture(scope="module", autouse=True)
 def service(cluster: Cluster) -> None:
-    """Three backends behind VIP."""
+    """Three backends behind VIP; a client with ports enough, for looking for a free one among 28,000 takes long."""
+    links.write_sysctls(cluster.lab.pod(1, 1).netns, {"net/ipv4/ip_local_port_range": "1024 65535"})
     cluster.apply("web", VIP[0], backends_of(cluster))
 
 
@@ -45,7 +47,7 @@ def told(what: str, found: Answers) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_call_is_answered_rightly(cluster: Cluster, figure: Callable[[str], None], kind: str):
-    """Two local backends and a remote one share new connections evenly, answer as the VIP, and see the client itself."""
+    """Two local backends and a remote one share new calls evenly, answer as the VIP, and see the client itself."""
     client = cluster.lab.pod(1, 1)
     found = ask_many(client, KINDS[kind], VIP, CALLS)
     figure(told(f"{kind} pod to VIP", found))

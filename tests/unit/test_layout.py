@@ -17,10 +17,12 @@ from pydatapath.kernel.layout import (
     SERVICE,
     TRANSPORT_ADDRESS,
     TUPLE,
+    FlowFlag,
     FlowState,
     Hook,
     MapType,
     Record,
+    flow_state,
     timeout,
 )
 
@@ -98,12 +100,9 @@ def test_the_hooks_are_those_of_the_c_code() -> None:
     assert re.findall(r"\w+", body[1]) == [hook.name for hook in Hook]
     programs = re.findall(r"^int (\w+)\(struct __sk_buff \*skb\)", c_text("datapath.c"), re.MULTILINE)
     assert sorted(programs) == sorted([layout.WALK, *(hook.program for hook in Hook)])
-    assert [(hook.role, hook.direction) for hook in Hook] == [
-        ("pod", "ingress"),
-        ("uplink", "ingress"),
-        ("bridge", "egress"),
-        ("uplink", "egress"),
-    ]
+    for hook in Hook:
+        direction, _, role = hook.program.partition("_")
+        assert (hook.direction, hook.role) == ({"from": "ingress", "to": "egress"}[direction], role)
 
 
 @pytest.mark.parametrize(
@@ -125,5 +124,25 @@ def test_N34_to_N38_a_flow_lives_as_long_as_the_rfcs_ask(
 
 
 def test_the_c_code_asks_for_the_same_timeouts() -> None:
-    """Every timeout is used by flow_timeout, and no other."""
-    assert set(re.findall(r"TIMEOUT_(\w+)", c_text("flow.h"))) == layout.TIMEOUTS.keys()
+    """Every timeout is used, and no other but the least of them."""
+    assert set(re.findall(r"TIMEOUT_(\w+)", c_text("flow.h"))) - {"SHORTEST"} == layout.TIMEOUTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("stored", "flags", "reply", "state"),
+    [
+        (FlowState.ESTABLISHED, FlowFlag(0), FlowFlag.REPLY, FlowState.ESTABLISHED),
+        (FlowState.ESTABLISHED, FlowFlag.FIN, FlowFlag.REPLY, FlowState.ESTABLISHED),
+        (FlowState.ESTABLISHED, FlowFlag(0), FlowFlag.REPLY | FlowFlag.FIN, FlowState.ESTABLISHED),
+        (FlowState.ESTABLISHED, FlowFlag.FIN, FlowFlag.REPLY | FlowFlag.FIN, FlowState.CLOSING),
+        (FlowState.ESTABLISHED, FlowFlag.RST, FlowFlag.REPLY, FlowState.CLOSING),
+        (FlowState.ESTABLISHED, FlowFlag(0), FlowFlag.REPLY | FlowFlag.RST, FlowState.CLOSING),
+        (FlowState.NEW, FlowFlag(0), FlowFlag.REPLY, FlowState.NEW),
+    ],
+    ids=str,
+)
+def test_N39_a_connection_closes_by_two_fins_or_one_rst(
+    stored: FlowState, flags: FlowFlag, reply: FlowFlag, state: FlowState
+) -> None:
+    """One FIN leaves the other half open: only both, or a reset from either side, shorten the wait."""
+    assert flow_state(stored, flags, reply) is state
