@@ -55,8 +55,12 @@ def halves(bed: Bed, there: Outcome, packet: Packet, table: str = "flows") -> tu
 
 
 def states(bed: Bed, there: Outcome) -> set[int]:
-    """The states of a TCP flow's two directions."""
-    return {half.state for half in halves(bed, there, SYN)}
+    """The state of a TCP flow, seen from each direction."""
+    forward, back = halves(bed, there, SYN)
+    return {
+        layout.flow_state(FlowState(one.state), FlowFlag(one.flags), FlowFlag(other.flags))
+        for one, other in ((forward, back), (back, forward))
+    }
 
 
 # What opens and closes a connection
@@ -203,8 +207,9 @@ def test_N42_a_flow_is_over_at_its_timeout(bed: Bed, protocol: str, state: FlowS
         bed.run(Hook.FROM_POD, packet)
     else:
         bed.establish(packet)
-    for key in bed.entries():
-        bed.amend("flows", key, state=state)
+    for key, entry in bed.entries().items():
+        closing = FlowFlag.RST if state is FlowState.CLOSING else FlowFlag(0)
+        bed.amend("flows", key, flags=entry.flags | closing)
     if protocol == "TCP":  # a datagram would choose again for its backend's sake
         bed.serve(ELSEWHERE)
     bed.age(layout.timeout(protocol, state) + (1 if over else -1))
@@ -282,6 +287,7 @@ def test_N5_a_FIN_that_heals_counts(bed: Bed):
     """A closing packet that meets a missing half is remembered all the same."""
     there = bed.establish(SYN)
     bed.maps["flows"].delete(key_of(answer_to(there)))
+    bed.age(2)
     send(bed, client("FA"))
     bed.answer(there, "FA")
     assert states(bed, there) == {FlowState.CLOSING}

@@ -81,8 +81,8 @@ def test_reloads_under_traffic_break_nothing(cluster: Cluster, figure: Callable[
             one.socket.close()
     broken = sum(bool(one.failure) for one in players)
     figure(
-        f"{RELOADS} reloads, {len(players)} connections: {sum(one.answers for one in players)} answers, {broken} broken,"
-        f" longest wait {max(one.longest for one in players) * 1000:.0f} ms"
+        f"{RELOADS} reloads, {len(players)} connections: {sum(one.answers for one in players)} answers,"
+        f" {broken} broken, longest wait {max(one.longest for one in players) * 1000:.0f} ms"
     )
     assert [one.failure for one in players] == [""] * len(players)
     assert all(len(one.names) == 1 for one in players)
