@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ORDER = ("unit", "packet", "traffic", "fault")
 NEEDS_KERNEL = ("packet", "traffic", "fault")
@@ -35,6 +36,11 @@ RUN_NETNS = Path("/run/netns")
 INSTANCES = Path("/run/pydatapath")
 WATCHED = (RUN_NETNS, BPFFS / "pydatapath", INSTANCES)
 LACK = "this machine cannot run it: "
+
+# No example has a time limit of its own (the test has); a kernel in an emulator is 30 times slower and gets fewer.
+settings.register_profile("machine", deadline=None)
+settings.register_profile("emulated", deadline=None, max_examples=10)
+settings.load_profile("emulated" if os.environ.get("PYDATAPATH_EMULATED") else "machine")
 
 # from include/uapi: sched.h, mount.h, prctl.h
 CLONE_NEWNS = 0x20000

@@ -36,6 +36,7 @@ from packetbed import (  # noqa: E402
 NAME = f"packet{os.getpid()}"
 PINS = bpffs.BPFFS / "pydatapath" / NAME
 PROGRAM = compile.Program(PINS, PINS / "programs", IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, sizes=SIZES)
+PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
 SERVICES = {
     f"{VIP}:80/TCP": [f"{BACKEND}:8080"],
     f"{VIP}:53/UDP": [f"{BACKEND}:5353"],
@@ -91,6 +92,7 @@ def compiler_answer(
         with keep(), pytest.MonkeyPatch.context() as patch:
             # Compiled, whatever an earlier load has kept; what is kept now is kept for these tests only
             patch.setattr(cache, "DIRECTORY", tmp_path_factory.mktemp("cache"))
+            patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
             PROGRAM.program_directory.mkdir(parents=True)
             with RememberingCompiler() as compiler:
                 compile.compile_programs(compiler, PROGRAM)

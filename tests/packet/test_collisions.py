@@ -5,7 +5,25 @@ from __future__ import annotations
 from itertools import permutations
 
 import pytest
-from packetbed import BACKEND, CLIENT, VIP, VIP_TWO, Bed, Hook, Outcome, Packet, addresses, answer_to, reverse, tcp, udp
+from packetbed import (
+    BACKEND,
+    CLIENT,
+    NODE,
+    PASS,
+    REDIRECT,
+    REMOTE,
+    VIP,
+    VIP_TWO,
+    Bed,
+    Hook,
+    Outcome,
+    Packet,
+    addresses,
+    answer_to,
+    reverse,
+    tcp,
+    udp,
+)
 
 CALLED = {"TCP": {"direct": (BACKEND, 8080), "one": (VIP, 80), "two": (VIP_TWO, 80)}}
 CALLED["UDP"] = {"direct": (BACKEND, 5353), "one": (VIP, 53), "two": (VIP_TWO, 53)}
@@ -109,3 +127,39 @@ def test_C8_a_connection_is_not_given_up_for_a_newcomer(bed: Bed, called: str):
     assert addresses(left)[1] >= 32768
     assert addresses(bed.run(Hook.FROM_POD, later_packet("TCP", "one"))) == addresses(there)
     assert addresses(bed.answer(there, "PA")) == (VIP, 80, CLIENT, 10000)
+
+
+# The node itself: it calls services by the bridge, and everything on other machines directly by the uplink
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+@pytest.mark.parametrize("order", [("direct", "service"), ("service", "direct")], ids=" then ".join)
+def test_N93_the_nodes_own_connections_are_told_apart(bed: Bed, protocol: str, order: tuple[str, str]):
+    """To one pod of another node from one port, directly and through a service, in both orders."""
+    build, backend, port = (tcp, 8080, 81) if protocol == "TCP" else (udp, 5353, 54)
+    ways = {
+        "direct": (Hook.TO_UPLINK, build(NODE, 10000, REMOTE, backend), PASS),
+        "service": (Hook.TO_BRIDGE, build(NODE, 10000, VIP, port), REDIRECT),
+    }
+    seen = {}
+    for called in order:
+        hook, packet, verdict = ways[called]
+        seen[called] = bed.run(hook, packet)
+        assert seen[called].verdict == verdict
+        assert addresses(seen[called])[2:] == (REMOTE, backend)
+    ports = [addresses(outcome)[1] for outcome in seen.values()]
+    assert ports[0] == 10000
+    assert ports[1] >= 32768
+    for called, outcome in seen.items():
+        _, packet, verdict = ways[called]
+        back = bed.run(Hook.FROM_UPLINK, answer_to(outcome))
+        assert addresses(back) == reverse(addresses(packet))
+        assert back.verdict == verdict
+
+
+@pytest.mark.parametrize("packet", [tcp(NODE, 4, VIP, 80), udp(CLIENT, 4, VIP, 53)], ids=["the node's", "a pod's"])
+def test_nobody_calls_a_service_by_way_of_an_uplink(bed: Bed, packet: Packet):
+    """What goes out there goes to another machine, which may have that address: not ours to change."""
+    outcome = bed.run(Hook.TO_UPLINK, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+    assert bed.counted() == {}

@@ -36,13 +36,14 @@ PINS = bpffs.BPFFS / "pydatapath" / f"contract{os.getpid()}"
 
 # Instructions that the verifier looks at for a program, half as many again as Linux 6.18 takes. A program that needs
 # more has grown: that is asked for here first. (Every kernel since 5.2 takes a million.)
-BUDGET = {"walk": 105_000, "from_pod": 3_300, "from_uplink": 3_300, "to_bridge": 3_300, "to_uplink": 3_300}
+BUDGET = {"walk": 140_000, "from_pod": 3_300, "from_uplink": 3_500, "to_bridge": 3_400, "to_uplink": 3_900}
 
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[compile.Program]:
     """What may be compiled into a place of its own, with nothing kept of what was compiled before."""
     monkeypatch.setattr(cache, "DIRECTORY", tmp_path / "cache")
+    monkeypatch.setattr(compile, "COMPILE_SECONDS", 300)
     made = compile.Program(PINS, PINS / "programs", IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, sizes=SIZES)
     made.program_directory.mkdir(parents=True)
     yield made
@@ -138,6 +139,13 @@ def test_other_sizes_are_refused(bed: Bed):
 # What the compiler and the verifier say
 
 
+compilers_own = pytest.mark.skipif(
+    "PYDATAPATH_EMULATED" in os.environ,
+    reason="the compiler says the same on every kernel, and takes a minute or two for it in an emulator",
+)
+
+
+@compilers_own
 def test_a_compile_error_names_our_file_and_line(program: compile.Program, sources: Path):
     """One sentence with the header's own name and line, not those of the pasted text; the log is kept whole."""
     header = sources / "flow.h"
@@ -151,6 +159,7 @@ def test_a_compile_error_names_our_file_and_line(program: compile.Program, sourc
     assert "\n" not in str(error)
 
 
+@compilers_own
 def test_another_layout_version_does_not_compile(program: compile.Program, monkeypatch: pytest.MonkeyPatch):
     """Whoever changes a struct raises the number on both sides."""
     monkeypatch.setattr(layout, "LAYOUT_VERSION", layout.LAYOUT_VERSION + 1)
@@ -175,6 +184,7 @@ int walk(struct __sk_buff *skb)
 """
 
 
+@compilers_own
 def test_LLVMs_own_end_is_one_error(program: compile.Program, sources: Path):
     """A stack over 512 bytes ends the compiler's process (bcc 0.26), not ours."""
     (sources / "datapath.c").write_text(TOO_BIG)
@@ -189,11 +199,13 @@ def test_a_verifier_error_is_one_error(program: compile.Program, sources: Path):
     (sources / "datapath.c").write_text(OUT_OF_BOUNDS)
     error = refused(program)
     assert isinstance(error, VerifierError)
-    assert str(error) == "datapath.c:6: the kernel refuses the program 'walk': R1 offset is outside of the packet"
+    place = "datapath.c:6: " if " @ datapath.c" in error.log else ""  # which older kernels do not say, such as 6.1
+    assert str(error) == f"{place}the kernel refuses the program 'walk': R1 offset is outside of the packet"
     assert "invalid access to packet" in error.log
     assert len(error.log.splitlines()) > 3
 
 
+@compilers_own
 def test_a_verifier_error_names_the_line_in_a_long_file(program: compile.Program, sources: Path):
     """bcc puts a line of its own before each function, which must not be counted."""
     text = (sources / "datapath.c").read_text()
@@ -263,7 +275,7 @@ class ProgramInfo(libbpf._ProgramInfo):
     )
 
 
-@pytest.mark.parametrize("name", BUDGET)
+@pytest.mark.parametrize("name", [layout.WALK, *(hook.program for hook in Hook)])
 def test_the_verifier_has_not_more_to_look_at(loaded: Bed, name: str):
     """The count grows when the program does: raise the budget knowingly, or find out what it was."""
     info = ProgramInfo()

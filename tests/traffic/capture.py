@@ -7,8 +7,9 @@ import re
 import select
 import struct
 import subprocess
+import time
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydatapath.lab import Host
@@ -16,30 +17,45 @@ from pydatapath.lab import Host
 __all__ = ["capturing", "checksums", "complaints"]
 
 START_SECONDS = 10.0
+BLOCK_SECONDS = 1.2  # the kernel hands packets over in blocks, a block that is not full after a second
 LINK_ETHERNET = 1
 CHECKSUM_OFFSETS = {6: 16, 17: 6}  # in the headers of TCP and UDP
 
 
 @contextlib.contextmanager
-def capturing(host: Host, expression: str, path: Path) -> Iterator[None]:
-    """Have tcpdump write what passes eth0 of `host` to `path` while the block runs."""
-    command = ["tcpdump", "-i", "eth0", "-n", "-U", "-B", "16384", "-Z", "root", "-w", str(path), *expression.split()]
+def capturing(expression: str, paths: Mapping[Host, Path]) -> Iterator[None]:
+    """Have tcpdump write what passes eth0 of each host to its path while the block runs."""
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(_tcpdump(host, expression, path)) for host, path in paths.items()]
+        yield
+        time.sleep(BLOCK_SECONDS)
+        for tcpdump in running:
+            tcpdump.terminate()
+            _, said = tcpdump.communicate(timeout=START_SECONDS)
+            dropped = re.search(r"(\d+) packets? dropped by kernel", said)
+            assert dropped is not None, said
+            assert dropped[1] == "0", said
+
+
+@contextlib.contextmanager
+def _tcpdump(host: Host, expression: str, path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A tcpdump that listens; killed, should it still run, at the end of the block."""
+    command = [
+        *["tcpdump", "-i", "eth0", "-n", "-U", "-B", "16384", "-Z", "root", "-w"],
+        str(path),
+        *expression.split(),
+    ]
     with host.popen(command, stderr=subprocess.PIPE) as tcpdump:
         try:
             assert tcpdump.stderr is not None
-            while True:
+            line = ""
+            while "listening on" not in line:
                 assert select.select([tcpdump.stderr], [], [], START_SECONDS)[0], "tcpdump does not start"
                 line = tcpdump.stderr.readline()
                 assert line, "tcpdump ended"
-                if "listening on" in line:
-                    break
-            yield
+            yield tcpdump
         finally:
-            tcpdump.terminate()
-            _, said = tcpdump.communicate(timeout=START_SECONDS)
-    dropped = re.search(r"(\d+) packets? dropped by kernel", said)
-    assert dropped is not None, said
-    assert dropped[1] == "0", said
+            tcpdump.kill()
 
 
 def complaints(path: Path) -> tuple[int, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 import pytest
@@ -72,10 +73,8 @@ def test_only_the_calls_to_itself_are_masqueraded(cluster: Cluster):
 def test_long_connections_hold(cluster: Cluster, place: str):
     """Several MB each way, from the node and from the pod that is a backend, at the same time."""
     calling: list[Host] = [cluster.lab.node(1), cluster.lab.pod(1, 2)]
-    streams = {host.name: dial(host, VIPS[place]) for host in calling}
-    pump(streams)
-    for one in streams.values():
-        one.close()
+    with contextlib.ExitStack() as stack:
+        pump({host.name: stack.enter_context(dial(host, VIPS[place])) for host in calling})
 
 
 @pytest.mark.parametrize("kind", KINDS)

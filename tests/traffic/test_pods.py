@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from calls import KINDS, ask, ask_many, dial, pump
 from scene import PORT, VIP_PORT, Cluster
@@ -79,13 +81,13 @@ def test_either_node_calls_too(both_loaded: Cluster, node: int, kind: str):
 def test_long_connections_across_nodes(both_loaded: Cluster):
     """Several MB each way: directly and by the VIP, from both nodes' pods and from both nodes, at the same time."""
     streams = {}
-    for node in (1, 2):
-        for host in (both_loaded.lab.pod(node, 1), both_loaded.lab.node(node)):
-            streams[f"{host.name} to VIP"] = dial(host, VIP)
-            streams[f"{host.name} directly"] = dial(host, (both_loaded.lab.pod(3 - node, 2).address, PORT))
-    pump(streams, lines=1000)
-    for one in streams.values():
-        one.close()
+    with contextlib.ExitStack() as stack:
+        for node in (1, 2):
+            elsewhere = (both_loaded.lab.pod(3 - node, 2).address, PORT)
+            for host in (both_loaded.lab.pod(node, 1), both_loaded.lab.node(node)):
+                streams[f"{host.name} to VIP"] = stack.enter_context(dial(host, VIP))
+                streams[f"{host.name} directly"] = stack.enter_context(dial(host, elsewhere))
+        pump(streams, lines=1000)
 
 
 def test_the_instances_of_two_nodes_do_not_meet(both_loaded: Cluster):

@@ -54,6 +54,11 @@ class PingPong:
             self.failure = f"after {self.answers} answers: {error}"
 
 
+def resent(host: Host) -> int:
+    """How many TCP segments a host has sent again."""
+    return int(host.exec(["nstat", "-asz", "TcpRetransSegs"], check=True).stdout.split()[-2])
+
+
 def reload(cluster: Cluster) -> None:
     """As `cluster.load`, without a handle that stays."""
     node = cluster.lab.node(1).netns
@@ -79,10 +84,12 @@ def test_reloads_under_traffic_break_nothing(cluster: Cluster, figure: Callable[
             thread.join(10)
         for one in players:
             one.socket.close()
+    again = sum(resent(host) for host in callers)
     broken = sum(bool(one.failure) for one in players)
+    longest = max(one.longest for one in players) * 1000
     figure(
         f"{RELOADS} reloads, {len(players)} connections: {sum(one.answers for one in players)} answers,"
-        f" {broken} broken, longest wait {max(one.longest for one in players) * 1000:.0f} ms"
+        f" {broken} broken, {again} segments sent again, longest wait {longest:.0f} ms"
     )
     assert [one.failure for one in players] == [""] * len(players)
     assert all(len(one.names) == 1 for one in players)
