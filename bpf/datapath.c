@@ -143,7 +143,8 @@ static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *p
 int walk(struct __sk_buff *skb)
 {
 	enum hook hook = skb->cb[CB_HOOK];
-	struct packet packet;
+	/* Set, though unread where parsing fails: LLVM 14 may spill what is not, and the verifier refuses ("!read_ok") */
+	struct packet packet = {};
 	struct tuple key;
 	struct flow flow = {};
 	bool known = skb->cb[CB_KNOWN];

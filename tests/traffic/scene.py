@@ -20,6 +20,7 @@ VIP_PORT = 80
 PORT = 8080
 SERVER = Path(__file__).with_name("echo_server.py")
 PYDATAPATH = Path(sys.executable).with_name("pydatapath")
+AS_NOBODY = Path(__file__).parents[1] / "as_nobody.py"
 READY_SECONDS = 10.0
 
 
@@ -45,9 +46,11 @@ def objects(
     return [schema.parse(service, "test"), schema.parse(backends, "test")]
 
 
-def pydatapath(*arguments: str, stdin: str = "", before: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
-    """The command line, as a user runs it; `before` is what is put before it, such as setpriv."""
-    command = [*before, str(PYDATAPATH), *arguments]
+def pydatapath(*arguments: str, stdin: str = "", as_nobody_in: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line, as a user runs it; or as one without root, in the namespace of this name."""
+    command = [str(PYDATAPATH), *arguments]
+    if as_nobody_in:
+        command = ["nsenter", f"--net=/run/netns/{as_nobody_in}", "--", sys.executable, str(AS_NOBODY), *arguments]
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
 
 

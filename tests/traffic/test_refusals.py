@@ -16,7 +16,6 @@ from pydatapath.kernel.layout import LAYOUT_VERSION
 from pydatapath.lab import Lab, LabSpec
 
 VIP = ("10.96.0.80", VIP_PORT)
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,8 +137,7 @@ def test_what_is_not_loaded(cluster: Cluster):
 @pytest.mark.parametrize("command", [["load"], ["unload"], ["apply", "-f", "-"], ["status"]], ids=" ".join)
 def test_without_root(cluster: Cluster, command: list[str]):
     """On the node itself, where all is loaded, whoever may not is told so."""
-    enter = ("nsenter", f"--net=/run/netns/{cluster.lab.node(1).netns}", "--")
-    done = pydatapath(*command, before=(*enter, *NOBODY), stdin=SERVICE)
+    done = pydatapath(*command, as_nobody_in=cluster.lab.node(1).netns, stdin=SERVICE)
     refused(done, "sudo")
     assert "not loaded" not in done.stderr
 
