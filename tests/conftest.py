@@ -4,7 +4,7 @@ tests/packet, tests/traffic and tests/fault work on the real kernel. They skip, 
 cannot run them. With PYDATAPATH_NO_SKIP set, a skip there is a failure for root: `all` means any skip, `host` only
 the machine's own lacks that this file finds, so that a test may still skip a feature that an old kernel does not have.
 
-They run in a mount namespace of this process: /run/netns, /run/pydatapath and /sys/fs/bpf are its own. Two test runs
+They run in a mount namespace of this process: /run and /sys/fs/bpf are its own. Two test runs
 on one machine do not see each other, and nothing outlives the run. (To look in: `nsenter --mount --target PID`.)
 
 After each module, what is there is compared with before: a leak fails the module and names the test that left it. A
@@ -32,8 +32,9 @@ NEEDS_KERNEL = ("packet", "traffic", "fault")
 NO_SKIP = os.environ.get("PYDATAPATH_NO_SKIP", "")
 TESTS = Path(__file__).parent
 BPFFS = Path("/sys/fs/bpf")
-RUN_NETNS = Path("/run/netns")
-INSTANCES = Path("/run/pydatapath")
+RUN = Path("/run")
+RUN_NETNS = RUN / "netns"
+INSTANCES = RUN / "pydatapath"
 WATCHED = (RUN_NETNS, BPFFS / "pydatapath", INSTANCES)
 LACK = "this machine cannot run it: "
 
@@ -95,7 +96,8 @@ def _own_mounts() -> None:
         _id, _parent, _device, _root, place, _options, *optional = line.split(" ")
         if any(tag.startswith("shared:") for tag in optional):
             _call("mount", None, re.sub(r"\\([0-7]{3})", _unescape, place).encode(), None, MS_PRIVATE, None)
-    for place, kind, mode in ((RUN_NETNS, b"tmpfs", 755), (INSTANCES, b"tmpfs", 755), (BPFFS, b"bpf", 700)):
+    # All of /run: a mount on /run/pydatapath would go when an `unload` outside removes that folder, empty there.
+    for place, kind, mode in ((RUN, b"tmpfs", 755), (BPFFS, b"bpf", 700)):
         place.mkdir(parents=True, exist_ok=True)
         _call("mount", b"tests", str(place).encode(), kind, 0, b"mode=%d" % mode)
         _mounted.append(place)
