@@ -33,6 +33,12 @@ static inline bool flow_lost_backend(const struct flow *flow)
 	return flow->to.protocol == IPPROTO_UDP && backend_is_gone(flow->backend, flow->generation);
 }
 
+/* It is the client's next packet that chooses; an answer that comes late is still the service's */
+static inline bool flow_chooses_again(const struct flow *flow)
+{
+	return !(flow->flags & FLOW_REPLY) && flow_lost_backend(flow);
+}
+
 /*
  * FIN from both sides, or RST from one, and the connection is closing: its entries live on for TIME_WAIT's sake. Each
  * direction's entry notes its own packets only, so that closing costs the hot path one write.
@@ -58,16 +64,14 @@ static inline bool opens_connection(u8 tcp_flags)
 	return (tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* An entry whose tuple may be given to a new flow. A closed connection's may when a new one opens (N95). */
-static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
+/* Silent for too long, or closed where a new connection opens (N95) */
+static inline bool flow_has_ended(const struct flow *flow, u8 tcp_flags)
 {
 	u64 idle = now() - flow->last_seen;
 	struct tuple other_key;
 	struct flow *other;
 	bool closing;
 
-	if (flow_lost_backend(flow))
-		return true;
 	if (!opens_connection(tcp_flags) && idle <= TIMEOUT_SHORTEST * HZ)
 		return false;
 	other_key = tuple_reverse(&flow->to);
@@ -76,10 +80,16 @@ static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
 	return (closing && opens_connection(tcp_flags)) || idle > flow_timeout(flow, closing) * HZ;
 }
 
+/* An entry whose tuple may be given to a new flow */
+static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
+{
+	return flow_lost_backend(flow) || flow_has_ended(flow, tcp_flags);
+}
+
 /* Its own packet begins it anew: also where that opens a connection, and the backend is gone (N102). C8 keeps others'. */
 static inline bool flow_begins_anew(const struct flow *flow, u8 tcp_flags)
 {
-	return flow_is_over(flow, tcp_flags) ||
+	return flow_chooses_again(flow) || flow_has_ended(flow, tcp_flags) ||
 	       (opens_connection(tcp_flags) && backend_is_gone(flow->backend, flow->generation));
 }
 
@@ -93,7 +103,7 @@ static inline void flow_count(struct flow *flow, const struct packet *packet)
 /* The hot path's question: does this packet ask for no more than being counted, rewritten and sent? */
 static inline bool flow_is_ordinary(const struct flow *flow, const struct packet *packet)
 {
-	return now() - flow->last_seen < HZ && !(packet->tcp_flags & TCP_SYN) && !flow_lost_backend(flow);
+	return now() - flow->last_seen < HZ && !(packet->tcp_flags & TCP_SYN) && !flow_chooses_again(flow);
 }
 
 static inline void flow_note_closing(struct flow *flow, u8 tcp_flags)

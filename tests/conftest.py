@@ -4,8 +4,8 @@ tests/packet, tests/traffic and tests/fault work on the real kernel. They skip, 
 cannot run them. With PYDATAPATH_NO_SKIP set, a skip there is a failure for root: `all` means any skip, `host` only
 the machine's own lacks that this file finds, so that a test may still skip a feature that an old kernel does not have.
 
-They run in a mount namespace of this process: /run and /sys/fs/bpf are its own. Two test runs
-on one machine do not see each other, and nothing outlives the run. (To look in: `nsenter --mount --target PID`.)
+They run in a mount namespace of this process: /run and /sys/fs/bpf are its own. Two test runs on one machine do not
+see each other, and nothing outlives the run. (To look in: `nsenter --mount --target PID`.)
 
 After each module, what is there is compared with before: a leak fails the module and names the test that left it. A
 fixture of session scope makes its namespaces, pins and processes inside `with keep():` and is held to it at the end.

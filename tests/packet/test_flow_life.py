@@ -291,3 +291,11 @@ def test_N5_a_FIN_that_heals_counts(bed: Bed):
     send(bed, client("FA"))
     bed.answer(there, "FA")
     assert states(bed, there) == {FlowState.CLOSING}
+
+
+def test_C9_a_late_answer_is_still_the_services(bed: Bed):
+    """A datagram that a backend sent before it was taken away reaches the client from the address that it called."""
+    there = bed.run(Hook.FROM_POD, QUERY)
+    bed.serve(ELSEWHERE)
+    assert addresses(bed.answer(there)) == reverse(addresses(QUERY))
+    assert send(bed, QUERY) == SECOND
