@@ -137,11 +137,17 @@ static inline struct flow flow_opposite(const struct flow *flow, const struct tu
 static inline bool flow_follow(const struct tuple *key, const struct packet *packet, struct flow *found)
 {
 	struct flow *flow = flows.lookup((struct tuple *)key), *other;
-	struct tuple other_key;
+	struct tuple other_key, answered = tuple_reverse(key);
 
 	if (!flow)
 		return false;
 	other_key = tuple_reverse(&flow->to);
+	other = flows.lookup(&other_key);
+	/* The LRU had dropped that half, and another flow has its tuple since: this one must take another */
+	if (other ? !tuple_equal(&other->to, &answered) : half_open.lookup(&other_key) != NULL) {
+		flows.delete((struct tuple *)key);
+		return false;
+	}
 	if (flow_begins_anew(flow, packet->tcp_flags)) {
 		flows.delete(&other_key);
 		flows.delete((struct tuple *)key);
@@ -151,8 +157,6 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	flow_count(flow, packet);
 	flow_note_closing(flow, packet->tcp_flags);
 	*found = *flow;
-
-	other = flows.lookup(&other_key);
 	if (other) {
 		other->last_seen = found->last_seen;
 	} else {

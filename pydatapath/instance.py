@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydatapath.errors import Conflict, DatapathError, NotFound, NotLoaded
+from pydatapath.errors import Conflict, DatapathError, NotLoaded
 from pydatapath.kernel import bpffs, netns
 from pydatapath.kernel.layout import LAYOUT_VERSION
 
@@ -133,46 +133,34 @@ def here(name: str, namespace: str) -> Instance:
 
 
 def find(name: str, namespace: str) -> Instance:
-    """The loaded instance that is meant. Raises NotLoaded.
-
-    Without a namespace it is the one of the current namespace, else the only one of that name on the machine.
-    """
+    """The loaded instance of this name in this namespace ("": the current one). Raises NotLoaded."""
     instance = here(name, namespace)
     try:
         if instance.records.exists():
             return instance
     except PermissionError as error:
         raise DatapathError(f"instance {name!r} cannot be read: {error.strerror}", hint="run it with sudo") from None
-    others = [] if namespace else loaded(name)
-    if len(others) == 1:
-        return others[0]
-    if others:
-        places = ", ".join(sorted(one.netns for one in others))
-        raise NotLoaded(f"instance {name!r} is loaded in several namespaces: {places}", hint="say which with --netns")
     where = f" in namespace {namespace}" if namespace else ""
-    raise NotLoaded(f"instance {name!r} is not loaded{where}", hint="`pydatapath load` loads it")
+    elsewhere = "" if namespace else ", ".join(f"`--netns {one.netns}`" for one in loaded(name))
+    hint = f"it is with {elsewhere}; or `pydatapath load`" if elsewhere else "`pydatapath load` loads it"
+    raise NotLoaded(f"instance {name!r} is not loaded{where}", hint=hint)
 
 
 def loaded(name: str | None = None) -> list[Instance]:
     """All instances with records whose namespace is still there, of one name or of any."""
-    from pydatapath.records import Records
-
-    found = []
-    for path in sorted(RUN.glob(f"{name or '*'}/*/state.db")):
-        with contextlib.suppress(DatapathError, ValueError), Records(path) as records:
-            one = Instance(path.parent.parent.name, str(records.get("netns", "")), int(path.parent.name))
-            if netns.cookie(one.netns_path) == one.cookie:
-                found.append(one)
-    return found
+    paths = sorted(RUN.glob(f"{name or '*'}/*/state.db"))
+    alive = netns.living() if paths else {}
+    found = [(path.parent.parent.name, _cookie_of(path.parent)) for path in paths]
+    return [Instance(one, alive[cookie], cookie) for one, cookie in found if cookie is not None and cookie in alive]
 
 
 def left_behind() -> list[Instance]:
-    """Instances whose namespace is gone: their filters went with it, their pins and records did not."""
-    alive = {(one.name, one.cookie) for one in loaded()}
-    found = []
-    for path in sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")}):
-        with contextlib.suppress(ValueError, NotFound):
-            one = Instance(path.parent.name, "", int(path.name))
-            if (one.name, one.cookie) not in alive and one not in found and netns.cookie() != one.cookie:
-                found.append(one)
-    return found
+    """Instances whose namespace is gone: their filters and routes went with it, their pins and records did not."""
+    folders = sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")})
+    alive = netns.living() if folders else {}
+    dead = [Instance(path.parent.name, "", cookie) for path in folders if (cookie := _cookie_of(path)) is not None]
+    return list(dict.fromkeys(one for one in dead if one.cookie not in alive))
+
+
+def _cookie_of(folder: Path) -> int | None:
+    return int(folder.name) if folder.name.isdigit() else None

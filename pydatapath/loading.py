@@ -1,6 +1,7 @@
 """Loading a datapath into the kernel, exchanging it for another, and taking it away without a trace.
 
-What is done to the host is written down before it is done, so that `unload` finds all of it after a crash, too.
+What can fail comes first: compiling, then the maps, then asking whether each place is free. Only then are programs
+exchanged, and Ctrl-C waits until they are.
 """
 
 from __future__ import annotations
@@ -8,27 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydatapath import applying
-from pydatapath.errors import DatapathError, KernelError, NotFound
+from pydatapath import applying, connecting
+from pydatapath.errors import DatapathError, KernelError
 from pydatapath.instance import Instance
-from pydatapath.kernel import bpffs, compile, libbpf, netns
-from pydatapath.kernel.layout import BACKEND, ENDPOINT, BackendState, EndpointKind, Hook
+from pydatapath.interrupts import deferred
+from pydatapath.kernel import bpffs, compile, netns
+from pydatapath.kernel.layout import BACKEND, ENDPOINT, BackendState, EndpointKind
 from pydatapath.kernel.maps import Maps
 from pydatapath.node import Node, Options, resolve
-from pydatapath.records import HostChange, Records
+from pydatapath.records import Records
 from pydatapath.version import __version__
 
 if TYPE_CHECKING:
-    from pydatapath.kernel.attach import Attacher
     from pydatapath.kernel.host import Host
 
-__all__ = ["load", "unload"]
+__all__ = ["clean_up", "load", "require_root", "unload"]
 
 
 def load(instance: Instance, options: Options) -> Node:
@@ -40,27 +41,32 @@ def load(instance: Instance, options: Options) -> Node:
     bpffs.ensure_mounted()
     with netns.entered(instance.netns_path), instance.locked():
         fresh = not instance.records.exists()
-        pinned = instance.pins.exists()  # where there are no records: another's pins, or a crash's
+        foreign_pins = fresh and instance.pins.exists()  # without records: another's, or a crash's
+        # A name of its own for each load: a folder of one that was killed may hold the programs that run
+        staging = instance.pins / f"{instance.program_pins.name}_{os.getpid()}_{time.monotonic_ns()}"
         try:
             with compile.Compiler() as compiler:
                 from pydatapath.kernel import host
 
                 seen = host.survey()
                 node = resolve(options, seen, socket.gethostname())
-                programs = _compile(compiler, instance, node, options)
-            with Records(instance.records, create=True) as records, Maps(instance.map_pins) as maps:
-                _remember(records, instance, node, options)
-                _seed(maps, node, seen)
-                applying.refresh_all(records, maps)
-                _connect(records, instance, node, programs)
-            _keep(instance, programs)
+                _compile(compiler, instance, node, options, staging)
+            with deferred():
+                _exchange(instance, node, seen, options, staging)
         except BaseException:
-            bpffs.remove_tree(_staging(instance))
-            if fresh:
-                with contextlib.suppress(DatapathError):
-                    _take_away(instance, pins=not pinned)
+            _recover(instance, staging, fresh=fresh, foreign_pins=foreign_pins)
             raise
     return node
+
+
+def _exchange(instance: Instance, node: Node, seen: Host, options: Options, staging: Path) -> None:
+    """The compiled programs take the place of those that run, if any."""
+    with Records(instance.records, create=True) as records, Maps(instance.map_pins) as maps:
+        _seed(maps, node, seen)
+        applying.refresh_all(records, maps)
+        connecting.connect(records, instance, node, staging)
+        _remember(records, instance, node, options)
+    _keep(instance, staging)
 
 
 def unload(instance: Instance) -> bool:
@@ -69,8 +75,15 @@ def unload(instance: Instance) -> bool:
     if not instance.exists:
         return False
     with netns.entered(instance.netns_path), instance.locked():
-        _take_away(instance)
+        connecting.disconnect(instance)
+        instance.remove()
     return True
+
+
+def clean_up(instance: Instance) -> None:
+    """Removes the pins and records of an instance whose namespace is gone, and touches nothing else."""
+    require_root("unload")
+    instance.remove()
 
 
 def require_root(command: str) -> None:
@@ -79,15 +92,9 @@ def require_root(command: str) -> None:
         raise KernelError(f"{command} needs root: it changes the kernel's network", hint="run it with sudo")
 
 
-def _staging(instance: Instance) -> Path:
-    return instance.pins / "programs_new"
-
-
-def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options: Options) -> Path:
+def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options: Options, staging: Path) -> None:
     """Compiles into a folder of its own, beside the programs that run now."""
     sizes = compile.Sizes(flows=options.max_flows, backends=options.max_backends)
-    staging = _staging(instance)
-    bpffs.remove_tree(staging)
     for folder in (instance.map_pins, staging):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with Maps(instance.map_pins) as maps:
@@ -106,7 +113,6 @@ def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options
     )
     for pin in instance.map_pins.iterdir():
         pin.chmod(0o600)
-    return staging
 
 
 def _remember(records: Records, instance: Instance, node: Node, options: Options) -> None:
@@ -121,7 +127,6 @@ def _remember(records: Records, instance: Instance, node: Node, options: Options
         "options": options.as_mapping(),
     }
     records.put(facts)
-    records.commit()
 
 
 def _seed(maps: Maps, node: Node, seen: Host) -> None:
@@ -137,103 +142,37 @@ def _seed(maps: Maps, node: Node, seen: Host) -> None:
     for bridge in node.bridges[:1]:
         for address in seen.addresses:
             entries[address.packed] = ENDPOINT.pack(bridge.index, _mac(bridge.mac), EndpointKind.NODE)
+    known = dict(maps["endpoints"].items())
+    maps["endpoints"].delete_many(key for key, value in known.items() if key not in entries and _is_stale(value, ports))
     maps["endpoints"].update_many(entries)
+
+
+def _is_stale(endpoint: bytes, ports: set[int]) -> bool:
+    """What an earlier load or packet taught, and no longer holds: an address of the host's, a pod's interface."""
+    interface, _, kind = ENDPOINT.unpack(endpoint)
+    return kind == EndpointKind.NODE or interface not in ports
 
 
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
 
 
-def _connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
-    """Hangs the programs up, and takes away what an earlier load hung where nothing belongs now."""
-    from pydatapath.kernel.attach import Attacher
-
-    with Attacher() as attacher, _opened(programs, node) as descriptors:
-        for one in node.attachments:
-            interface = one.interface
-            records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
-            if attacher.add_clsact(interface.index, interface.name):
-                records.note_host_change(HostChange.CLSACT, interface.name)
-            attacher.attach(interface.index, interface.name, one.hook, descriptors[one.hook], instance.name)
-        _connect_routes(records, attacher, node)
-        wanted = {f"{one.interface.name} {one.hook.name}" for one in node.attachments}
-        for subject in set(records.host_changes(HostChange.FILTER)) - wanted:
-            _detach(records, attacher, instance, subject)
-        names = {one.interface.name for one in node.attachments}
-        for name in set(records.host_changes(HostChange.CLSACT)) - names:
-            _delete_clsact(records, attacher, name)
-
-
-def _connect_routes(records: Records, attacher: Attacher, node: Node) -> None:
-    wanted = {f"{network} {bridge.name}" for network in node.service_networks for bridge in node.bridges[:1]}
-    for subject in set(records.host_changes(HostChange.ROUTE)) - wanted:
-        _delete_route(records, attacher, subject)
-    for network in node.service_networks:
-        for bridge in node.bridges[:1]:
-            if attacher.has_service_route(network, bridge.index):
-                continue
-            records.note_host_change(HostChange.NEIGHBOUR, bridge.name)
-            attacher.add_service_route(network, bridge.index, _source(node, bridge.index))
-            records.note_host_change(HostChange.ROUTE, f"{network} {bridge.name}")
-
-
-def _source(node: Node, bridge: int) -> IPv4Address:
-    """The address that the node's own packets to services carry: the bridge's, else the node's."""
-    own = [at.ip for one in node.bridges if one.index == bridge for at in one.addresses]
-    return (own or [node.masquerade_address])[0]
-
-
-@contextlib.contextmanager
-def _opened(programs: Path, node: Node) -> Iterator[dict[Hook, int]]:
-    descriptors: dict[Hook, int] = {}
-    try:
-        for hook in {one.hook for one in node.attachments}:
-            descriptors[hook] = libbpf.open_pin(str(programs / hook.program))
-        yield descriptors
-    finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
-
-
 def _keep(instance: Instance, programs: Path) -> None:
-    """The staged programs are the running ones now."""
-    bpffs.remove_tree(instance.program_pins)
+    """The staged programs are the running ones now, and all others are over."""
+    for folder in instance.pins.glob(f"{instance.program_pins.name}*"):
+        if folder != programs:
+            bpffs.remove_tree(folder)
     programs.rename(instance.program_pins)
 
 
-def _take_away(instance: Instance, *, pins: bool = True) -> None:
-    """Undoes what the records say was done to the host, then removes records and pins."""
-    if instance.records.exists():
-        from pydatapath.kernel.attach import Attacher
-
-        with contextlib.suppress(DatapathError), Records(instance.records) as records, Attacher() as attacher:
-            for subject in records.host_changes(HostChange.FILTER):
-                _detach(records, attacher, instance, subject)
-            for subject in records.host_changes(HostChange.CLSACT):
-                _delete_clsact(records, attacher, subject)
-            for subject in records.host_changes(HostChange.ROUTE):
-                _delete_route(records, attacher, subject)
-            for subject in records.host_changes(HostChange.NEIGHBOUR):
-                with contextlib.suppress(OSError):
-                    attacher.delete_service_gateway(socket.if_nametoindex(subject))
-    instance.remove(pins=pins)
-
-
-def _detach(records: Records, attacher: Attacher, instance: Instance, subject: str) -> None:
-    name, hook = subject.split()
-    with contextlib.suppress(OSError):  # an interface that is gone has taken its filters along
-        attacher.detach(socket.if_nametoindex(name), name, Hook[hook], instance.name)
-    records.forget_host_change(HostChange.FILTER, subject)
-
-
-def _delete_clsact(records: Records, attacher: Attacher, name: str) -> None:
-    with contextlib.suppress(OSError):
-        attacher.delete_clsact(socket.if_nametoindex(name), name)
-    records.forget_host_change(HostChange.CLSACT, name)
-
-
-def _delete_route(records: Records, attacher: Attacher, subject: str) -> None:
-    network, bridge = subject.split()
-    with contextlib.suppress(OSError, NotFound):
-        attacher.delete_service_route(IPv4Network(network), socket.if_nametoindex(bridge))
-    records.forget_host_change(HostChange.ROUTE, subject)
+def _recover(instance: Instance, programs: Path, *, fresh: bool, foreign_pins: bool) -> None:
+    """After a load that failed: as it was before. The staged programs go last, when nothing runs them any more."""
+    with contextlib.suppress(DatapathError):
+        if fresh:
+            connecting.disconnect(instance)
+        else:
+            with Records(instance.records) as records:
+                connecting.reconnect(records, instance)
+        bpffs.remove_tree(programs)
+    if fresh:
+        instance.remove(pins=not foreign_pins)

@@ -103,16 +103,30 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
     bridge_addresses = [at for bridge in bridges for at in bridge.addresses]
     if not bridge_addresses and not node_addresses:
         raise DatapathError("this host has no address to show to pods", hint="give the bridge one, or --node-ip")
+    service_networks = _networks(options.service_cidr, "--service-cidr")
+    pod_networks = _networks(options.pod_cidr, "--pod-cidr") or tuple(at.network for at in bridge_addresses)
+    _refuse_overlap(service_networks, [*(at.network for one in host.interfaces for at in one.addresses), *pod_networks])
     return Node(
         name=options.node_name or hostname,
         addresses=tuple(node_addresses),
         bridges=tuple(bridges),
         uplinks=tuple(uplinks),
         pods=tuple(pods),
-        pod_networks=_networks(options.pod_cidr, "--pod-cidr") or tuple(at.network for at in bridge_addresses),
-        service_networks=_networks(options.service_cidr, "--service-cidr"),
+        pod_networks=pod_networks,
+        service_networks=service_networks,
         masquerade_address=bridge_addresses[0].ip if bridge_addresses else node_addresses[0],
     )
+
+
+def _refuse_overlap(services: tuple[IPv4Network, ...], others: list[IPv4Network]) -> None:
+    """What comes to an address in a service network that no service owns is dropped: never the host's own."""
+    for service in services:
+        for other in others:
+            if service.overlaps(other):
+                raise DatapathError(
+                    f"the service network {service} overlaps {other}, which this host or its pods are in",
+                    hint="--service-cidr names another one",
+                )
 
 
 def _only_bridge(options: Options, host: Host) -> list[Interface]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydatapath.model import Backend, Service
@@ -120,15 +120,15 @@ class Status:
 
     instance: str
     netns: str
-    loaded: bool
-    version: str
-    since: str
-    node_name: str
-    node_ips: tuple[str, ...]
-    interfaces: tuple[InterfaceStatus, ...]
-    maps: tuple[MapStatus, ...]
-    services: int
-    backends: int
-    flows: int
-    counters: dict[str, int]
-    drift: tuple[str, ...]
+    loaded: bool = False
+    version: str = ""
+    since: str = ""
+    node_name: str = ""
+    node_ips: tuple[str, ...] = ()
+    interfaces: tuple[InterfaceStatus, ...] = ()
+    maps: tuple[MapStatus, ...] = ()
+    services: int = 0
+    backends: int = 0
+    flows: int = 0
+    counters: dict[str, int] = field(default_factory=dict)
+    drift: tuple[str, ...] = ()

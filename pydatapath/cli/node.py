@@ -81,8 +81,9 @@ def unload(target: Target, everything: bool) -> None:
     from pydatapath.errors import NotLoaded
 
     loading.require_root("unload")
+    meant, dead = [], []
     if everything:
-        meant = [*instance.loaded(), *instance.left_behind()]
+        meant, dead = instance.loaded(), instance.left_behind()
     else:
         try:
             meant = [instance.find(target.instance, target.netns)]
@@ -91,7 +92,10 @@ def unload(target: Target, everything: bool) -> None:
     gone = [one for one in meant if loading.unload(one)]
     for one in gone:
         say(target, f"instance {one.name} unloaded{f' from {one.netns}' if one.netns else ''}")
-    if not gone:
+    for one in dead:
+        loading.clean_up(one)
+        say(target, f"instance {one.name} is gone with its namespace: pins and records removed")
+    if not gone and not dead:
         say(target, f"instance {target.instance} is not loaded: nothing to do")
 
 
@@ -106,7 +110,10 @@ def status(target: Target, output: str) -> None:
       pydatapath status
       pydatapath status -o json
     """
+    import json
+
     from pydatapath.errors import NotLoaded
+    from pydatapath.views import Status
 
     try:
         with target.open() as datapath:
@@ -114,12 +121,11 @@ def status(target: Target, output: str) -> None:
     except NotLoaded:
         if output not in ("json", "yaml"):
             raise
-        dump({"instance": target.instance, "netns": target.netns, "loaded": False}, output)
+        nothing = Status(instance=target.instance, netns=target.netns)
+        dump(json.loads(json.dumps(asdict(nothing))), output)
         return
     if output in ("json", "yaml"):
         # By way of JSON's own types: YAML knows no tuples
-        import json
-
         dump(json.loads(json.dumps(asdict(found))), output)
     else:
         _print_status(found, wide=output == "wide")

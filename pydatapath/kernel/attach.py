@@ -67,7 +67,7 @@ class Attacher:
         Raises Conflict where our place is taken by somebody else.
         """
         where = f"{name} {hook.direction}"
-        self._refuse_foreign(index, where, hook, instance)
+        self.refuse_foreign(index, name, hook, instance)
         with self._attempt(f"attach {hook.program} to {where}"):
             self._ipr.tc(
                 "replace-filter",
@@ -101,7 +101,9 @@ class Attacher:
         return None
 
     @staticmethod
-    def _refuse_foreign(index: int, where: str, hook: Hook, instance: str) -> None:
+    def refuse_foreign(index: int, name: str, hook: Hook, instance: str) -> None:
+        """Raises Conflict where our place at an interface is taken by somebody else."""
+        where = f"{name} {hook.direction}"
         for one in tc.filters(index):
             at_our_place = (one.direction, one.priority) == (hook.direction, PRIORITY)
             if at_our_place and one.name != filter_name(instance, hook):
@@ -134,6 +136,14 @@ class Attacher:
         """Takes our route away; not there is well, too."""
         with self._attempt(f"delete the route to {network}", ignore=GONE):
             self._ipr.route("del", dst=str(network), oif=bridge, proto=ROUTE_PROTOCOL)
+
+    def delete_all_service_routes(self) -> None:
+        """Takes every route of ours away, and their next hop: for when nobody knows any more which they were."""
+        for route in self._ipr.get_routes(family=AF_INET):
+            if route["proto"] == ROUTE_PROTOCOL:
+                network = IPv4Network(f"{route.get('RTA_DST')}/{route['dst_len']}")
+                self.delete_service_route(network, route.get("RTA_OIF"))
+                self.delete_service_gateway(route.get("RTA_OIF"))
 
     def delete_service_gateway(self, bridge: int) -> None:
         """Takes the next hop's neighbour entry away."""

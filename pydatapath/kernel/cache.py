@@ -43,10 +43,14 @@ def usable() -> bool:
 def key_of(request: Mapping[str, Any]) -> str:
     """A name for what is asked of the compiler. Where pins lie is no part of it: no instruction knows it."""
     flags = [flag for flag in request["cflags"] if "_DIRECTORY=" not in flag]
-    shapes = [[contract.name, contract.key_size, contract.value_size] for contract in layout.MAPS.values()]
+    shapes = [[one.name, _shape(one.key), _shape(one.value)] for one in layout.MAPS.values()]
     compiler = SYSTEM_BCC.stat().st_mtime_ns if SYSTEM_BCC.exists() else 0
     parts = [__version__, request["text"], flags, request["programs"], shapes, compiler]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _shape(side: layout.Record | int) -> object:
+    return side if isinstance(side, int) else side.shape
 
 
 def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -56,7 +60,7 @@ def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
         temporary = DIRECTORY / f"{key}.{os.getpid()}"
         temporary.write_text(json.dumps(programs))
         temporary.rename(DIRECTORY / f"{key}.json")
-        for old in sorted(DIRECTORY.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        for old in sorted(DIRECTORY.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink()
 
 

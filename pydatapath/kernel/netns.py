@@ -10,10 +10,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pydatapath.errors import KernelError, NotFound
 
-__all__ = ["RUN_NETNS", "cookie", "current_path", "entered", "path_of"]
+__all__ = ["RUN_NETNS", "cookie", "current_path", "entered", "living", "path_of"]
 
 RUN_NETNS = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
@@ -55,7 +56,7 @@ def entered(path: str | None) -> Iterator[None]:
     home = os.open(current_path(), os.O_RDONLY | os.O_CLOEXEC)
     try:
         # In one block with the way back: a Ctrl-C may come right after we went
-        with open(path, "rb") as there:
+        with _opened(path) as there:
             _setns(there.fileno(), path)
         yield
     finally:
@@ -66,12 +67,37 @@ def entered(path: str | None) -> Iterator[None]:
             raise KernelError("cannot go back to the network namespace that we came from")
 
 
+def _opened(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise NotFound(f"{path} is no network namespace: {error.strerror}") from None
+
+
 def cookie(path: str | None = None) -> int:
     """A number that no other namespace has had since boot (before Linux 5.14: the inode, which is reused)."""
     with entered(path):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
             return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
         return os.stat(current_path()).st_ino
+
+
+def living() -> dict[int, str]:
+    """Every namespace that has a name or a process, as cookie and the shortest way to say it ("": the current one)."""
+    found: dict[int, str] = {}
+    names = sorted(RUN_NETNS.iterdir()) if RUN_NETNS.is_dir() else []
+    seen: set[int] = set()
+    for place, said in [*((path, path.name) for path in names), *((path, str(path)) for path in _of_processes())]:
+        with contextlib.suppress(OSError, KernelError):
+            inode = place.stat().st_ino
+            if inode not in seen:
+                seen.add(inode)
+                found.setdefault(cookie(str(place)), said)
+    return found | {cookie(): ""}
+
+
+def _of_processes() -> Iterator[Path]:
+    return (path / "ns/net" for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
 def _setns(descriptor: int, what: str) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from pydatapath import interrupts
 from pydatapath.errors import Conflict, NotFound
 from pydatapath.kernel import links
 from pydatapath.kernel import netns as namespaces
-from pydatapath.lab import interrupts, processes, topology
+from pydatapath.lab import processes, topology
 from pydatapath.lab.hosts import Host, Node, Pod
 from pydatapath.lab.topology import LabSpec, Place, Topology
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import time
 
+from pydatapath import interrupts
 from pydatapath.datapath import Datapath
 from pydatapath.errors import Conflict, LabError
-from pydatapath.lab import chapters, drawing, interrupts, processes
+from pydatapath.lab import chapters, drawing, processes
 from pydatapath.lab.cluster import Lab, labs
 from pydatapath.lab.stage import MANIFEST, Failed, Stage, Tell
 from pydatapath.lab.topology import LabSpec

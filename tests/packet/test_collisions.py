@@ -20,6 +20,7 @@ from packetbed import (
     Packet,
     addresses,
     answer_to,
+    key_of,
     reverse,
     tcp,
     udp,
@@ -163,3 +164,20 @@ def test_nobody_calls_a_service_by_way_of_an_uplink(bed: Bed, packet: Packet):
     outcome = bed.run(Hook.TO_UPLINK, packet)
     assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
     assert bed.counted() == {}
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["half-open", "established"])
+def test_N5_a_lost_half_whose_tuple_is_anothers_is_not_taken_back(bed: Bed, answered: bool):
+    """The LRU drops the answer of a service flow, a direct connection claims it: from then on two ports leave."""
+    called = first_packet("TCP", "one")
+    there = bed.establish(called)
+    bed.maps["flows"].delete(key_of(answer_to(there)))
+    direct = bed.run(Hook.FROM_POD, first_packet("TCP", "direct"))
+    assert addresses(direct) == (CLIENT, 10000, BACKEND, 8080)
+    if answered:
+        bed.answer(direct)
+    bed.age(2)
+    again = bed.run(Hook.FROM_POD, tcp(CLIENT, 10000, VIP, 80, "A"))
+    assert addresses(again)[1] != 10000
+    assert addresses(bed.answer(again)) == reverse(addresses(called))
+    assert addresses(bed.answer(direct)) == (BACKEND, 8080, CLIENT, 10000)

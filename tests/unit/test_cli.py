@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import yaml
 
 from pydatapath.cli import COMMANDS, SUMMARIES, cli, main
 from pydatapath.version import __version__
+from pydatapath.views import Status
 
 Run = Callable[..., tuple[int, str, str]]
 NOBODY = 65534
@@ -174,7 +176,8 @@ def test_status_tells_a_program_that_nothing_is_loaded(run: Run, form: str) -> N
     code, out, err = run(*ABSENT, "status", "-o", form)
     assert (code, err) == (0, "")
     found = json.loads(out) if form == "json" else yaml.safe_load(out)
-    assert found == {"instance": ABSENT[1], "netns": "", "loaded": False}
+    assert (found["instance"], found["netns"], found["loaded"]) == (ABSENT[1], "", False)
+    assert list(found) == [field.name for field in dataclasses.fields(Status)]
 
 
 @pytest.mark.parametrize(

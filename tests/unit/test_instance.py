@@ -13,7 +13,7 @@ import pytest
 
 from pydatapath import instance
 from pydatapath.errors import Conflict, DatapathError, NotLoaded
-from pydatapath.instance import Instance, check_name, find, loaded
+from pydatapath.instance import Instance, check_name, find, left_behind, loaded
 from pydatapath.kernel import bpffs, netns
 from pydatapath.kernel.layout import LAYOUT_VERSION
 from pydatapath.records import Records
@@ -165,10 +165,19 @@ def test_F25_records_that_are_roots_are_said_to_be() -> None:
 
 
 def test_damaged_records_do_not_hide_other_instances() -> None:
-    """`unload --all` goes on to the next."""
+    """`unload --all` takes them along: what it must take away is found by name where records say nothing."""
     mine = make_here("web")
-    make(Instance("api", "", 3)).records.write_bytes(b"garbage" * 1000)
-    assert [one.name for one in loaded()] == [mine.name]
+    make_here("api").records.write_bytes(b"garbage" * 1000)
+    assert [one.name for one in loaded()] == ["api", mine.name]
+
+
+def test_an_instance_is_only_found_in_its_own_namespace() -> None:
+    """One whose namespace is another's, or gone, is never meant by a command without --netns."""
+    make(Instance("web", "", 2**60))
+    with pytest.raises(NotLoaded, match=r"^instance 'web' is not loaded$"):
+        find("web", "")
+    assert loaded() == []
+    assert [one.cookie for one in left_behind()] == [2**60]
 
 
 def test_the_second_waits_for_the_first(web: Instance) -> None:
