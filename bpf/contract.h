@@ -2,8 +2,8 @@
 /*
  * What C and Python share: the structs in the maps. No map, no helper here.
  *
- * Python's side is pydatapath/kernel/layout.py; at every load its structs are compared, field by field, with the ones
- * that the compiler made of these. Whoever changes a struct raises LAYOUT_VERSION there and here.
+ * Python's side is pydatapath/kernel/layout.py; whenever the compiler runs its structs are compared, field by field, with
+ * the ones that it made of these. Whoever changes a struct raises LAYOUT_VERSION there and here.
  *
  * Numbers that both sides need (states, flags, counters, timeouts, networks) are given by -D from Python, its only
  * place; a missing one is an error here, never a default.

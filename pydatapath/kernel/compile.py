@@ -227,7 +227,7 @@ def _explain(error: str, log: str, code: int) -> CompileError | Unsupported:
 
 def _privilege_hint(log: str) -> str:
     if "Operation not permitted" in log:
-        return "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        return "run it with sudo"
     return "-v shows the verifier's whole log"
 
 

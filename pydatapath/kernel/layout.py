@@ -1,7 +1,7 @@
 """What C and Python share, Python's side of bpf/contract.h: structs, numbers, and the maps that hold them.
 
-Addresses and ports are in network byte order as they stand in packets; everything else is the machine's. At each load
-the structs here are compared, field by field, with those that the compiler made of contract.h.
+Addresses and ports are in network byte order as they stand in packets; everything else is the machine's. Whenever
+the compiler runs the structs here are compared, field by field, with those that it made of contract.h.
 """
 
 from __future__ import annotations
