@@ -123,7 +123,6 @@ def test_a_namespace_that_is_gone_leaves_nothing_after_unload_all():
     cookie = which.cookie
     for host in lab.hosts:
         delete_namespace(host.netns)
-    delete_namespace(f"{NAME}-g-switch")
     assert cookie in {one.cookie for one in instance.left_behind()}
     done = pydatapath("unload", "--all")
     assert done.returncode == 0, done.stderr

@@ -232,7 +232,7 @@ def test_what_the_compiler_says_is_one_sentence(log: str, sentence: str) -> None
             "load walk",
             NOT_PERMITTED,
             "the kernel refuses the program 'walk': bpf: Failed to load program: Operation not permitted",
-            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+            "run it with sudo",
             id="no root",
         ),
         pytest.param(
