@@ -242,7 +242,6 @@ class Datapath:
             maps, lost = self._map_statuses()
             if records.get(applying.UNFINISHED):
                 lost.append("a change was interrupted before it reached the maps: `pydatapath load` finishes it")
-            statuses = self._service_statuses(records, records.objects("Service"))
             return Status(
                 instance=self.instance.name,
                 netns=self.instance.netns,
@@ -253,8 +252,8 @@ class Datapath:
                 node_ips=tuple(records.get("node_ips", ())),
                 interfaces=tuple(interfaces),
                 maps=tuple(maps),
-                services=len(statuses),
-                backends=sum(len(one.backends) for one in statuses),
+                services=records.count("Service"),
+                backends=tables.count_backends(self._maps),
                 flows=flowtable.count_flows(self._maps),
                 counters=tables.counters(self._maps),
                 drift=tuple(dict.fromkeys(drift + lost)),

@@ -168,6 +168,10 @@ class Records:
         )
         return [Stored(*row) for row in rows]
 
+    def count(self, kind: str) -> int:
+        """How many objects of one kind there are."""
+        return int(self._db.execute("SELECT count(*) FROM objects WHERE kind = ?", (kind,)).fetchone()[0])
+
     def keys(self) -> set[Key]:
         """The key of every object."""
         return {(row[0], row[1], row[2]) for row in self._db.execute("SELECT kind, namespace, name FROM objects")}

@@ -19,7 +19,7 @@ from pydatapath.kernel.maps import Maps
 from pydatapath.model import Protocol
 from pydatapath.plan import Address, Change, Live, LiveBackend, Run
 
-__all__ = ["check_room", "counters", "read_backends", "read_live", "write"]
+__all__ = ["check_room", "count_backends", "counters", "read_backends", "read_live", "write"]
 
 _U32 = struct.Struct("=I")
 _STATE_OFFSET = 7  # of struct backend
@@ -144,6 +144,11 @@ def counters(maps: Maps) -> dict[str, int]:
     """All counters by their lower-case names, summed over the CPUs."""
     table = maps["counters"]
     return {counter.name.lower(): table.total(_U32.pack(counter)) for counter in Counter}
+
+
+def count_backends(maps: Maps) -> int:
+    """How many backends take new flows, of all services together."""
+    return maps["backends"].values()[_STATE_OFFSET :: BACKEND.size].count(BackendState.ACTIVE)
 
 
 def read_backends(maps: Maps, numbers: Iterable[int]) -> dict[int, LiveBackend]:
