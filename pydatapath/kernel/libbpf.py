@@ -14,14 +14,12 @@ from pydatapath.errors import KernelError, Unsupported
 
 __all__ = [
     "BPF_ANY",
-    "BPF_NOEXIST",
     "MapInfo",
     "ProgramInfo",
     "RunResult",
     "batch_read",
     "batch_write",
     "create_map",
-    "get_next_key",
     "library",
     "load_program",
     "lookup",
@@ -36,7 +34,6 @@ __all__ = [
 ]
 
 BPF_ANY = 0
-BPF_NOEXIST = 1
 ENOENT = 2
 
 
@@ -217,17 +214,6 @@ def remove(descriptor: int, key: bytes) -> bool:
     if code < 0:
         _fail(code, "BPF_MAP_DELETE_ELEM", f"map descriptor {descriptor}")
     return True
-
-
-def get_next_key(descriptor: int, key: bytes | None, key_size: int) -> bytes | None:
-    """The key after `key` (None: the first), None at the end."""
-    following = ctypes.create_string_buffer(key_size)
-    code = library().bpf_map_get_next_key(descriptor, key, following)
-    if code == -ENOENT:
-        return None
-    if code < 0:
-        _fail(code, "BPF_MAP_GET_NEXT_KEY", f"map descriptor {descriptor}")
-    return following.raw
 
 
 def batch_read(descriptor: int, key_size: int, value_size: int, chunk: int) -> tuple[bytes, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
@@ -147,11 +146,6 @@ class Maps:
                 f"{words.format(*(int(number) for number in wanted))} is expected",
                 hint="another version or program made it: `pydatapath unload` with that version, or remove the pin",
             )
-
-    @cached_property
-    def present(self) -> bool:
-        """Whether all maps are pinned."""
-        return all((self.directory / name).exists() for name in MAPS)
 
 
 def _possible_cpus() -> int:
