@@ -22,9 +22,11 @@
 #include "service.h"
 #include "forward.h"
 
-/* The words of skb->cb that tell `walk` the hook, and whether the flow is in the main table */
+/* The words of skb->cb that tell `walk` the hook, and what the hook's program has seen of the flow */
 #define CB_HOOK 0
-#define CB_KNOWN 1
+#define CB_FLOW 1
+enum seen_flow { NO_FLOW, KNOWN_FLOW, SYN };
+
 #define WALK 0 /* the place of `walk` in the program array */
 
 /* Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions */
@@ -46,6 +48,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 	struct packet packet;
 	struct tuple key, to;
 	struct flow *flow = NULL;
+	enum seen_flow seen = NO_FLOW;
 	enum parsed parsed;
 
 	if (skb->tc_index == WALKED) {
@@ -56,7 +59,10 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 	parsed = packet_parse(skb, &packet);
 	if (parsed == PARSED_OTHER)
 		return pass(skb, hook);
-	if (parsed == PARSED) {
+	if (parsed == PARSED && (packet.tcp_flags & TCP_SYN)) {
+		/* The walk's business, whatever is known of it */
+		seen = SYN;
+	} else if (parsed == PARSED) {
 		key = packet_tuple(&packet);
 		flow = flows.lookup(&key);
 		if (flow && flow_is_ordinary(flow, &packet)) {
@@ -68,9 +74,11 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 			to = flow->to;
 			return forward(skb, hook, &packet, &key, &to);
 		}
+		if (flow)
+			seen = KNOWN_FLOW;
 	}
 	skb->cb[CB_HOOK] = hook;
-	skb->cb[CB_KNOWN] = flow != NULL;
+	skb->cb[CB_FLOW] = seen;
 	walks.call(skb, WALK);
 	/* Only while an upgrade exchanges the programs is there nothing to call: to the stack as it came */
 	return pass(skb, hook);
@@ -147,11 +155,12 @@ int walk(struct __sk_buff *skb)
 	struct packet packet = {};
 	struct tuple key;
 	struct flow flow = {};
-	bool known = skb->cb[CB_KNOWN];
+	enum seen_flow seen = skb->cb[CB_FLOW];
 	enum parsed parsed = pull_and_parse(skb, &packet);
+	enum followed followed;
 	enum kind kind;
 
-	if (hook == FROM_POD && !known)
+	if (hook == FROM_POD && seen != KNOWN_FLOW)
 		learn(skb, parsed, &packet);
 	if (parsed != PARSED) {
 		if (parsed == PARSED_FRAGMENT)
@@ -161,13 +170,15 @@ int walk(struct __sk_buff *skb)
 		return pass(skb, hook);
 	}
 	key = packet_tuple(&packet);
-	if (!(known && flow_follow(&key, &packet, &flow)) && !flow_follow_half_open(&key, &packet, &flow)) {
+	followed = seen != NO_FLOW && flow_follow(&key, &packet, &flow) ? FOLLOWED : flow_follow_half_open(&key, &packet, &flow);
+	if (followed == TOO_LATE)
+		return drop(DROP_LATE_ANSWER);
+	if (followed == NOT_FOUND) {
 		kind = classify(hook, &key, &flow);
 		if (kind != KIND_FLOW)
 			return refuse(skb, hook, kind);
 		if (!flow_begin(&key, &flow, &packet))
 			return drop(DROP_PORTS_TAKEN);
-		count(NEW_FLOW);
 	}
 	if (flow.flags & FLOW_PLAIN)
 		return is_egress(hook) ? PASS : pass_walked(skb);

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * The flow table: find, claim, promote, refresh, expire. Maps: flows, half_open, backends.
+ * The flow table: find, claim, promote, refresh, expire. Maps: flows, half_open, backends; counters.
  *
  * A flow is two entries, one for each direction: key = the tuple as a packet arrives, value = the whole tuple as it
  * must leave. A new flow lives in half_open until its reply is seen, then moves to flows: a flood of first packets can
  * push out other half-open flows, never live ones.
+ *
+ * There, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
+ * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a connection costs to open.
+ * UDP's are two: one-way traffic lives there for long, and keeps its backend while others come and go.
  */
 #ifndef PYDATAPATH_FLOW_H
 #define PYDATAPATH_FLOW_H
@@ -103,7 +107,7 @@ static inline void flow_count(struct flow *flow, const struct packet *packet)
 /* The hot path's question: does this packet ask for no more than being counted, rewritten and sent? */
 static inline bool flow_is_ordinary(const struct flow *flow, const struct packet *packet)
 {
-	return now() - flow->last_seen < HZ && !(packet->tcp_flags & TCP_SYN) && !flow_chooses_again(flow);
+	return now() - flow->last_seen < HZ && !flow_chooses_again(flow);
 }
 
 static inline void flow_note_closing(struct flow *flow, u8 tcp_flags)
@@ -167,25 +171,57 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	return true;
 }
 
-/* The reply has come: both directions move to the main table. In that order, so that the tuple is never unclaimed. */
-static inline void flow_promote(struct tuple *key, struct flow *flow)
+/*
+ * The reply has come: both directions move to the main table. In that order, so that the tuple is never unclaimed.
+ * False: a live flow has the sender's tuple by now. The set of backends has changed between two SYNs, and the other
+ * backend was quicker: this answer must not reach the client.
+ */
+static inline bool flow_promote(struct tuple *key, struct flow *flow, const struct packet *packet)
 {
 	struct tuple other_key = tuple_reverse(&flow->to);
-	struct flow *first = half_open.lookup(&other_key), other = flow_opposite(flow, key);
+	struct flow *first, other = flow_opposite(flow, key);
+	bool paired = flow->to.protocol == IPPROTO_UDP;
 
-	if (first) {
-		other.packets = first->packets;
-		other.bytes = first->bytes;
+	other.packets = flow->packets;
+	other.bytes = flow->bytes;
+	if (paired) {
+		first = half_open.lookup(&other_key);
+		if (first) {
+			other.packets = first->packets;
+			other.bytes = first->bytes;
+		}
 	}
-	flow->state = FLOW_ESTABLISHED;
 	other.state = FLOW_ESTABLISHED;
+	flow->state = FLOW_ESTABLISHED;
+	flow->last_seen = other.last_seen;
+	flow->packets = 1;
+	flow->bytes = packet->length;
+	if (flows.insert(&other_key, &other)) {
+		first = flows.lookup(&other_key);
+		if (first && !tuple_equal(&first->to, &other.to) && !flow_is_over(first, TCP_SYN)) {
+			half_open.delete(key);
+			return false;
+		}
+		flows.update(&other_key, &other);
+	}
 	flows.update(key, flow);
-	flows.update(&other_key, &other);
 	half_open.delete(key);
-	half_open.delete(&other_key);
+	if (paired)
+		half_open.delete(&other_key);
+	return true;
 }
 
-enum claim { CLAIMED, TAKEN };
+/* A first packet that is sent again finds its own claim; its backend may have another number by now */
+static inline void flow_claimed_before(struct flow *claim, const struct flow *again)
+{
+	claim->last_seen = again->last_seen;
+	claim->backend = again->backend;
+	claim->generation = again->generation;
+	__sync_fetch_and_add(&claim->packets, again->packets);
+	__sync_fetch_and_add(&claim->bytes, again->bytes);
+}
+
+enum claim { TAKEN, CLAIMED, CLAIMED_BEFORE };
 
 /*
  * Claims the reply's tuple. TAKEN: a live flow has it, such as a direct connection with the same ports (N93).
@@ -193,23 +229,29 @@ enum claim { CLAIMED, TAKEN };
  */
 static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *reply, u8 tcp_flags)
 {
+	enum claim claim = CLAIMED;
 	struct flow *holder;
 	struct tuple holder_key;
 
 	if (half_open.insert(reply_key, reply)) {
 		holder = half_open.lookup(reply_key);
-		if (holder && !tuple_equal(&holder->to, &reply->to)) {
-			if (!flow_is_over(holder, tcp_flags))
+		if (holder && tuple_equal(&holder->to, &reply->to)) {
+			flow_claimed_before(holder, reply);
+			claim = CLAIMED_BEFORE;
+		} else {
+			if (holder && !flow_is_over(holder, tcp_flags))
 				return TAKEN;
-			/* Its other half must not stay: when it is found to be over, it would take our reply with it */
-			holder_key = tuple_reverse(&holder->to);
-			half_open.delete(&holder_key);
+			if (holder) {
+				/* Its other half must not stay: found to be over, it would take our reply with it */
+				holder_key = tuple_reverse(&holder->to);
+				half_open.delete(&holder_key);
+			}
+			half_open.update(reply_key, reply);
 		}
-		half_open.update(reply_key, reply);
 	}
 	holder = flows.lookup(reply_key);
 	if (!holder)
-		return CLAIMED;
+		return claim;
 	/* Ours already: another CPU has promoted the flow just now, or the LRU has kept this half of it */
 	if (tuple_equal(&holder->to, &reply->to))
 		return CLAIMED;
@@ -234,62 +276,81 @@ static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_
 		return true;
 	}
 	again = flow_opposite(flow, key);
-	return flow_claim_reply(reply_key, &again, tcp_flags) == CLAIMED;
+	return flow_claim_reply(reply_key, &again, tcp_flags) != TAKEN;
 }
 
+enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
+
 /* A packet of a flow that has had no reply yet; the reply itself promotes it. */
-static inline bool flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found)
+static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found)
 {
 	struct flow *flow = half_open.lookup(key);
 	struct tuple other_key;
 
 	if (!flow)
-		return false;
+		return NOT_FOUND;
 	other_key = tuple_reverse(&flow->to);
 	if (flow_begins_anew(flow, packet->tcp_flags)) {
 		half_open.delete(&other_key);
 		half_open.delete(key);
-		return false;
+		return NOT_FOUND;
 	}
-	flow->last_seen = now();
-	flow_count(flow, packet);
 	*found = *flow;
 	if (packet->tcp_flags & TCP_RST) {
 		/* Refused, or given up: the next attempt is a new flow, with a new choice */
 		half_open.delete(&other_key);
 		half_open.delete(key);
-	} else if (found->flags & FLOW_REPLY) {
-		flow_promote(key, found);
-	} else if (!flow_keep_reply(key, &other_key, found, packet->tcp_flags)) {
-		half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
-		return false;
+		return FOLLOWED;
 	}
-	return true;
+	if (found->flags & FLOW_REPLY)
+		return flow_promote(key, found, packet) ? FOLLOWED : TOO_LATE;
+	flow->last_seen = now();
+	flow_count(flow, packet);
+	found->last_seen = flow->last_seen;
+	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags))
+		return FOLLOWED;
+	half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
+	return NOT_FOUND;
 }
 
 /*
- * Enters a new flow, both directions. Where the reply's tuple is taken, another source port is tried: the peer sees
- * that one, the sender never learns of it. False: no port found in the given number of tries.
+ * Enters a new flow. Where the reply's tuple is taken, another source port is tried, the same ones for the same tuple:
+ * the peer sees that one, the sender never learns of it. False: no port found in the given number of tries.
  */
 static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet)
 {
+	bool paired = key->protocol == IPPROTO_UDP;
 	struct flow reply, *winner;
 	struct tuple reply_key;
+	enum claim claim;
 
 	flow->last_seen = now();
 	flow->packets = 1;
 	flow->bytes = packet->length;
-	for (int try = 0; try < CLAIM_TRIES; try++) {
+	for (u32 try = 1; try <= CLAIM_TRIES; try++) {
 		reply = flow_opposite(flow, key);
+		if (!paired) {
+			reply.packets = flow->packets;
+			reply.bytes = flow->bytes;
+		}
 		reply_key = tuple_reverse(&flow->to);
-		if (flow_claim_reply(&reply_key, &reply, packet->tcp_flags) == CLAIMED)
+		claim = flow_claim_reply(&reply_key, &reply, packet->tcp_flags);
+		if (claim != TAKEN)
 			goto claimed;
-		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (bpf_get_prandom_u32() & CLAIM_PORT_MASK));
+		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (tuple_hash(key, try) & CLAIM_PORT_MASK));
 		flow->flags &= ~FLOW_PLAIN;
 	}
 	return false;
 
 claimed:
+	if (packet->tcp_flags & TCP_RST) {
+		half_open.delete(&reply_key); /* given up: nothing is left to wait for */
+		return true;
+	}
+	if (claim == CLAIMED)
+		count(NEW_FLOW);
+	if (!paired)
+		return true;
 	/*
 	 * N6: another CPU may have entered the same flow just now, or even have seen it answered. Its choice holds, ours is
 	 * taken back. A flow moves from half_open to flows, so looking in that order finds it.

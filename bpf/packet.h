@@ -151,4 +151,19 @@ static inline bool tuple_equal(const struct tuple *one, const struct tuple *othe
 	       one->source_port == other->source_port && one->destination_port == other->destination_port;
 }
 
+/*
+ * A number in 32 bits that is the same for the same tuple and salt, and spreads tuples that differ little (a client's
+ * ports one after the other) evenly: the finalizer of splitmix64 over both halves.
+ */
+static inline __u32 tuple_hash(const struct tuple *tuple, __u32 salt)
+{
+	__u64 mixed = ((__u64)tuple->source << 32 | tuple->destination) * 0x9e3779b97f4a7c15;
+
+	mixed ^= mixed >> 32;
+	mixed += (__u64)tuple->source_port << 48 | (__u64)tuple->destination_port << 32 | tuple->protocol << 24 | salt;
+	mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
+	mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111eb;
+	return mixed >> 32;
+}
+
 #endif

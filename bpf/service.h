@@ -24,7 +24,8 @@ static inline struct transport_address called_address(const struct tuple *key)
 }
 
 /*
- * S26: uniformly at random. Fills in where the flow goes.
+ * S26: uniformly over all flows, by a hash of the tuple, so that a SYN that is sent again goes the same way (N103)
+ * without an entry of its own. Fills in where the flow goes.
  * A slot or backend that is not there can only be seen while a change is under way: like no backend, try again.
  */
 static inline enum choice service_choose(const struct tuple *key, struct flow *flow)
@@ -36,7 +37,7 @@ static inline enum choice service_choose(const struct tuple *key, struct flow *f
 
 	if (!service)
 		return NO_SERVICE;
-	slot = service->first_slot + (u32)(((u64)bpf_get_prandom_u32() * service->slot_count) >> 32);
+	slot = service->first_slot + (u32)(((u64)tuple_hash(key, 0) * service->slot_count) >> 32);
 	number = slots.lookup(&slot);
 	if (service->slot_count == 0 || !number || *number == 0)
 		return NO_BACKEND;

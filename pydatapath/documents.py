@@ -238,6 +238,8 @@ class _Yaml:
     def _syntax(self, error: Any) -> _TextError:
         """The parser's complaint in one line."""
         if mark := getattr(error, "problem_mark", None):
+            if error.problem == "exceeded maximum nesting depth":  # PyYAML 6.0.4 and later look before we do
+                return _TextError(f"is nested deeper than {MAX_DEPTH} levels", mark.line + 1)
             return _TextError(f"not YAML: {error.problem or error.context}", mark.line + 1)
         position = getattr(error, "position", 0)  # counted in bytes; only ASCII's control characters come here
         line = self._text.encode()[:position].count(b"\n") + 1

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 
 from pydatapath.kernel import clock
-from pydatapath.kernel.layout import FLOW, PROTOCOL_NAMES, TUPLE, FlowFlag, FlowState, flow_state, timeout
+from pydatapath.kernel.layout import FLOW, PROTOCOL_NAMES, PROTOCOLS, TUPLE, FlowFlag, FlowState, flow_state, timeout
 from pydatapath.kernel.maps import Maps
 from pydatapath.views import Flow, Tuple
 
@@ -49,18 +49,31 @@ def count_flows(maps: Maps) -> int:
 def _live(maps: Maps) -> Iterator[tuple[bytes, Entry, Entry | None, FlowState, float, float]]:
     """Key, both directions' entries (None: lost), state, idle and remaining seconds of each flow that is not over."""
     now = clock.jiffies()
+    seen: set[bytes] = set()
     for table in TABLES:
         entries = {key: FLOW.unpack(value) for key, value in maps[table].items()}
+        if table == "half_open":
+            entries |= _clients_of(entries)
         for key, original in entries.items():
             to, last_seen, *_, stored, flags = original
-            if flags & FlowFlag.REPLY:
+            if flags & FlowFlag.REPLY or key in seen:
                 continue
+            seen.add(key)
             reply = entries.get(_reverse(to))
             state = flow_state(FlowState(stored), FlowFlag(flags), FlowFlag(reply[7] if reply else flags))
             idle = clock.age(max(last_seen, reply[1]) if reply else last_seen, now)
             left = timeout(PROTOCOL_NAMES[key[_PROTOCOL_OFFSET]], state) - idle
             if left > 0:
-                yield key, original, reply, state, idle, left
+                yield key, original, None if table == "half_open" else reply, state, idle, left
+
+
+def _clients_of(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
+    """The client's direction of half-open TCP flows, which are their reply's claim alone, with the client's counts."""
+    return {
+        _reverse(claim[0]): (_reverse(key), *claim[1:7], claim[7] & ~FlowFlag.REPLY)
+        for key, claim in entries.items()
+        if key[_PROTOCOL_OFFSET] == PROTOCOLS["TCP"] and claim[7] & FlowFlag.REPLY
+    }
 
 
 def unpack_tuple(raw: bytes) -> Tuple:

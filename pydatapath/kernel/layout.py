@@ -33,7 +33,7 @@ __all__ = [
     "timeout",
 ]
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 
 PROTOCOLS: Final = {"TCP": 6, "UDP": 17}
 PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
@@ -90,6 +90,7 @@ class Counter(IntEnum):
     DROP_PORTS_TAKEN = 5
     DROP_NO_ROUTE = 6
     DROP_REWRITE = 7
+    DROP_LATE_ANSWER = 8
 
 
 class Hook(IntEnum):
@@ -180,7 +181,7 @@ FLOW_RECORD: Final = Record(
         ("generation", "I"),
         ("state", "B"),
         ("flags", "B"),
-        ("zero", "6x"),
+        ("zero", "14x"),
     ),
 )
 TRANSPORT_ADDRESS_RECORD: Final = Record(

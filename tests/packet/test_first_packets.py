@@ -274,15 +274,39 @@ def test_S26_backends_are_chosen_evenly(bed: Bed):
     assert all(250 - 6 * 14 < count < 250 + 6 * 14 for count in tally.values()), tally
 
 
-def test_the_first_packet_enters_both_directions(bed: Bed):
+def test_a_first_datagram_enters_both_directions(bed: Bed):
     """Both halves are half-open, mirror each other and name the same backend; nothing is in the main table yet."""
-    there = bed.run(Hook.FROM_POD, SYN)
-    forward, back = bed.entry(SYN, "half_open"), bed.entry(answer_to(there), "half_open")
+    there = bed.run(Hook.FROM_POD, QUERY)
+    forward, back = bed.entry(QUERY, "half_open"), bed.entry(answer_to(there), "half_open")
     assert forward is not None
     assert back is not None
-    assert forward.to == (CLIENT, 40000, BACKEND, 8080)
-    assert back.to == (VIP, 80, CLIENT, 40000)
-    assert (forward.packets, forward.bytes, back.packets, back.bytes) == (1, 40, 0, 0)
+    assert forward.to == (CLIENT, 40000, BACKEND, 5353)
+    assert back.to == (VIP, 53, CLIENT, 40000)
+    assert (forward.packets, forward.bytes, back.packets, back.bytes) == (1, 32, 0, 0)
     assert forward.backend == back.backend > 0
     assert len(bed.entries("half_open")) == 2
     assert bed.entries("flows") == {}
+
+
+def test_a_SYN_enters_the_claim_of_its_answer(bed: Bed):
+    """One entry: it says what the answer must become, and counts what the client has sent."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    claim = bed.entry(answer_to(there), "half_open")
+    assert claim is not None
+    assert claim.to == (VIP, 80, CLIENT, 40000)
+    assert (claim.packets, claim.bytes) == (1, 40)
+    assert claim.backend > 0
+    assert len(bed.entries("half_open")) == 1
+    assert bed.entries("flows") == {}
+
+
+def test_the_answer_enters_both_directions(bed: Bed):
+    """With each direction's own packets, and nothing left of the claim."""
+    there = bed.establish(SYN)
+    forward, back = bed.entry(SYN), bed.entry(answer_to(there))
+    assert forward is not None
+    assert back is not None
+    assert (forward.to, back.to) == ((CLIENT, 40000, BACKEND, 8080), (VIP, 80, CLIENT, 40000))
+    assert (forward.packets, forward.bytes, back.packets, back.bytes) == (1, 40, 1, 40)
+    assert forward.backend == back.backend > 0
+    assert bed.entries("half_open") == {}

@@ -118,7 +118,9 @@ def test_N102_SYN_on_a_closing_connection_chooses_anew(bed: Bed, ended_by: str):
     again = bed.run(Hook.FROM_POD, SYN)
     assert addresses(again)[2] == SECOND
     assert bed.entry(SYN, "flows") is None
-    assert halves(bed, again, SYN, "half_open")[0].packets == 1
+    claim = bed.entry(answer_to(again), "half_open")
+    assert claim is not None
+    assert claim.packets == 1
 
 
 def test_N102_SYN_on_a_live_connection_chooses_nothing(bed: Bed):
@@ -143,9 +145,22 @@ def test_N103_a_SYN_sent_again_goes_to_the_same_backend(bed: Bed):
     seen = {addresses(bed.run(Hook.FROM_POD, SYN)) for _ in range(11)}
     assert len(seen) == 1
     assert bed.counted() == {"new_flow": 1}
-    entry = bed.entry(SYN, "half_open")
-    assert entry is not None
-    assert entry.packets == 11
+    (claim,) = bed.entries("half_open").values()
+    assert claim.packets == 11
+
+
+def test_17457_the_backend_that_answers_first_has_the_connection(bed: Bed):
+    """The backends change between two SYNs: the slower one's answer must not meet a client that has another's."""
+    first = bed.run(Hook.FROM_POD, SYN)
+    bed.serve(ELSEWHERE)
+    second = bed.run(Hook.FROM_POD, SYN)
+    assert addresses(second)[2] == SECOND
+    assert addresses(bed.answer(second, device="pod4")) == reverse(addresses(SYN))
+    late = bed.answer(first)
+    assert (late.verdict, late.packet) == (DROP, bytes(answer_to(first)))
+    assert bed.counted() == {"new_flow": 2, "drop_late_answer": 1}
+    assert send(bed, client("A")) == SECOND
+    assert bed.entries("half_open") == {}
 
 
 # A backend that goes away
@@ -163,11 +178,11 @@ def test_C9_a_datagram_finds_another_backend_at_once(bed: Bed, established: bool
 
 @pytest.mark.parametrize("established", [True, False], ids=["established", "half-open"])
 def test_C8_a_connection_stays_with_a_backend_that_is_gone(bed: Bed, established: bool):
-    """TCP goes on, both ways, and only new connections go elsewhere."""
+    """TCP goes on, both ways, and only new connections go elsewhere; an answer that was on its way opens one."""
     there = bed.establish(SYN) if established else bed.run(Hook.FROM_POD, SYN)
     bed.serve(ELSEWHERE)
-    assert send(bed, client("A")) == BACKEND
     assert addresses(bed.answer(there, "A")) == reverse(addresses(SYN))
+    assert send(bed, client("A")) == BACKEND
     assert send(bed, tcp(CLIENT, 40001, VIP, 80)) == SECOND
 
 
@@ -195,7 +210,7 @@ def test_C9_another_backend_with_the_same_number_is_not_taken_for_the_old(bed: B
 # Time
 
 
-LIVES = [(protocol, state) for protocol in ("TCP", "UDP") for state in FlowState if (protocol, state) != ("UDP", 2)]
+LIVES = [("TCP", FlowState.ESTABLISHED), ("TCP", FlowState.CLOSING), ("UDP", FlowState.NEW), ("UDP", FlowState.ESTABLISHED)]
 
 
 @pytest.mark.parametrize(("protocol", "state"), LIVES, ids=lambda value: getattr(value, "name", value))
@@ -216,6 +231,14 @@ def test_N42_a_flow_is_over_at_its_timeout(bed: Bed, protocol: str, state: FlowS
     goes_to = send(bed, packet)
     assert bed.counted() == {"new_flow": 2 if over else 1}
     assert goes_to == (SECOND if over and protocol == "TCP" else BACKEND)
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["just before", "just after"])
+def test_N42_an_answer_that_comes_too_late_is_no_answer(bed: Bed, over: bool):
+    """A connection that was never answered is forgotten, and what its backend sends then is its own."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    bed.age(layout.timeout("TCP", FlowState.NEW) + (1 if over else -1))
+    assert addresses(bed.answer(there)) == (reverse(addresses(there)) if over else reverse(addresses(SYN)))
 
 
 @BOTH

@@ -41,8 +41,8 @@ datapath.c:40:2: fatal error: 'lost.h' file not found
 Failed to compile BPF module <text>
 """
 LAYOUT = """\
-/virtual/contract.h:16:2: error: "contract.h has layout 1: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
-#error "contract.h has layout 1: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
+/virtual/contract.h:16:2: error: "contract.h has layout 2: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
+#error "contract.h has layout 2: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
  ^
 1 error generated.
 Failed to compile BPF module <text>
@@ -189,7 +189,7 @@ def test_no_network_is_never_met() -> None:
     [
         pytest.param(UNDECLARED, "flow.h:3: use of undeclared identifier 'nothing'", id="the first of two"),
         pytest.param(WARNED, "datapath.c:40: 'lost.h' file not found", id="a warning is no error"),
-        pytest.param(LAYOUT, 'contract.h:16: "contract.h has layout 1: LAYOUT_VERSION in', id="#error"),
+        pytest.param(LAYOUT, 'contract.h:16: "contract.h has layout 2: LAYOUT_VERSION in', id="#error"),
         pytest.param(STACK, "bpf/datapath.c: LLVM gave up: datapath.c:8:7: in function walk", id="LLVM, in code"),
         pytest.param(SELECT, "bpf/datapath.c: LLVM gave up: Cannot select: ", id="LLVM, in its back end"),
     ],

@@ -77,7 +77,7 @@ def test_fields_are_packed_in_the_order_of_the_struct() -> None:
     assert SERVICE.pack(1, 2, 3) == struct.pack("=IIII", 1, 2, 3, 0)
     assert BACKEND.pack(*at, 1, 7, 9) == bytes.fromhex("0a000001 1f90 06 01") + struct.pack("=II", 7, 9)
     assert ENDPOINT.pack(5, b"MACMAC", 1) == struct.pack("=I", 5) + b"MACMAC\x01\0"
-    assert FLOW.unpack(bytes(range(56)))[0] == bytes(range(16))
+    assert FLOW.unpack(bytes(range(64)))[0] == bytes(range(16))
 
 
 def test_the_maps_are_those_of_the_c_code() -> None:
