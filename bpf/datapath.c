@@ -170,7 +170,10 @@ int walk(struct __sk_buff *skb)
 		return pass(skb, hook);
 	}
 	key = packet_tuple(&packet);
-	followed = seen != NO_FLOW && flow_follow(&key, &packet, &flow) ? FOLLOWED : flow_follow_half_open(&key, &packet, &flow);
+	/* In the order in which a flow moves, so that it is never missed; and most that come here open a connection */
+	followed = flow_follow_half_open(&key, &packet, &flow);
+	if (followed == NOT_FOUND && seen != NO_FLOW && flow_follow(&key, &packet, &flow))
+		followed = FOLLOWED;
 	if (followed == TOO_LATE)
 		return drop(DROP_LATE_ANSWER);
 	if (followed == NOT_FOUND) {
