@@ -35,30 +35,52 @@ static inline int pass_walked(struct __sk_buff *skb)
 	return PASS;
 }
 
-static inline void write_mac(struct packet *packet, const struct endpoint *endpoint)
+/* Where a packet leaves this program to. */
+enum way {
+	WAY_POD,       /* a pod's interface on this node */
+	WAY_NODE,      /* the node's own stack */
+	WAY_NEIGHBOUR, /* another machine, past the stack */
+	WAY_STACK,     /* no way known: translated, and the stack may know more */
+	WAY_STRAIGHT,  /* it is on its way already */
+};
+
+struct route {
+	enum way way;
+	u32 interface;
+	bool known_neighbour; /* its MAC is known now */
+	__be32 next_hop;
+};
+
+/* To another machine: as the routing table says. */
+static inline void route_lookup(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+				struct route *route)
 {
-	__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
+	struct bpf_fib_lookup asked = {
+		.family = AF_INET,
+		.l4_protocol = to->protocol,
+		.ifindex = skb->ifindex,
+		.tos = packet->ip->tos,
+		.ipv4_src = to->source,
+		.ipv4_dst = to->destination,
+	};
+	long answer = bpf_fib_lookup(skb, &asked, sizeof(asked), 0);
+
+	route->known_neighbour = answer == BPF_FIB_LKUP_RET_SUCCESS;
+	route->way = route->known_neighbour || answer == BPF_FIB_LKUP_RET_NO_NEIGH ? WAY_NEIGHBOUR : WAY_STACK;
+	route->interface = asked.ifindex;
+	route->next_hop = asked.ipv4_dst;
 }
 
 /* Same-subnet traffic keeps its TTL, routed traffic loses one (RFC 1812 5.3.1); what the node sends is not routed. */
-static inline bool is_routed(enum hook hook, bool to_remote)
+static inline bool is_routed(enum hook hook, enum way way)
 {
-	return hook == FROM_UPLINK || (hook == FROM_POD && to_remote);
+	if (way == WAY_POD)
+		return hook == FROM_UPLINK;
+	return (way == WAY_NEIGHBOUR || way == WAY_STACK) && (hook == FROM_UPLINK || hook == FROM_POD);
 }
 
-static inline int forward_to_pod(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
-				 const struct tuple *to, struct endpoint *endpoint)
+static inline int leave_to_pod(struct __sk_buff *skb, enum hook hook, u32 interface)
 {
-	u32 interface = endpoint->interface;
-
-	if (is_routed(hook, false)) {
-		if (packet->ip->ttl <= 1)
-			return PASS; /* untouched: the stack answers time exceeded */
-		rewrite_ttl(packet->ip);
-	}
-	write_mac(packet, endpoint);
-	if (rewrite_tuple(skb, packet, key, to))
-		return drop(DROP_REWRITE);
 	/* redirect_peer works at ingress only */
 	if (is_egress(hook))
 		return bpf_redirect(interface, 0);
@@ -71,69 +93,65 @@ static inline int forward_to_pod(struct __sk_buff *skb, enum hook hook, struct p
 
 /* A reply for the node's own socket. From a service it must arrive by the bridge, where the route to the service
  * network leads: from the uplink, a reverse path filter would drop it. From the peer itself it is where it must be. */
-static inline int forward_to_node(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
-				  const struct tuple *to, struct endpoint *endpoint)
+static inline int leave_to_node(struct __sk_buff *skb, enum hook hook, u32 interface, bool same_source)
 {
-	u32 interface = endpoint->interface;
-
-	write_mac(packet, endpoint);
-	if (rewrite_tuple(skb, packet, key, to))
-		return drop(DROP_REWRITE);
-	if (hook == FROM_POD || key->source == to->source)
+	if (hook == FROM_POD || same_source)
 		return pass_walked(skb);
 	return bpf_redirect(interface, BPF_F_INGRESS);
 }
 
-/* To another machine: past the stack where the routing table knows the way, else through it. */
-static inline int forward_to_remote(struct __sk_buff *skb, enum hook hook, struct packet *packet,
-				    const struct tuple *key, const struct tuple *to)
+static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, const struct route *route)
 {
-	struct bpf_fib_lookup route = {
-		.family = AF_INET,
-		.l4_protocol = to->protocol,
-		.ifindex = skb->ifindex,
-		.tos = packet->ip->tos,
-		.ipv4_src = to->source,
-		.ipv4_dst = to->destination,
-	};
-	struct bpf_redir_neigh next_hop = {.nh_family = AF_INET};
-	bool direct;
-	long answer;
+	struct bpf_redir_neigh next_hop = {.nh_family = AF_INET, .ipv4_nh = route->next_hop};
 
-	if (is_routed(hook, true) && packet->ip->ttl <= 1)
-		return PASS; /* untouched: the stack answers time exceeded */
-	answer = bpf_fib_lookup(skb, &route, sizeof(route), 0);
-	direct = answer == BPF_FIB_LKUP_RET_SUCCESS || answer == BPF_FIB_LKUP_RET_NO_NEIGH;
-	if (direct && is_routed(hook, true))
-		rewrite_ttl(packet->ip);
-	if (rewrite_tuple(skb, packet, key, to))
-		return drop(DROP_REWRITE);
-	if (!direct)
-		return is_egress(hook) ? drop(DROP_NO_ROUTE) : pass_walked(skb);
 	/* It may leave by a bridge: a pod of this node that has not been heard of yet */
 	skb->tc_index = WALKED;
 	/* What the node itself sends brings its own route along. By that one the kernel would send it when the neighbour has
 	 * answered (__neigh_update in net/core/neighbour.c): to the services' gateway. Hence one that fits, by the helper. */
-	if (is_egress(hook) && answer == BPF_FIB_LKUP_RET_NO_NEIGH)
-		return redirect_neigh(route.ifindex, NULL, 0, 0);
-	next_hop.ipv4_nh = route.ipv4_dst;
-	return redirect_neigh(route.ifindex, &next_hop, sizeof(next_hop), 0);
+	if (is_egress(hook) && !route->known_neighbour)
+		return redirect_neigh(route->interface, NULL, 0, 0);
+	return redirect_neigh(route->interface, &next_hop, sizeof(next_hop), 0);
 }
 
+/* Finds the way, rewrites the packet (in one place: it is the largest part of every program), lets it go. */
 static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
 			  const struct tuple *to)
 {
-	struct endpoint *endpoint;
+	struct route route = {.way = WAY_STRAIGHT};
+	struct endpoint *endpoint = NULL;
 
 	/* The node's own direct connection, under another port, is on its way already */
-	if (hook == TO_UPLINK && key->destination == to->destination)
-		return rewrite_tuple(skb, packet, key, to) ? drop(DROP_REWRITE) : PASS;
-	endpoint = endpoints.lookup((__be32 *)&to->destination);
-	if (!endpoint)
-		return forward_to_remote(skb, hook, packet, key, to);
-	if (endpoint->kind == ENDPOINT_NODE)
-		return forward_to_node(skb, hook, packet, key, to, endpoint);
-	return forward_to_pod(skb, hook, packet, key, to, endpoint);
+	if (hook != TO_UPLINK || key->destination != to->destination) {
+		endpoint = endpoints.lookup((__be32 *)&to->destination);
+		if (endpoint) {
+			route.way = endpoint->kind == ENDPOINT_NODE ? WAY_NODE : WAY_POD;
+			route.interface = endpoint->interface;
+		} else {
+			route_lookup(skb, packet, to, &route);
+		}
+	}
+	if (is_routed(hook, route.way)) {
+		if (packet->ip->ttl <= 1)
+			return PASS; /* the stack answers time exceeded */
+		if (route.way != WAY_STACK)
+			rewrite_ttl(packet->ip);
+	}
+	if (endpoint)
+		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
+	if (rewrite_tuple(skb, packet, key, to))
+		return drop(DROP_REWRITE);
+	switch (route.way) {
+	case WAY_POD:
+		return leave_to_pod(skb, hook, route.interface);
+	case WAY_NODE:
+		return leave_to_node(skb, hook, route.interface, key->source == to->source);
+	case WAY_NEIGHBOUR:
+		return leave_to_neighbour(skb, hook, &route);
+	case WAY_STACK:
+		return is_egress(hook) ? drop(DROP_NO_ROUTE) : pass_walked(skb);
+	default:
+		return PASS;
+	}
 }
 
 /* As a bridge learns: whoever sends from a pod's interface is to be found there. */

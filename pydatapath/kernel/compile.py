@@ -79,7 +79,7 @@ def definitions(program: Program) -> dict[str, str]:
     numbers: dict[str, int] = {
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
         "HZ": clock.HZ,
-        "CLAIM_TRIES": 8,
+        "CLAIM_TRIES": 4,
         # Ports to try where the sender's own is taken: 32768 and up, above every well-known service
         "CLAIM_FIRST_PORT": 32_768,
         "CLAIM_PORT_MASK": 0x7FFF,

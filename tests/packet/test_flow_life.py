@@ -210,7 +210,13 @@ def test_C9_another_backend_with_the_same_number_is_not_taken_for_the_old(bed: B
 # Time
 
 
-LIVES = [("TCP", FlowState.ESTABLISHED), ("TCP", FlowState.CLOSING), ("UDP", FlowState.NEW), ("UDP", FlowState.ESTABLISHED)]
+# A TCP flow that is new has no entry of the client's: see the next test
+LIVES = [
+    ("TCP", FlowState.ESTABLISHED),
+    ("TCP", FlowState.CLOSING),
+    ("UDP", FlowState.NEW),
+    ("UDP", FlowState.ESTABLISHED),
+]
 
 
 @pytest.mark.parametrize(("protocol", "state"), LIVES, ids=lambda value: getattr(value, "name", value))
