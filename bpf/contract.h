@@ -49,14 +49,42 @@ struct transport_address {
 };
 _Static_assert(sizeof(struct transport_address) == 8, "layout 2");
 
-/* A service port: a run of slots, each the number of a backend. Replaced whole, so no packet sees half a change. */
-struct service {
+/* Slots one after the other, each the number of a backend. */
+struct run {
 	__u32 first_slot;
 	__u32 slot_count; /* 0: no backend */
-	__u32 number;	  /* names the service port in the control plane's records */
+};
+
+/*
+ * A service port at one address where it is called. Replaced whole, so no packet sees half a change. Callers inside the
+ * cluster (pods, the node itself) and outside may have different backends: externalTrafficPolicy, S50 to S55.
+ */
+struct service {
+	struct run inside;
+	struct run outside;
+	__u32 number;	/* names the service port in the control plane's records */
+	__u32 affinity; /* seconds that a client keeps its backend (S73); 0: no session affinity */
+	__u32 flags;	/* SERVICE_DROP_INSIDE, SERVICE_DROP_OUTSIDE: with no backend, drop instead of refusing (S36, S51) */
 	__u32 zero;
 };
-_Static_assert(sizeof(struct service) == 16, "layout 2");
+_Static_assert(sizeof(struct service) == 32, "layout 2");
+
+/* A client of a service port with session affinity: the key of what it keeps (S73, S75). */
+struct client {
+	__be32 address;
+	__u32 service; /* the service port's number */
+};
+_Static_assert(sizeof(struct client) == 8, "layout 2");
+
+/* The backend that a client keeps. */
+struct affinity {
+	__u64 last_used; /* jiffies: its last new connection (S74) */
+	__u32 backend;
+	__u32 generation;
+	__u32 position; /* in the run of slots when it was chosen: where to look first */
+	__u32 zero;
+};
+_Static_assert(sizeof(struct affinity) == 24, "layout 2");
 
 /* One endpoint of one service port. */
 struct backend {

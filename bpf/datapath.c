@@ -20,7 +20,9 @@
 #include "event.h"
 #include "flow.h"
 #include "service.h"
+#include "icmp.h"
 #include "forward.h"
+#include "answer.h"
 
 /* The words of skb->cb that tell `walk` the hook, and what the hook's program has seen of the flow */
 #define CB_HOOK 0
@@ -72,7 +74,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 			if (flow->flags & FLOW_PLAIN)
 				return is_egress(hook) ? PASS : pass_walked(skb);
 			to = flow->to;
-			return forward(skb, hook, &packet, &key, &to);
+			return forward(skb, hook, &packet, &key, &to, NULL);
 		}
 		if (flow)
 			seen = KNOWN_FLOW;
@@ -85,21 +87,37 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 }
 
 /* What to do with a packet if it is the first of a flow: `flow` is filled in where it becomes one. */
-enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NO_SERVICE };
+enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NOT_HERE, KIND_NO_SERVICE };
+
+/*
+ * What the backend sees of who calls: the caller's own address wherever the answer comes back by this node anyway, else
+ * the node's (C4). So it is the node's for a pod that is balanced to itself (S29), and for a client from elsewhere that
+ * is sent elsewhere.
+ */
+static inline __be32 seen_source(enum hook hook, const struct tuple *key, const struct tuple *to)
+{
+	if (to->destination == key->source)
+		return NODE_ADDRESS;
+	if (hook == FROM_UPLINK && !endpoints.lookup((__be32 *)&to->destination))
+		return UPLINK_ADDRESS;
+	return key->source;
+}
 
 static inline enum kind classify(enum hook hook, const struct tuple *key, struct flow *flow)
 {
+	enum caller caller = hook == FROM_UPLINK && !IN_CLUSTER_NETWORK(key->source) ? OUTSIDE : INSIDE;
+
 	flow->to = *key;
 	flow->state = FLOW_NEW;
-	/* Services are not called by way of an uplink */
-	switch (hook == TO_UPLINK ? NO_SERVICE : service_choose(key, flow)) {
+	/* Services are not called by way of what leaves */
+	switch (hook == TO_UPLINK ? NO_SERVICE : service_choose(key, caller, flow)) {
 	case CHOSEN:
-		/* S29: a pod that is balanced to itself is masqueraded, else its answer would never leave it */
-		if (flow->to.destination == key->source)
-			flow->to.source = NODE_ADDRESS;
+		flow->to.source = seen_source(hook, key, &flow->to);
 		return KIND_FLOW;
 	case NO_BACKEND:
 		return KIND_NO_BACKEND;
+	case NOT_HERE:
+		return KIND_NOT_HERE;
 	case NO_SERVICE:
 		break;
 	}
@@ -116,18 +134,21 @@ static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct
 {
 	__be32 sender;
 
-	if (parsed == PARSED) {
+	if (parsed == PARSED || parsed == PARSED_ICMP) {
 		endpoint_learn(skb, packet->ethernet, packet->ip->saddr);
 	} else if (parsed == PARSED_ARP && !bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender))) {
 		endpoint_learn(skb, packet->ethernet, sender);
 	}
 }
 
-static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind)
+static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, struct packet *packet)
 {
 	switch (kind) {
 	case KIND_NO_BACKEND:
-		return drop(DROP_NO_BACKEND);
+		count(DROP_NO_BACKEND);
+		return answer_refuse(skb, hook, packet);
+	case KIND_NOT_HERE:
+		return drop(DROP_POLICY);
 	case KIND_NO_SERVICE:
 		return drop(DROP_NO_SERVICE);
 	default:
@@ -139,7 +160,8 @@ static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *p
 {
 	enum parsed parsed = packet_parse(skb, packet);
 
-	if (parsed != PARSED_SHORT)
+	/* Of an ICMP error what it quotes must be in reach, too */
+	if (parsed != PARSED_SHORT && parsed != PARSED_ICMP)
 		return parsed;
 	/* Length 0: all of it. A frame whose headers are not in the linear part is rare, and short enough. */
 	if (bpf_skb_pull_data(skb, skb->len < 128 ? skb->len : 128))
@@ -148,12 +170,23 @@ static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *p
 	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
 }
 
+/* Not TCP or UDP: nothing to translate */
+static inline int pass_unknown(struct __sk_buff *skb, enum hook hook, enum parsed parsed)
+{
+	if (parsed == PARSED_FRAGMENT)
+		count(PASS_FRAGMENT);
+	if (parsed == PARSED_MALFORMED)
+		count(PASS_MALFORMED);
+	return pass(skb, hook);
+}
+
 int walk(struct __sk_buff *skb)
 {
 	enum hook hook = skb->cb[CB_HOOK];
 	/* Set, though unread where parsing fails: LLVM 14 may spill what is not, and the verifier refuses ("!read_ok") */
 	struct packet packet = {};
-	struct tuple key;
+	struct quoted quoted = {};
+	struct tuple key, to;
 	struct flow flow = {};
 	enum seen_flow seen = skb->cb[CB_FLOW];
 	enum parsed parsed = pull_and_parse(skb, &packet);
@@ -162,13 +195,13 @@ int walk(struct __sk_buff *skb)
 
 	if (hook == FROM_POD && seen != KNOWN_FLOW)
 		learn(skb, parsed, &packet);
-	if (parsed != PARSED) {
-		if (parsed == PARSED_FRAGMENT)
-			count(PASS_FRAGMENT);
-		if (parsed == PARSED_MALFORMED)
-			count(PASS_MALFORMED);
-		return pass(skb, hook);
+	if (parsed == PARSED_ICMP) {
+		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &key, &to))
+			return pass(skb, hook);
+		return forward(skb, hook, &packet, &key, &to, &quoted);
 	}
+	if (parsed != PARSED)
+		return pass_unknown(skb, hook, parsed);
 	key = packet_tuple(&packet);
 	/* In the order in which a flow moves, so that it is never missed; and most that come here open a connection */
 	followed = flow_follow_half_open(&key, &packet, &flow);
@@ -179,13 +212,13 @@ int walk(struct __sk_buff *skb)
 	if (followed == NOT_FOUND) {
 		kind = classify(hook, &key, &flow);
 		if (kind != KIND_FLOW)
-			return refuse(skb, hook, kind);
+			return refuse(skb, hook, kind, &packet);
 		if (!flow_begin(&key, &flow, &packet))
 			return drop(DROP_PORTS_TAKEN);
 	}
 	if (flow.flags & FLOW_PLAIN)
 		return is_egress(hook) ? PASS : pass_walked(skb);
-	return forward(skb, hook, &packet, &key, &flow.to);
+	return forward(skb, hook, &packet, &key, &flow.to, NULL);
 }
 
 int from_pod(struct __sk_buff *skb)

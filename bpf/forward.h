@@ -113,9 +113,12 @@ static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, cons
 	return redirect_neigh(route->interface, &next_hop, sizeof(next_hop), 0);
 }
 
-/* Finds the way, rewrites the packet (in one place: it is the largest part of every program), lets it go. */
+/*
+ * Finds the way, rewrites the packet (in one place: it is the largest part of every program), lets it go. `error`: where
+ * it is an ICMP error, what it quotes.
+ */
 static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
-			  const struct tuple *to)
+			  const struct tuple *to, struct quoted *error)
 {
 	struct route route = {.way = WAY_STRAIGHT};
 	struct endpoint *endpoint = NULL;
@@ -138,7 +141,9 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	}
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
-	if (rewrite_tuple(skb, packet, key, to))
+	if (error && error->ip)
+		icmp_rewrite(packet, error, key, to);
+	else if (rewrite_tuple(skb, packet, key, to))
 		return drop(DROP_REWRITE);
 	switch (route.way) {
 	case WAY_POD:

@@ -8,6 +8,7 @@
 #ifndef PYDATAPATH_PACKET_H
 #define PYDATAPATH_PACKET_H
 
+#include <linux/icmp.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -15,6 +16,7 @@
 #include <linux/udp.h>
 
 #define IP_OFFSET sizeof(struct ethhdr)
+#define IP_FRAGMENT_OFFSET 0x1fff
 #define IP_FRAGMENT_BITS 0x3fff /* "more fragments" and the offset: RFC 791 3.1 */
 
 #define ARP_SENDER_OFFSET (sizeof(struct ethhdr) + 14) /* RFC 826: after five 16-bit fields' worth and one MAC */
@@ -33,6 +35,7 @@
 enum parsed {
 	PARSED,		  /* TCP or UDP over IPv4, whole headers in reach */
 	PARSED_ARP,	  /* of interest only for learning */
+	PARSED_ICMP,	  /* over IPv4, its header in reach */
 	PARSED_OTHER,	  /* a protocol that is not ours: the stack's */
 	PARSED_FRAGMENT,  /* a piece without ports, or with some missing */
 	PARSED_SHORT,	  /* the headers may lie outside the linear part: pull and try again */
@@ -62,6 +65,12 @@ static inline bool packet_length_lies(const struct __sk_buff *skb, const struct 
 	if (total == 0)
 		return skb->gso_segs == 0;
 	return transport < least || total < ip_length + transport || total > skb->len - IP_OFFSET;
+}
+
+static inline enum parsed packet_parse_icmp(struct packet *packet, void *end)
+{
+	packet->tcp_flags = 0;
+	return packet->transport + sizeof(struct icmphdr) > end ? PARSED_SHORT : PARSED_ICMP;
 }
 
 static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *packet)
@@ -103,7 +112,7 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 		least = sizeof(struct udphdr);
 		packet->tcp_flags = 0;
 	} else {
-		return PARSED_OTHER;
+		return ip->protocol == IPPROTO_ICMP ? packet_parse_icmp(packet, end) : PARSED_OTHER;
 	}
 	if (packet_length_lies(skb, ip, ip_length, transport_length, least))
 		return PARSED_MALFORMED;

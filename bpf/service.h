@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * From a service's address to a backend. Maps: services, slots, targets.
+ * From a service's address to a backend. Maps: services, slots, targets, affinities; backends.
  */
 #ifndef PYDATAPATH_SERVICE_H
 #define PYDATAPATH_SERVICE_H
@@ -10,7 +10,18 @@ BPF_TABLE_PINNED("array", u32, u32, slots, MAX_SLOTS, MAP_DIRECTORY "/slots");
 /* Every address and port where a backend listens, with the number of its backends */
 BPF_TABLE_PINNED("hash", struct transport_address, u32, targets, MAX_BACKENDS, MAP_DIRECTORY "/targets");
 
-enum choice { CHOSEN, NO_SERVICE, NO_BACKEND };
+/* S79: one entry for a client, whichever of the service port's addresses it calls */
+BPF_TABLE_PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, MAP_DIRECTORY "/affinities");
+
+/* Who calls: a pod or the node itself, or anybody else. S50 to S53: they may have different backends. */
+enum caller { INSIDE, OUTSIDE };
+
+enum choice {
+	CHOSEN,
+	NO_SERVICE,
+	NO_BACKEND, /* none anywhere: refused (S41) */
+	NOT_HERE,   /* none where the traffic policy looks: dropped (S36, S51) */
+};
 
 static inline struct transport_address called_address(const struct tuple *key)
 {
@@ -23,31 +34,83 @@ static inline struct transport_address called_address(const struct tuple *key)
 	return called;
 }
 
+static inline enum choice service_without_backend(const struct service *service, enum caller caller)
+{
+	return service->flags & (caller == INSIDE ? SERVICE_DROP_INSIDE : SERVICE_DROP_OUTSIDE) ? NOT_HERE : NO_BACKEND;
+}
+
+/*
+ * Whether a backend is in a run, beginning where it was. One that has moved is searched for in the first
+ * AFFINITY_SEARCH slots; behind them it is not found, and its client is balanced anew.
+ */
+static inline bool run_has(const struct run *run, u32 position, u32 number)
+{
+	u32 slot = run->first_slot + position, *found = slots.lookup(&slot);
+
+	if (position < run->slot_count && found && *found == number)
+		return true;
+	for (u32 i = 0; i < AFFINITY_SEARCH && i < run->slot_count; i++) {
+		slot = run->first_slot + i;
+		found = slots.lookup(&slot);
+		if (found && *found == number)
+			return true;
+	}
+	return false;
+}
+
+/* S73 to S76: the backend that a client has kept, or 0. Not for longer than the service says, nor one that is over. */
+static inline u32 affinity_find(const struct client *client, const struct service *service, const struct run *run)
+{
+	struct affinity *kept = affinities.lookup((struct client *)client);
+
+	if (!kept || now() - kept->last_used > (u64)service->affinity * HZ ||
+	    backend_is_gone(kept->backend, kept->generation) || !run_has(run, kept->position, kept->backend))
+		return 0;
+	return kept->backend;
+}
+
 /*
  * S26: uniformly over all flows, by a hash of the tuple, so that a SYN that is sent again goes the same way (N103)
  * without an entry of its own. Fills in where the flow goes.
  * A slot or backend that is not there can only be seen while a change is under way: like no backend, try again.
  */
-static inline enum choice service_choose(const struct tuple *key, struct flow *flow)
+static inline enum choice service_choose(const struct tuple *key, enum caller caller, struct flow *flow)
 {
 	struct transport_address called = called_address(key);
+	struct client client = {.address = key->source};
 	struct service *service = services.lookup(&called);
+	struct affinity keep = {.last_used = now()};
 	struct backend *backend;
-	u32 slot, *number;
+	struct run run;
+	u32 slot, number, *found;
 
 	if (!service)
 		return NO_SERVICE;
-	slot = service->first_slot + (u32)(((u64)tuple_hash(key, 0) * service->slot_count) >> 32);
-	number = slots.lookup(&slot);
-	if (service->slot_count == 0 || !number || *number == 0)
-		return NO_BACKEND;
-	backend = backends.lookup(number);
+	client.service = service->number;
+	run = caller == INSIDE ? service->inside : service->outside;
+	keep.position = (u32)(((u64)tuple_hash(key, 0) * run.slot_count) >> 32);
+	slot = run.first_slot + keep.position;
+	found = slots.lookup(&slot);
+	if (run.slot_count == 0 || !found || *found == 0)
+		return service_without_backend(service, caller);
+	number = *found;
+	if (service->affinity) {
+		keep.backend = affinity_find(&client, service, &run);
+		if (keep.backend)
+			number = keep.backend;
+	}
+	backend = backends.lookup(&number);
 	if (!backend || backend->state == BACKEND_GONE)
 		return NO_BACKEND;
 	flow->to.destination = backend->address;
 	flow->to.destination_port = backend->port;
-	flow->backend = *number;
+	flow->backend = number;
 	flow->generation = backend->generation;
+	if (service->affinity) {
+		keep.backend = number;
+		keep.generation = backend->generation;
+		affinities.update(&client, &keep);
+	}
 	return CHOSEN;
 }
 

@@ -15,10 +15,10 @@ from pydatapath.errors import KernelError
 from pydatapath.kernel import tables
 from pydatapath.kernel.maps import Maps
 from pydatapath.model import EndpointSlice, Service
-from pydatapath.plan import Address, PortPlan
+from pydatapath.plan import Address, Here, PortPlan
 from pydatapath.records import Key, Records, Stored
 
-__all__ = ["Action", "Outcome", "apply", "load_object", "refresh_all"]
+__all__ = ["Action", "Outcome", "apply", "here", "load_object", "refresh_all"]
 
 Action = Literal["created", "configured", "unchanged", "deleted"]
 ServiceKey = tuple[str, str]
@@ -50,6 +50,12 @@ class _Edit:
 def load_object(stored: Stored) -> Service | EndpointSlice:
     """The model object of a record."""
     return schema.parse(json.loads(stored.manifest), "records")
+
+
+def here(records: Records) -> Here:
+    """The node that is planned for, as `load` found it."""
+    name, zone = records.get("node_name", ""), records.get("zone", "")
+    return Here(name, tuple(records.get("node_port_addresses", ())), zone)
 
 
 def apply(
@@ -129,9 +135,10 @@ def _program(records: Records, maps: Maps, edit: _Edit, *, whole: bool, dry_run:
     for key in edit.touched:
         before |= records.release(*key)
     wanted: list[PortPlan] = []
+    node = here(records)
     numbers: dict[tuple[str, ...], int] = {}
     for namespace, name in edit.touched:
-        ports = _plan(records, edit, namespace, name)
+        ports = _plan(records, edit, namespace, name, node)
         numbers |= records.register(namespace, name, ports)
         wanted += ports
     live = tables.read_live(maps, None if whole else {*before, *numbers.values()})
@@ -152,11 +159,11 @@ def _program(records: Records, maps: Maps, edit: _Edit, *, whole: bool, dry_run:
     records.put({UNFINISHED: False})
 
 
-def _plan(records: Records, edit: _Edit, namespace: str, name: str) -> list[PortPlan]:
+def _plan(records: Records, edit: _Edit, namespace: str, name: str, node: Here) -> list[PortPlan]:
     stored = records.object("Service", namespace, name)
     if stored is None:
         return []
     service = edit.parsed.get(stored.key) or load_object(stored)
     slices = [edit.parsed.get(one.key) or load_object(one) for one in records.slices(namespace, name)]
     assert isinstance(service, Service)
-    return plan.plan_service(service, [one for one in slices if isinstance(one, EndpointSlice)])
+    return plan.plan_service(service, [one for one in slices if isinstance(one, EndpointSlice)], node)

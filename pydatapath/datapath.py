@@ -190,14 +190,14 @@ class Datapath:
             return Options.from_mapping(records.get("options", {}))
 
     def _service_statuses(self, records: Records, stored: list[Stored]) -> list[ServiceStatus]:
-        node = records.get("node_name", "")
+        here = applying.here(records)
         tally = self._flows_by_listener(records)
         found = []
         for one in stored:
             service = applying.load_object(one)
             assert isinstance(service, Service)
             slices = [applying.load_object(part) for part in records.slices(one.namespace, one.name)]
-            found.append(ServiceStatus(service, tuple(_backends(service, slices, node, tally))))
+            found.append(ServiceStatus(service, tuple(_backends(service, slices, here, tally))))
         return found
 
     def _flows_by_listener(self, records: Records) -> Tally[Listener]:
@@ -312,14 +312,14 @@ def split_key(key: str) -> tuple[str, str]:
 def _backends(
     service: Service,
     slices: list[Service | EndpointSlice],
-    node: str,
+    here: plan.Here,
     tally: Tally[Listener],
 ) -> list[Backend]:
-    """The endpoints that serve each of a service's ports, as the datapath uses them."""
+    """The endpoints that serve each of a service's ports, anywhere or only here."""
     own = [one for one in slices if isinstance(one, EndpointSlice) and one.proxied]
     found = []
     for port in service.ports:
-        for at, endpoint in plan.used_endpoints(port, own):
+        for at, endpoint in plan.used_endpoints(service, port, own, here):
             found.append(
                 Backend(
                     address=at.address,
@@ -327,7 +327,7 @@ def _backends(
                     protocol=at.protocol,
                     node=endpoint.node_name,
                     name=endpoint.target_name,
-                    local=endpoint.node_name == node,
+                    local=endpoint.node_name == here.name,
                     state="active" if endpoint.ready else "terminating",
                     flows=tally[(service.namespace, service.name, port.name, port.protocol, at)],
                 )

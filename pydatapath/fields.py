@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, Final, TypeVar
 
 from pydatapath.errors import ManifestError
@@ -23,6 +23,8 @@ __all__ = [
     "map_of",
     "maps_of",
     "name_of",
+    "network_of",
+    "number_of",
     "port_name_of",
     "port_of",
     "printable",
@@ -39,6 +41,7 @@ LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 PORT_NAME: Final = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_PREFIX_LENGTH: Final = re.compile(r"[0-9]{1,3}")
 _DOTTED_QUAD: Final = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -146,8 +149,8 @@ def choice_of(
     raise FieldError(_join(path, key), problem)
 
 
-def port_of(owner: Mapping[str, Any], key: str, path: str, *, or_zero: bool = False) -> int | None:
-    """A port number; `or_zero` where 0 stands for none."""
+def number_of(owner: Mapping[str, Any], key: str, path: str) -> int | None:
+    """A whole number, whatever its size."""
     value = owner.get(key)
     if value is None:
         return None
@@ -155,7 +158,13 @@ def port_of(owner: Mapping[str, Any], key: str, path: str, *, or_zero: bool = Fa
         raise FieldError(_join(path, key), f"{value} is not a whole number")
     if type(value) is not int:  # a boolean is an int to Python
         raise FieldError(_join(path, key), f"a whole number is expected, not {type_name(value)}")
-    if not (0 if or_zero else 1) <= value <= 65535:
+    return value
+
+
+def port_of(owner: Mapping[str, Any], key: str, path: str, *, or_zero: bool = False) -> int | None:
+    """A port number; `or_zero` where 0 stands for none."""
+    value = number_of(owner, key, path)
+    if value is not None and not (0 if or_zero else 1) <= value <= 65535:
         raise FieldError(_join(path, key), f"{value} is not a port (1 to 65535)")
     return value
 
@@ -164,6 +173,7 @@ _FORMS: Final = {
     SERVICE_LABEL: "a name for a service (at most 63 of a-z, 0-9 and -, a letter first)",
     LABEL: "a DNS label (at most 63 of a-z, 0-9 and -)",
     SUBDOMAIN: "a DNS name (at most 253 of a-z, 0-9, - and .)",
+    LABEL_VALUE: "the value of a label (at most 63 of A-Z, a-z, 0-9, -, _ and .)",
 }
 
 
@@ -199,6 +209,20 @@ def unicast_of(value: object, path: str) -> str:
         if getattr(address, trait):
             raise FieldError(path, f"{show(value)} is {words} address, which no service or endpoint can have")
     return str(address)
+
+
+def network_of(value: object, path: str) -> str:
+    """A network in its canonical form, without the host's bits: `10.1.2.3/8` is 10.0.0.0/8 (S9)."""
+    if not isinstance(value, str):
+        raise FieldError(path, f"a network is expected, not {type_name(value)}")
+    address, _, length = value.strip().partition("/")
+    try:
+        # ip_network also takes an address alone and a netmask, Kubernetes neither
+        if _PREFIX_LENGTH.fullmatch(length):
+            return str(ip_network(f"{_address(address, path)}/{int(length)}", strict=False))
+    except (FieldError, ValueError):
+        pass
+    raise FieldError(path, f"{show(value)} is not a network (such as 192.0.2.0/24)")
 
 
 def _address(value: object, path: str) -> IPv4Address | IPv6Address:

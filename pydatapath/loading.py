@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydatapath import applying, connecting
 from pydatapath.errors import DatapathError, KernelError
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pydatapath.kernel.host import Host
 
 __all__ = ["clean_up", "load", "require_root", "unload"]
+
+# The facts that a plan is made of (applying.here), and what they are before the first load
+_PLACE: Final[Mapping[str, object]] = {"node_name": "", "node_port_addresses": [], "zone": ""}
 
 
 def load(instance: Instance, options: Options) -> Node:
@@ -63,10 +66,33 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
     """The compiled programs take the place of those that run, if any."""
     with Records(instance.records, create=True) as records, Maps(instance.map_pins) as maps:
         _seed(maps, node, seen)
-        applying.refresh_all(records, maps)
-        connecting.connect(records, instance, node, staging)
+        before = {name: records.get(name, default) for name, default in _PLACE.items()}
+        records.put(
+            {
+                "node_name": node.name,
+                "node_port_addresses": [str(address) for address in node.node_port_addresses],
+                "zone": node.zone,
+            }
+        )
+        try:
+            applying.refresh_all(records, maps)  # on another node, or at another address, the plan is another
+            connecting.connect(records, instance, node, staging)
+        except BaseException:
+            _plan_as_before(records, maps, before)
+            raise
         _remember(records, instance, node, options)
     _keep(instance, staging)
+
+
+def _plan_as_before(records: Records, maps: Maps, place: Mapping[str, object]) -> None:
+    """After an exchange that failed: the services are planned for the place that the node had."""
+    records.rollback()
+    # Where this fails, too, the next command that changes something goes on with it
+    records.put({**place, applying.UNFINISHED: True})
+    records.commit()
+    with contextlib.suppress(DatapathError):
+        applying.refresh_all(records, maps)
+        records.commit()
 
 
 def unload(instance: Instance) -> bool:
@@ -109,6 +135,8 @@ def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options
             node.service_networks,
             tuple(dict.fromkeys(one.hook for one in node.attachments)),
             sizes,
+            uplink_address=node.addresses[0] if node.addresses else None,
+            cluster_networks=node.cluster_networks,
         ),
     )
     for pin in instance.map_pins.iterdir():
@@ -120,7 +148,6 @@ def _remember(records: Records, instance: Instance, node: Node, options: Options
         "netns": instance.netns if "/" not in instance.netns else str(Path(instance.netns).absolute()),
         "version": __version__,
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        "node_name": node.name,
         "node_ips": [str(address) for address in node.addresses],
         "pod_networks": [str(network) for network in node.pod_networks],
         "service_networks": [str(network) for network in node.service_networks],

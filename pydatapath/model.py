@@ -17,6 +17,7 @@ __all__ = [
     "Endpoint",
     "EndpointPort",
     "EndpointSlice",
+    "Policy",
     "Protocol",
     "Service",
     "ServicePort",
@@ -26,6 +27,7 @@ __all__ = [
 Protocol = Literal["TCP", "UDP", "SCTP"]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 AddressType = Literal["IPv4", "IPv6", "FQDN"]
+Policy = Literal["Cluster", "Local"]
 BackendState = Literal["active", "draining", "terminating", "gone"]
 
 
@@ -50,7 +52,11 @@ class Service:
 
     `cluster_ips` is empty for a headless service, `load_balancer_ips` are the ingress addresses of mode VIP (S59, S60).
     `proxied` says whether there is anything to do for it: it has a ClusterIP, is not headless, not an ExternalName and
-    not handed to another proxy by label (S1 to S4). `manifest` is the document it came from, without what only the
+    not handed to another proxy by label (S1 to S4). `external_policy` and `internal_policy` say whose endpoints serve:
+    all nodes' or only this one's; the first is Cluster where it does not count (S71). `affinity` is how many seconds a
+    client keeps its backend, 0 for no affinity (S73). `source_ranges` are the networks that may call the load
+    balancer's addresses (S62), canonical; without any all may. `health_check_node_port` is None where nobody listens
+    there (S80, S82). `manifest` is the document it came from, without what only the
     API server writes; two services are unchanged when their manifests are equal.
     """
 
@@ -62,6 +68,11 @@ class Service:
     external_ips: tuple[str, ...] = ()
     load_balancer_ips: tuple[str, ...] = ()
     proxied: bool = True
+    external_policy: Policy = "Cluster"
+    internal_policy: Policy = "Cluster"
+    affinity: int = 0
+    source_ranges: tuple[str, ...] = ()
+    health_check_node_port: int | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -84,7 +95,8 @@ class Endpoint:
     """One entry of EndpointSlice.endpoints, with the conditions that a missing field means (S19).
 
     `node_name` is None where the slice does not say: such an endpoint is remote (S27). `target_name` is the name of
-    the pod behind it, for people.
+    the pod behind it, for people. `zone` is where it is, None where the slice does not say; `for_zones` and
+    `for_nodes` are the hints: who is advised to call it (S84).
     """
 
     addresses: tuple[str, ...]
@@ -93,6 +105,9 @@ class Endpoint:
     terminating: bool = False
     node_name: str | None = None
     target_name: str | None = None
+    zone: str | None = None
+    for_zones: tuple[str, ...] = ()
+    for_nodes: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:

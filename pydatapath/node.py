@@ -28,7 +28,10 @@ class Options:
     pod_interface: tuple[str, ...] = ()
     node_ip: tuple[str, ...] = ()
     pod_cidr: tuple[str, ...] = ()
+    cluster_cidr: tuple[str, ...] = ()
     service_cidr: tuple[str, ...] = (DEFAULT_SERVICE_CIDR,)
+    nodeport_addresses: tuple[str, ...] = ()
+    zone: str = ""
     max_flows: int = 131_072
     max_backends: int = 65_536
 
@@ -67,7 +70,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Node:
-    """The host as the datapath serves it."""
+    """The host as the datapath serves it. `zone` is "" where it was not said."""
 
     name: str
     addresses: tuple[IPv4Address, ...]
@@ -75,8 +78,11 @@ class Node:
     uplinks: tuple[Interface, ...]
     pods: tuple[Interface, ...]
     pod_networks: tuple[IPv4Network, ...]
+    cluster_networks: tuple[IPv4Network, ...]  # where all nodes' pods are: who calls from there is inside (S28, S52)
     service_networks: tuple[IPv4Network, ...]
     masquerade_address: IPv4Address  # what a pod sees that calls itself through its service
+    node_port_addresses: tuple[IPv4Address, ...]  # where node ports answer (S46, C5)
+    zone: str
 
     @property
     def attachments(self) -> list[Attachment]:
@@ -113,9 +119,26 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
         uplinks=tuple(uplinks),
         pods=tuple(pods),
         pod_networks=pod_networks,
+        cluster_networks=_networks(options.cluster_cidr, "--cluster-cidr") or pod_networks,
         service_networks=service_networks,
         masquerade_address=bridge_addresses[0].ip if bridge_addresses else node_addresses[0],
+        node_port_addresses=_node_port_addresses(options, host, node_addresses),
+        zone=options.zone,
     )
+
+
+def _node_port_addresses(options: Options, host: Host, node_addresses: list[IPv4Address]) -> tuple[IPv4Address, ...]:
+    """Those of the host's addresses that are in the networks named; the node's where none is named. Loopback never."""
+    networks = _networks(options.nodeport_addresses, "--nodeport-addresses")
+    if not networks:
+        return tuple(dict.fromkeys(node_addresses))
+    found = [address for address in host.addresses if any(address in network for network in networks)]
+    if not found:
+        named = ", ".join(str(network) for network in networks)
+        raise DatapathError(
+            f"--nodeport-addresses {named}: none of this host's addresses is in there", hint="`ip address` lists them"
+        )
+    return tuple(dict.fromkeys(found))
 
 
 def _refuse_overlap(services: tuple[IPv4Network, ...], others: list[IPv4Network]) -> None:

@@ -1,7 +1,7 @@
 """From objects to what the kernel must hold, as pure functions: the same for apply, dry runs and repairs.
 
-    service + its slices  ->  Wanted     which backends serve which of its ports, and at which addresses they are called
-    Wanted + Live         ->  Change     the writes that turn what the maps hold into what is wanted, in a safe order
+    service + its slices  ->  PortPlan   where each of its ports is called, and which backends serve it
+    PortPlan + Live       ->  Change     the writes that turn what the maps hold into what is wanted, in a safe order
 
 Rule numbers (S11...) are those of the project's table of service semantics.
 """
@@ -11,103 +11,184 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from typing import Final, Literal
 
-from pydatapath.model import Endpoint, EndpointSlice, Protocol, Service, ServicePort
+from pydatapath.kernel.layout import ServiceFlag
+from pydatapath.model import Endpoint, EndpointSlice, Policy, Protocol, Service, ServicePort
+from pydatapath.serving import Address, Here, cluster_set, known_endpoints, local_set
 
-__all__ = ["Address", "Change", "Live", "LiveBackend", "PortPlan", "Run", "change", "plan_service", "used_endpoints"]
+__all__ = [
+    "Address",
+    "Called",
+    "Change",
+    "Frontend",
+    "FrontendKind",
+    "Here",
+    "Live",
+    "LiveBackend",
+    "PortPlan",
+    "Run",
+    "change",
+    "plan_service",
+    "used_endpoints",
+]
 
 # What this version's programs carry; a service port of another protocol or family is kept but not programmed
 PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP")
 
+FrontendKind = Literal["cluster-ip", "node-port", "external-ip", "load-balancer-ip"]
+EndpointSet = Literal["cluster", "local"]
+NO_FLAG: Final = ServiceFlag(0)
+_SETS: Final[Mapping[Policy, EndpointSet]] = {"Cluster": "cluster", "Local": "local"}
 
-@dataclass(frozen=True, slots=True, order=True)
-class Address:
-    """Where something is called or listens: canonical IPv4 text, port in host order."""
 
-    address: str
-    port: int
-    protocol: Protocol
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """An address where a service port is called, and the sets that serve callers inside the cluster and outside it."""
 
-    def __str__(self) -> str:
-        return f"{self.address}:{self.port}/{self.protocol.lower()}"
+    address: Address
+    kind: FrontendKind = "cluster-ip"
+    inside: EndpointSet = "cluster"
+    outside: EndpointSet = "cluster"
 
 
 @dataclass(frozen=True, slots=True)
 class PortPlan:
-    """One service port: the addresses that call it, and its backends in order, none twice."""
+    """One service port: where it is called, and its backends, all in order and none twice.
+
+    `cluster` are those that serve it anywhere, `local` those on this node, empty where no policy asks for them.
+    `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73).
+    """
 
     namespace: str
     service: str
     port: str
     protocol: Protocol
-    frontends: tuple[Address, ...]
-    backends: tuple[Address, ...]
+    frontends: tuple[Frontend, ...]
+    cluster: tuple[Address, ...]
+    local: tuple[Address, ...] = ()
+    affinity: int = 0
 
     @property
     def key(self) -> tuple[str, str, str, str]:
         """What names a service port: namespace, service, port name, protocol (S11)."""
         return (self.namespace, self.service, self.port, self.protocol)
 
+    @property
+    def sets(self) -> dict[EndpointSet, tuple[Address, ...]]:
+        """The backends of each set that an address of it uses."""
+        used = {one for frontend in self.frontends for one in (frontend.inside, frontend.outside)}
+        both: dict[EndpointSet, tuple[Address, ...]] = {"cluster": self.cluster, "local": self.local}
+        return {name: backends for name, backends in both.items() if name in used}
 
-def plan_service(service: Service, slices: Iterable[EndpointSlice]) -> list[PortPlan]:
-    """What a service needs in the kernel, port by port; nothing for one that is not proxied (S1 to S4)."""
-    if not service.proxied:
+    def flags(self, frontend: Frontend) -> ServiceFlag:
+        """Whose calls are dropped: nothing serves here, but elsewhere something does (S36, S51)."""
+        if self.local or not self.cluster:
+            return NO_FLAG
+        inside = ServiceFlag.DROP_INSIDE if frontend.inside == "local" else NO_FLAG
+        return inside | (ServiceFlag.DROP_OUTSIDE if frontend.outside == "local" else NO_FLAG)
+
+
+def plan_service(service: Service, slices: Iterable[EndpointSlice], here: Here) -> list[PortPlan]:
+    """What a service needs in the kernel of a node, port by port; nothing for one that is not proxied (S1 to S4).
+
+    A family is there only where the service has a ClusterIP of it (S7).
+    """
+    if not service.proxied or not _ipv4(service.cluster_ips):
         return []
     own = [one for one in slices if one.proxied and one.address_type == "IPv4"]
-    cluster_ips = [address for address in service.cluster_ips if _is_ipv4(address)]
-    return [
-        PortPlan(
-            service.namespace,
-            service.name,
-            port.name,
-            port.protocol,
-            tuple(Address(address, port.port, port.protocol) for address in cluster_ips),
-            tuple(address for address, _ in used_endpoints(port, own)),
-        )
-        for port in service.ports
-        if port.protocol in PROTOCOLS and cluster_ips
-    ]
+    ports = [port for port in service.ports if port.protocol in PROTOCOLS]
+    called: dict[ServicePort, list[Frontend]] = {port: [] for port in ports}
+    for port, frontend in _frontends(service, ports, here):
+        called[port].append(frontend)
+    return [_port_plan(service, port, called[port], own, here) for port in ports]
 
 
-def used_endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> list[tuple[Address, Endpoint]]:
-    """The endpoints behind a service port: all ready ones (S20), else those that serve while they terminate (S21).
+def _port_plan(
+    service: Service, port: ServicePort, frontends: list[Frontend], slices: list[EndpointSlice], here: Here
+) -> PortPlan:
+    known = known_endpoints(port, slices)
+    wants_local = any("local" in (one.inside, one.outside) for one in frontends)
+    return PortPlan(
+        service.namespace,
+        service.name,
+        port.name,
+        port.protocol,
+        frontends=tuple(frontends),
+        cluster=tuple(address for address, _ in cluster_set(known, here)),
+        local=tuple(address for address, _ in local_set(known, here)) if wants_local else (),
+        affinity=service.affinity,
+    )
 
-    Of one address and port in several slices a record that is not terminating wins, else the last one (S17).
+
+def used_endpoints(
+    service: Service, port: ServicePort, slices: Iterable[EndpointSlice], here: Here
+) -> list[tuple[Address, Endpoint]]:
+    """The endpoints that a port's policies may choose, by address: the Cluster set, and the Local one where it counts.
+
+    The second may have more: one that is here and terminating, while others are ready elsewhere (S24).
     """
-    known: dict[Address, Endpoint] = {}
-    for address, endpoint in _endpoints(port, slices):
-        if address not in known or known[address].terminating or not endpoint.terminating:
-            known[address] = endpoint
-    ready = [(address, endpoint) for address, endpoint in known.items() if endpoint.ready]
-    serving = [(address, one) for address, one in known.items() if one.serving and one.terminating]
-    return sorted(ready or serving, key=lambda pair: pair[0])
+    known = known_endpoints(port, slices)
+    used = dict(cluster_set(known, here))
+    if "Local" in (service.internal_policy, service.external_policy):
+        used |= dict(local_set(known, here))
+    return sorted(used.items(), key=lambda pair: pair[0])
 
 
-def _endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> Iterator[tuple[Address, Endpoint]]:
-    """Those of the slices' ports with the same name and protocol (S11), whatever their number (S12)."""
-    for one in slices:
-        for slice_port in one.numbered_ports:
-            if (slice_port.name, slice_port.protocol) == (port.name, port.protocol) and slice_port.port:
-                for endpoint in one.endpoints:
-                    yield Address(endpoint.address, slice_port.port, port.protocol), endpoint
+def _frontends(service: Service, ports: list[ServicePort], here: Here) -> Iterator[tuple[ServicePort, Frontend]]:
+    """Where each port is called; of one address that is meant twice the first of these kinds counts (S48).
+
+    A ClusterIP has the internal policy for all callers (S35). The other addresses have the external one, and that for
+    callers outside the cluster only: those inside get the Cluster set, whatever the policy (S50, S52, S53). An address
+    that is external and the load balancer's is the latter's (S69, C6).
+    """
+    internal, external = _SETS[service.internal_policy], _SETS[service.external_policy]
+    ways: tuple[tuple[FrontendKind, tuple[str, ...], EndpointSet, EndpointSet], ...] = (
+        ("cluster-ip", service.cluster_ips, internal, internal),
+        ("load-balancer-ip", service.load_balancer_ips, "cluster", external),
+        ("external-ip", service.external_ips, "cluster", external),
+        ("node-port", here.addresses, "cluster", external),
+    )
+    taken: set[Address] = set()
+    for kind, addresses, inside, outside in ways:
+        for port in ports:
+            number = port.node_port if kind == "node-port" else port.port
+            for text in _ipv4(addresses) if number else ():
+                at = Address(text, number or 0, port.protocol)
+                if at not in taken:
+                    taken.add(at)
+                    yield port, Frontend(at, kind, inside, outside)
 
 
-def _is_ipv4(address: str) -> bool:
-    try:
-        IPv4Address(address)
-    except ValueError:
-        return False
-    return True
+def _ipv4(addresses: Iterable[str]) -> list[str]:
+    """Those of some canonical addresses that are of version 4."""
+    return [address for address in addresses if ":" not in address]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Run:
+    """Slots one after the other, each the number of a backend."""
+
+    first_slot: int = 0
+    slot_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A service port in the map: its run of slots, and the number that names it."""
+class Called:
+    """A service port at one address in the map: its runs for callers inside the cluster and outside, the number that
+    names it, seconds of session affinity, and whose calls are dropped.
+    """
 
-    first_slot: int
-    slot_count: int
+    inside: Run
+    outside: Run
     number: int
+    affinity: int = 0
+    flags: ServiceFlag = NO_FLAG
+
+    @property
+    def runs(self) -> set[Run]:
+        """Its runs that have slots."""
+        return {run for run in (self.inside, self.outside) if run.slot_count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,26 +204,28 @@ class LiveBackend:
 class Live:
     """What the maps hold of the services that change, and where there is room.
 
-    `services`: every called address and its run; `slots`: the backend numbers of the changing services' runs, by first
-    slot; `backends`: the active backends in those, by number; `free_backends`: numbers that may be given, each with its
-    generation, never-used ones first; `targets`: how many active backends listen at an address. `whole`: all services
-    change, and `backends` are all that are active, also those that a change which was killed gave to no run.
+    `services`: every called address and what is there; `slots`: the backend numbers of the changing services' runs, by
+    first slot; `backends`: the active backends in those, by number; `free_backends`: numbers that may be given, each
+    with its generation, never-used ones first; `targets`: how many active backends listen at an address; the limits
+    are the entries of the maps. `whole`: all services change, and `backends` are all that are active, also those that a
+    change which was killed gave to no run.
     """
 
-    services: dict[Address, Run] = field(default_factory=dict)
+    services: dict[Address, Called] = field(default_factory=dict)
     slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
     backends: dict[int, LiveBackend] = field(default_factory=dict)
     free_backends: Iterator[tuple[int, int]] = field(default_factory=lambda: iter(()))
     targets: dict[Address, int] = field(default_factory=dict)
     slot_limit: int = 0
+    backend_limit: int = 0
     whole: bool = False
 
     @property
     def called(self) -> dict[int, list[Address]]:
         """The number of every service port that the map holds, with the addresses that call it."""
         found: dict[int, list[Address]] = {}
-        for at, run in self.services.items():
-            found.setdefault(run.number, []).append(at)
+        for at, called in self.services.items():
+            found.setdefault(called.number, []).append(at)
         return found
 
 
@@ -156,7 +239,7 @@ class Change:
     backends: dict[int, LiveBackend] = field(default_factory=dict)
     targets: dict[Address, int] = field(default_factory=dict)
     slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    services: dict[Address, Run] = field(default_factory=dict)
+    services: dict[Address, Called] = field(default_factory=dict)
     removed_services: list[Address] = field(default_factory=list)
     gone_backends: dict[int, LiveBackend] = field(default_factory=dict)
     removed_targets: list[Address] = field(default_factory=list)
@@ -192,17 +275,15 @@ def change(
     staying: set[int] = set()
     for port in wanted:
         number = numbers[port.key]
-        runs = (live.services.get(at) for at in before.get(number, ()))
-        old = next((one for one in runs if one and one.number == number), Run(0, 0, number))
-        run, members = _run_of(port, old, live, result)
-        if run is None:
-            run = Run(room.take(len(members)), len(members), number)
-            result.slots[run.first_slot] = members
-        staying.update(members)
+        stock = _Stock(number, before.get(number, ()), live)
+        runs = {name: stock.run(backends, room, result) for name, backends in port.sets.items()}
+        staying.update(stock.used)
         for frontend in port.frontends:
-            kept.add(frontend)
-            if live.services.get(frontend) != run:
-                result.services[frontend] = run
+            inside, outside = runs[frontend.inside], runs[frontend.outside]
+            called = Called(inside, outside, number, port.affinity, port.flags(frontend))
+            kept.add(frontend.address)
+            if live.services.get(frontend.address) != called:
+                result.services[frontend.address] = called
     removed = [at for addresses in before.values() for at in addresses if at in live.services and at not in kept]
     result.removed_services = removed
     result.gone_backends = {number: one for number, one in live.backends.items() if number not in staying}
@@ -210,20 +291,42 @@ def change(
     return result
 
 
-def _run_of(port: PortPlan, old: Run, live: Live, result: Change) -> tuple[Run | None, tuple[int, ...]]:
-    """The run of a service port, None where it takes a fresh one, and its backends: those it has, and new ones."""
-    slots = live.slots[old.first_slot] if old.slot_count else ()
-    have = {live.backends[one].address: one for one in slots if one in live.backends}
-    if tuple(have) == port.backends and len(slots) == len(have):
-        return old, slots
-    members = []
-    for address in port.backends:
-        backend = have.get(address)
-        if backend is None:
-            backend, generation = _next_backend(live)
-            result.backends[backend] = LiveBackend(address, generation + 1, old.number)
-        members.append(backend)
-    return (None if members else Run(0, 0, old.number)), tuple(members)
+class _Stock:
+    """What a service port has in the maps and gets: the numbers of its backends, one pool for all its runs; its runs
+    that are whole, by their backends. `used` are the numbers that serve from now on.
+    """
+
+    def __init__(self, number: int, addresses: Iterable[Address], live: Live) -> None:
+        self._number, self._live = number, live
+        self._backends: dict[Address, int] = {}
+        self._runs: dict[tuple[Address, ...], Run] = {}
+        self.used: set[int] = set()
+        called = [live.services[at] for at in addresses if at in live.services]
+        for run in sorted({run for one in called if one.number == number for run in one.runs}):
+            slots = live.slots[run.first_slot]
+            have = {live.backends[one].address: one for one in slots if one in live.backends}
+            for address, backend in have.items():
+                self._backends.setdefault(address, backend)
+            if [self._backends[address] for address in have] == list(slots):
+                self._runs.setdefault(tuple(have), run)
+
+    def run(self, wanted: tuple[Address, ...], room: _SlotRoom, result: Change) -> Run:
+        """A run of these backends: one that is there, or a fresh one. Raises OutOfRoom."""
+        if not wanted:
+            return Run()
+        numbers = tuple(self._backend(address, result) for address in wanted)
+        self.used.update(numbers)
+        if wanted not in self._runs:
+            self._runs[wanted] = Run(room.take(len(numbers)), len(numbers))
+            result.slots[self._runs[wanted].first_slot] = numbers
+        return self._runs[wanted]
+
+    def _backend(self, address: Address, result: Change) -> int:
+        if address not in self._backends:
+            backend, generation = _next_backend(self._live)
+            result.backends[backend] = LiveBackend(address, generation + 1, self._number)
+            self._backends[address] = backend
+        return self._backends[address]
 
 
 def _count_targets(live: Live, result: Change) -> None:
@@ -242,7 +345,7 @@ def _count_targets(live: Live, result: Change) -> None:
 def _next_backend(live: Live) -> tuple[int, int]:
     for backend, generation in live.free_backends:
         return backend, generation
-    raise OutOfRoom("backends", live.slot_limit // 2)
+    raise OutOfRoom("backends", live.backend_limit)
 
 
 class _SlotRoom:
@@ -252,11 +355,11 @@ class _SlotRoom:
         self._limit = live.slot_limit
         self._gaps: list[list[int]] = []
         end = 0
-        runs = sorted({(run.first_slot, run.slot_count) for run in live.services.values() if run.slot_count})
-        for first, count in [*runs, (self._limit, 0)]:
-            if first > end:
-                self._gaps.append([end, first - end])
-            end = max(end, first + count)
+        runs = sorted({run for called in live.services.values() for run in called.runs})
+        for run in [*runs, Run(self._limit, 0)]:
+            if run.first_slot > end:
+                self._gaps.append([end, run.first_slot - end])
+            end = max(end, run.first_slot + run.slot_count)
 
     def take(self, count: int) -> int:
         """The first slot of a free run of this many. Raises OutOfRoom."""

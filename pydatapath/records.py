@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 from pydatapath.errors import Conflict, DatapathError
-from pydatapath.plan import Address, PortPlan
+from pydatapath.plan import Address, Frontend, FrontendKind, PortPlan
 
 __all__ = ["HostChange", "RecordedPort", "Records", "Stored"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_SECONDS: Final = 30.0
 _SCHEMA: Final = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -37,6 +37,7 @@ CREATE TABLE service_ports (
 CREATE TABLE frontends (
     address TEXT NOT NULL, port INTEGER NOT NULL, protocol TEXT NOT NULL,
     number INTEGER NOT NULL REFERENCES service_ports (number) ON DELETE CASCADE,
+    kind TEXT NOT NULL DEFAULT 'cluster-ip',     -- Frontend.kind
     PRIMARY KEY (address, port, protocol)
 ) WITHOUT ROWID;
 CREATE INDEX frontends_of ON frontends (number);
@@ -45,6 +46,15 @@ CREATE TABLE host_changes (
     PRIMARY KEY (kind, subject)
 ) WITHOUT ROWID;
 """
+# Version 1 knew cluster IPs only
+_FROM_VERSION_1: Final = "ALTER TABLE frontends ADD COLUMN kind TEXT NOT NULL DEFAULT 'cluster-ip'"
+# What to do where an address is taken, by how it is called
+_CONFLICT_HINTS: Final[Mapping[FrontendKind, str]] = {
+    "cluster-ip": "a cluster IP and port belong to one service: change spec.clusterIP or spec.ports",
+    "node-port": "a node port belongs to one service: change spec.ports[].nodePort",
+    "external-ip": "an external IP and port belong to one service: change spec.externalIPs or spec.ports",
+    "load-balancer-ip": "a load balancer's IP and port belong to one service: change spec.ports, or ask for another IP",
+}
 
 Key = tuple[str, str, str]
 
@@ -106,6 +116,9 @@ class Records:
             self._db.execute("PRAGMA synchronous = OFF")
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if create and version == 1:
+                self._db.executescript(f"BEGIN;{_FROM_VERSION_1};PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+                version = SCHEMA_VERSION
         except sqlite3.Error as error:
             raise self._damaged(error) from error
         if version != SCHEMA_VERSION:
@@ -209,8 +222,9 @@ class Records:
     def ports(self) -> dict[int, RecordedPort]:
         """Every service port by its number."""
         rows = self._db.execute(
-            "SELECT number, p.namespace, p.service, p.port, p.protocol, min(f.port)"
-            " FROM service_ports p LEFT JOIN frontends f USING (number) GROUP BY number"
+            "SELECT p.number, p.namespace, p.service, p.port, p.protocol, min(f.port)"
+            " FROM service_ports p LEFT JOIN frontends f ON f.number = p.number AND f.kind != 'node-port'"
+            " GROUP BY p.number"
         )
         return {row[0]: RecordedPort(*row[1:]) for row in rows}
 
@@ -248,8 +262,8 @@ class Records:
         )
         numbers = {key: number for number, key in self._numbers(namespace, service).items()}
         for port in ports:
-            for at in port.frontends:
-                self._claim(at, numbers[port.key], f"{namespace}/{service}")
+            for frontend in port.frontends:
+                self._claim(frontend, numbers[port.key], f"{namespace}/{service}")
         return {port.key: numbers[port.key] for port in ports}
 
     def _numbers(self, namespace: str, service: str) -> dict[int, tuple[str, str, str, str]]:
@@ -259,9 +273,13 @@ class Records:
         )
         return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows}
 
-    def _claim(self, at: Address, number: int, service: str) -> None:
+    def _claim(self, frontend: Frontend, number: int, service: str) -> None:
+        at = frontend.address
         try:
-            self._db.execute("INSERT INTO frontends VALUES (?, ?, ?, ?)", (at.address, at.port, at.protocol, number))
+            self._db.execute(
+                "INSERT INTO frontends (address, port, protocol, number, kind) VALUES (?, ?, ?, ?, ?)",
+                (at.address, at.port, at.protocol, number, frontend.kind),
+            )
         except sqlite3.IntegrityError:
             row = self._db.execute(
                 "SELECT p.namespace, p.service FROM frontends f JOIN service_ports p USING (number)"
@@ -269,8 +287,7 @@ class Records:
                 (at.address, at.port, at.protocol),
             ).fetchone()
             raise Conflict(
-                f"Service {service}: {at} is taken by Service {row[0]}/{row[1]}",
-                hint="a cluster IP and port belong to one service: change spec.clusterIP or spec.ports",
+                f"Service {service}: {at} is taken by Service {row[0]}/{row[1]}", hint=_CONFLICT_HINTS[frontend.kind]
             ) from None
 
     def used_addresses(self) -> set[str]:

@@ -7,6 +7,7 @@ unquoted unless its form has been checked.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any, Final, get_args
@@ -25,6 +26,8 @@ from pydatapath.fields import (
     map_of,
     maps_of,
     name_of,
+    network_of,
+    number_of,
     port_name_of,
     port_of,
     printable,
@@ -40,6 +43,7 @@ from pydatapath.model import (
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Policy,
     Protocol,
     Service,
     ServicePort,
@@ -52,10 +56,13 @@ MAX_DEPTH: Final = 64  # a Pod with every field set has 14 levels; custom resour
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME: Final = "service.kubernetes.io/service-proxy-name"
 HEADLESS: Final = "service.kubernetes.io/headless"
+AFFINITY_SECONDS: Final = 10_800  # S73: the API's default, and its limit
+MOST_AFFINITY_SECONDS: Final = 86_400
 
 _PROTOCOLS: Final[tuple[Protocol, ...]] = get_args(Protocol)
 _SERVICE_TYPES: Final[tuple[ServiceType, ...]] = get_args(ServiceType)
 _ADDRESS_TYPES: Final[tuple[AddressType, ...]] = get_args(AddressType)
+_POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 
 # Only the API server writes these; two documents that differ in nothing else say the same.
 _SERVER_FIELDS: Final = frozenset(("managedFields", "resourceVersion", "uid", "selfLink", "generation"))
@@ -162,17 +169,55 @@ def _service(namespace: str, name: str, labels: Mapping[str, str], manifest: dic
     ports = tuple(_service_ports(spec, kind))
     if not ports and not headless and kind != "ExternalName":
         raise FieldError("spec.ports", "at least one port is needed")
+    external_ips = tuple(unicast_of(value, path) for path, value in items_of(spec, "externalIPs", "spec"))
+    external_policy = _external_policy(spec, kind, external_ips)
     return Service(
         namespace=namespace,
         name=name,
         type=kind,
         cluster_ips=cluster_ips,
         ports=ports,
-        external_ips=tuple(unicast_of(value, path) for path, value in items_of(spec, "externalIPs", "spec")),
+        external_ips=external_ips,
         load_balancer_ips=tuple(_ingress_ips(manifest)),
         proxied=bool(cluster_ips) and kind != "ExternalName" and SERVICE_PROXY_NAME not in labels,
+        external_policy=external_policy,
+        internal_policy=choice_of(spec, "internalTrafficPolicy", "spec", _POLICIES, "Cluster"),
+        affinity=_affinity(spec),
+        source_ranges=tuple(
+            network_of(value, path) for path, value in items_of(spec, "loadBalancerSourceRanges", "spec")
+        ),
+        health_check_node_port=_health_check_node_port(spec, kind, external_policy),
         manifest=manifest,
     )
+
+
+def _external_policy(spec: Mapping[str, Any], kind: ServiceType, external_ips: tuple[str, ...]) -> Policy:
+    """Service.spec.externalTrafficPolicy, Cluster where there is no way in from outside that it could govern (S71)."""
+    policy = choice_of(spec, "externalTrafficPolicy", "spec", _POLICIES, "Cluster")
+    return policy if kind in ("NodePort", "LoadBalancer") or external_ips else "Cluster"
+
+
+def _affinity(spec: Mapping[str, Any]) -> int:
+    """Seconds of Service.spec.sessionAffinity ClientIP, 0 for None (S73)."""
+    kind = choice_of(spec, "sessionAffinity", "spec", ("ClientIP", "None"), "None")
+    config = map_of(spec, "sessionAffinityConfig", "spec")
+    if config and kind == "None":
+        raise FieldError("spec.sessionAffinityConfig", "has no place where sessionAffinity is None")
+    path = "spec.sessionAffinityConfig.clientIP"
+    seconds = number_of(map_of(config, "clientIP", "spec.sessionAffinityConfig"), "timeoutSeconds", path)
+    if seconds is None:
+        seconds = AFFINITY_SECONDS
+    if not 1 <= seconds <= MOST_AFFINITY_SECONDS:
+        raise FieldError(
+            f"{path}.timeoutSeconds", f"{seconds} is not from 1 to {MOST_AFFINITY_SECONDS} seconds (a day)"
+        )
+    return seconds if kind == "ClientIP" else 0
+
+
+def _health_check_node_port(spec: Mapping[str, Any], kind: ServiceType, policy: Policy) -> int | None:
+    """Service.spec.healthCheckNodePort, which only a LoadBalancer of policy Local has (S72, S80, S82)."""
+    port = port_of(spec, "healthCheckNodePort", "spec", or_zero=True) or None
+    return port if kind == "LoadBalancer" and policy == "Local" else None
 
 
 def _cluster_ips(spec: Mapping[str, Any]) -> tuple[str, ...]:
@@ -277,6 +322,7 @@ def _endpoint(entry: Mapping[str, Any], path: str, kind: AddressType) -> Endpoin
     ready = boolean_of(conditions, "ready", within)
     serving = boolean_of(conditions, "serving", within)
     target = map_of(entry, "targetRef", path)
+    hints = map_of(entry, "hints", path)
     return Endpoint(
         addresses=addresses,
         ready=ready is not False,  # S19: nil means true
@@ -284,7 +330,15 @@ def _endpoint(entry: Mapping[str, Any], path: str, kind: AddressType) -> Endpoin
         terminating=boolean_of(conditions, "terminating", within) is True,
         node_name=name_of(entry, "nodeName", path, SUBDOMAIN, default="") or None,
         target_name=name_of(target, "name", f"{path}.targetRef", SUBDOMAIN, default="") or None,
+        zone=name_of(entry, "zone", path, LABEL_VALUE, default="") or None,
+        for_zones=_hints(hints, "forZones", f"{path}.hints", LABEL_VALUE),
+        for_nodes=_hints(hints, "forNodes", f"{path}.hints", SUBDOMAIN),
     )
+
+
+def _hints(hints: Mapping[str, Any], key: str, path: str, form: re.Pattern[str]) -> tuple[str, ...]:
+    """EndpointSlice.endpoints.hints: the names of the zones or nodes that are advised to call an endpoint (S84)."""
+    return tuple(name_of(entry, "name", where, form) for where, entry in maps_of(hints, key, path))
 
 
 def _endpoint_address(value: object, path: str, kind: AddressType) -> str:

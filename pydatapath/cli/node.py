@@ -25,7 +25,20 @@ __all__ = ["doctor", "load", "status", "unload"]
 @click.option("--pod-interface", multiple=True, metavar="GLOB", help="More interfaces of pods, such as 'veth*'.")
 @click.option("--node-ip", multiple=True, metavar="IP", help="The node's addresses (default: the uplink's).")
 @click.option("--pod-cidr", multiple=True, metavar="CIDR", help="This node's pod networks (default: the bridge's).")
+@click.option(
+    "--cluster-cidr",
+    multiple=True,
+    metavar="CIDR",
+    help="The pod networks of all nodes: calls from there are the cluster's own (default: this node's).",
+)
 @click.option("--service-cidr", multiple=True, metavar="CIDR", help="Service networks (default: 10.96.0.0/12).")
+@click.option(
+    "--nodeport-addresses",
+    multiple=True,
+    metavar="CIDR",
+    help="Node ports answer at the host's addresses in these networks (default: at the node's addresses).",
+)
+@click.option("--zone", metavar="NAME", help="This node's topology zone, for EndpointSlices with hints for zones.")
 @click.option("--max-flows", type=click.IntRange(1024, 1 << 24), metavar="N", help="Flows tracked (131072).")
 @click.option("--max-backends", type=click.IntRange(16, 1 << 22), metavar="N", help="Backends of all services (65536).")
 @click.pass_obj

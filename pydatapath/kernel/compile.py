@@ -45,6 +45,7 @@ class Sizes:
     services: int = 65_536
     backends: int = 65_536
     endpoints: int = 16_384
+    affinities: int = 65_536  # clients of services with session affinity; C11
 
     @property
     def definitions(self) -> dict[str, int]:
@@ -54,9 +55,10 @@ class Sizes:
             "MAX_HALF_OPEN_ENTRIES": 2 * self.half_open,
             "MAX_SERVICES": self.services,
             "MAX_BACKENDS": self.backends,
-            # Twice, so that a fresh run always finds room beside the old one
-            "MAX_SLOTS": 2 * self.backends,
+            # A backend is in a Cluster and a Local set, and a fresh run finds room beside the old one
+            "MAX_SLOTS": 4 * self.backends,
             "MAX_ENDPOINTS": self.endpoints,
+            "MAX_AFFINITIES": self.affinities,
             "COUNTERS": len(layout.Counter),
         }
 
@@ -67,11 +69,13 @@ class Program:
 
     map_directory: Path
     program_directory: Path
-    node_address: IPv4Address
+    node_address: IPv4Address  # what a pod sees that calls itself through a service
     pod_networks: tuple[IPv4Network, ...]
     service_networks: tuple[IPv4Network, ...]
     hooks: tuple[layout.Hook, ...] = tuple(layout.Hook)
     sizes: Sizes = field(default_factory=Sizes)
+    uplink_address: IPv4Address | None = None  # what a backend elsewhere sees of a client from elsewhere
+    cluster_networks: tuple[IPv4Network, ...] = ()  # where the other nodes' pods are
 
 
 def definitions(program: Program) -> dict[str, str]:
@@ -80,12 +84,15 @@ def definitions(program: Program) -> dict[str, str]:
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
         "HZ": clock.HZ,
         "CLAIM_TRIES": 4,
+        # Slots that are searched for a backend that a client keeps, where it is not where it was
+        "AFFINITY_SEARCH": 32,
         # Ports to try where the sender's own is taken: 32768 and up, above every well-known service
         "CLAIM_FIRST_PORT": 32_768,
         "CLAIM_PORT_MASK": 0x7FFF,
         **program.sizes.definitions,
         **{f"FLOW_{state.name}": int(state) for state in layout.FlowState},
         **{f"FLOW_{flag.name}": int(flag) for flag in layout.FlowFlag},
+        **{f"SERVICE_{flag.name}": int(flag) for flag in layout.ServiceFlag},
         **{f"BACKEND_{state.name}": int(state) for state in layout.BackendState},
         **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
         **{counter.name: int(counter) for counter in layout.Counter},
@@ -98,6 +105,8 @@ def definitions(program: Program) -> dict[str, str]:
         "MAP_DIRECTORY": f'"{program.map_directory}"',
         "PROGRAM_DIRECTORY": f'"{program.program_directory}"',
         "NODE_ADDRESS": _wire(program.node_address),
+        "UPLINK_ADDRESS": _wire(program.uplink_address or program.node_address),
+        "IN_CLUSTER_NETWORK(a)": _within(dict.fromkeys((*program.pod_networks, *program.cluster_networks))),
         "SERVICE_GATEWAY_MAC": ",".join(str(int.from_bytes(mac[i : i + 2], sys.byteorder)) for i in (0, 2, 4)),
         "IN_POD_NETWORK(a)": _within(program.pod_networks),
         "IN_SERVICE_NETWORK(a)": _within(program.service_networks),

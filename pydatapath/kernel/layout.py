@@ -12,11 +12,14 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 __all__ = [
+    "AFFINITY",
     "BACKEND",
+    "CLIENT",
     "ENDPOINT",
     "FLOW",
     "LAYOUT_VERSION",
     "MAPS",
+    "RUN",
     "SERVICE",
     "TRANSPORT_ADDRESS",
     "TUPLE",
@@ -29,6 +32,7 @@ __all__ = [
     "MapContract",
     "MapType",
     "Record",
+    "ServiceFlag",
     "flow_state",
     "timeout",
 ]
@@ -79,6 +83,13 @@ class EndpointKind(IntEnum):
     NODE = 1
 
 
+class ServiceFlag(IntFlag):
+    """What becomes of callers inside and outside the cluster where there is no backend: dropped, instead of refused."""
+
+    DROP_INSIDE = 1
+    DROP_OUTSIDE = 2
+
+
 class Counter(IntEnum):
     """What is counted, by its place in the map `counters`. DROP_: not delivered; PASS_: left to the stack."""
 
@@ -91,6 +102,7 @@ class Counter(IntEnum):
     DROP_NO_ROUTE = 6
     DROP_REWRITE = 7
     DROP_LATE_ANSWER = 8
+    DROP_POLICY = 9
 
 
 class Hook(IntEnum):
@@ -187,7 +199,22 @@ FLOW_RECORD: Final = Record(
 TRANSPORT_ADDRESS_RECORD: Final = Record(
     "transport_address", (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
 )
-SERVICE_RECORD: Final = Record("service", (("first_slot", "I"), ("slot_count", "I"), ("number", "I"), ("zero", "4x")))
+SERVICE_RECORD: Final = Record(
+    "service",
+    (
+        ("inside", "8s"),  # struct run: first_slot, slot_count
+        ("outside", "8s"),
+        ("number", "I"),
+        ("affinity", "I"),
+        ("flags", "I"),
+        ("zero", "4x"),
+    ),
+)
+RUN: Final = struct.Struct("=II")
+CLIENT_RECORD: Final = Record("client", (("address", "4s"), ("service", "I")))
+AFFINITY_RECORD: Final = Record(
+    "affinity", (("last_used", "Q"), ("backend", "I"), ("generation", "I"), ("position", "I"), ("zero", "4x"))
+)
 BACKEND_RECORD: Final = Record(
     "backend",
     (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("state", "B"), ("generation", "I"), ("service", "I")),
@@ -198,6 +225,8 @@ TUPLE: Final = TUPLE_RECORD.struct
 FLOW: Final = FLOW_RECORD.struct
 TRANSPORT_ADDRESS: Final = TRANSPORT_ADDRESS_RECORD.struct
 SERVICE: Final = SERVICE_RECORD.struct
+CLIENT: Final = CLIENT_RECORD.struct
+AFFINITY: Final = AFFINITY_RECORD.struct
 BACKEND: Final = BACKEND_RECORD.struct
 ENDPOINT: Final = ENDPOINT_RECORD.struct
 
@@ -242,6 +271,7 @@ MAPS: Final = {
         MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
         MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
         MapContract("targets", MapType.HASH, TRANSPORT_ADDRESS_RECORD, 4, "MAX_BACKENDS"),
+        MapContract("affinities", MapType.LRU_HASH, CLIENT_RECORD, AFFINITY_RECORD, "MAX_AFFINITIES"),
         MapContract("endpoints", MapType.LRU_HASH, 4, ENDPOINT_RECORD, "MAX_ENDPOINTS"),
         MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),
     )

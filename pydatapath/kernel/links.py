@@ -175,6 +175,12 @@ class Links:
         with self._attempt(f"set {device} up"):
             self._ipr.link("set", index=index, state="up")
 
+    def mtu(self, device: str, size: int) -> None:
+        """Let `device` carry packets of up to `size` bytes of layer 3."""
+        index = self.index(device)
+        with self._attempt(f"set the MTU of {device} to {size}"):
+            self._ipr.link("set", index=index, mtu=size)
+
     def enslave(self, device: str, bridge: str) -> None:
         """Make `device` a port of `bridge`."""
         index, master = self.index(device), self.index(bridge)

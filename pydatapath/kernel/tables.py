@@ -10,14 +10,16 @@ from pydatapath.errors import KernelError
 from pydatapath.kernel.layout import (
     BACKEND,
     PROTOCOLS,
+    RUN,
     SERVICE,
     TRANSPORT_ADDRESS,
     BackendState,
     Counter,
+    ServiceFlag,
 )
 from pydatapath.kernel.maps import Maps
 from pydatapath.model import Protocol
-from pydatapath.plan import Address, Change, Live, LiveBackend, Run
+from pydatapath.plan import Address, Called, Change, Live, LiveBackend, Run
 
 __all__ = ["check_room", "count_backends", "counters", "read_backends", "read_live", "write"]
 
@@ -38,6 +40,18 @@ def unpack_address(raw: bytes) -> Address:
 
 def _protocol(number: int) -> Protocol:
     return "UDP" if number == PROTOCOLS["UDP"] else "TCP"
+
+
+def pack_called(called: Called) -> bytes:
+    """struct service."""
+    runs = (RUN.pack(run.first_slot, run.slot_count) for run in (called.inside, called.outside))
+    return SERVICE.pack(*runs, called.number, called.affinity, called.flags)
+
+
+def unpack_called(raw: bytes) -> Called:
+    """What a struct service says."""
+    inside, outside, number, affinity, flags = SERVICE.unpack(raw)
+    return Called(Run(*RUN.unpack(inside)), Run(*RUN.unpack(outside)), number, affinity, ServiceFlag(flags))
 
 
 def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
@@ -61,19 +75,23 @@ def _unpack_backend(raw: bytes) -> tuple[LiveBackend, BackendState]:
 def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
     """What the maps hold for the service ports of these numbers (None: of all), and where there is room for more."""
     changing = set(numbers or ())
-    live = Live(slot_limit=maps["slots"].info.max_entries, whole=numbers is None)
+    live = Live(
+        slot_limit=maps["slots"].info.max_entries,
+        backend_limit=maps["backends"].info.max_entries,
+        whole=numbers is None,
+    )
     for key, value in maps["services"].items():
-        live.services[unpack_address(key)] = Run(*SERVICE.unpack(value))
+        live.services[unpack_address(key)] = unpack_called(value)
     backends = maps["backends"].values()
     slots = memoryview(maps["slots"].values()).cast("I")
-    for run in set(live.services.values()):
-        if (live.whole or run.number in changing) and run.slot_count:
-            members = tuple(slots[run.first_slot : run.first_slot + run.slot_count])
-            live.slots[run.first_slot] = members
-            for number in members:
-                backend, state = _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])
-                if state is BackendState.ACTIVE and backend.service == run.number:
-                    live.backends[number] = backend
+    changing_ones = [one for one in live.services.values() if live.whole or one.number in changing]
+    for run, owner in {(run, one.number) for one in changing_ones for run in one.runs}:
+        members = tuple(slots[run.first_slot : run.first_slot + run.slot_count])
+        live.slots[run.first_slot] = members
+        for number in members:
+            backend, state = _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])
+            if state is BackendState.ACTIVE and backend.service == owner:
+                live.backends[number] = backend
     if live.whole:
         active = _numbers_in(backends, BackendState.ACTIVE)
         live.backends = {
@@ -113,12 +131,7 @@ def write(maps: Maps, change: Change) -> None:
             for offset, number in enumerate(run)
         }
     )
-    maps["services"].update_many(
-        {
-            pack_address(at): SERVICE.pack(run.first_slot, run.slot_count, run.number)
-            for at, run in change.services.items()
-        }
-    )
+    maps["services"].update_many({pack_address(at): pack_called(called) for at, called in change.services.items()})
     maps["services"].delete_many(pack_address(at) for at in change.removed_services)
     maps["backends"].update_many(
         {_U32.pack(number): _pack_backend(one, BackendState.GONE) for number, one in change.gone_backends.items()}

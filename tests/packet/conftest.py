@@ -20,6 +20,7 @@ pytest.register_assert_rewrite("packetbed")
 
 from packetbed import (  # noqa: E402
     BACKEND,
+    CLUSTER_NETWORKS,
     DEVICES,
     MAC,
     NODE,
@@ -27,6 +28,7 @@ from packetbed import (  # noqa: E402
     REMOTE,
     SERVICE_NETWORKS,
     SIZES,
+    UPLINK,
     UPLINK_MAC,
     VIP,
     VIP_TWO,
@@ -35,7 +37,16 @@ from packetbed import (  # noqa: E402
 
 NAME = f"packet{os.getpid()}"
 PINS = bpffs.BPFFS / "pydatapath" / NAME
-PROGRAM = compile.Program(PINS, PINS / "programs", IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, sizes=SIZES)
+PROGRAM = compile.Program(
+    PINS,
+    PINS / "programs",
+    IPv4Address(NODE),
+    POD_NETWORKS,
+    SERVICE_NETWORKS,
+    sizes=SIZES,
+    uplink_address=IPv4Address(UPLINK),
+    cluster_networks=CLUSTER_NETWORKS,
+)
 PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
 SERVICES = {
     f"{VIP}:80/TCP": [f"{BACKEND}:8080"],
@@ -63,8 +74,9 @@ def namespace(keep: Callable[[], AbstractContextManager[None]]) -> Iterator[dict
                 node.veth(device, f"in{device}", NAME, peer_mac=MAC[address], bridge="br0")
             node.veth("far", "uplink", NAME, peer_mac=UPLINK_MAC)
             node.up("uplink")
-            node.address("uplink", "192.168.9.1/24")
+            node.address("uplink", f"{UPLINK}/24")
             node.route("10.2.0.0/24", via="192.168.9.2")
+            node.route("198.51.100.0/24", via="192.168.9.2")
             node.neighbour("uplink", "192.168.9.2", "02:00:00:00:02:02")
             links.write_sysctls(NAME, {"net/ipv4/ip_forward": "1"})
             yield {name: node.index(name) for name in ("br0", "uplink", *DEVICES.values())}

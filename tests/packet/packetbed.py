@@ -6,6 +6,8 @@ nothing of where a redirect leads: the MAC that was written tells which pod was 
     10.1.0.1          the node, at its bridge br0         10.1.0.0/24   the pod network
     10.1.0.2, .3, .4  the pods CLIENT, BACKEND, SECOND    10.96.0.0/12  the service network
     10.2.0.3          REMOTE, a pod of another node, by the interface uplink; 10.3.0.3 NOWHERE, which has no route
+    192.168.9.1       UPLINK, the node at its uplink; 198.51.100.9 FAR, a client by the same way
+    192.0.2.9         OUTSIDE, a client to whom no route leads
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from scapy.packet import Packet, Padding, Raw
 
 from pydatapath.kernel import clock, libbpf, tables
 from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, Sizes
+from pydatapath.kernel.layout import AFFINITY, ENDPOINT, FLOW, TUPLE, WALK, BackendState, EndpointKind, Hook
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
-from pydatapath.kernel.layout import ENDPOINT, FLOW, TUPLE, WALK, BackendState, EndpointKind, Hook
 from pydatapath.kernel.maps import Maps
-from pydatapath.plan import Address, PortPlan, change
+from pydatapath.plan import Address, EndpointSet, Frontend, PortPlan, change
 
 __all__ = [
     "BACKEND",
     "CLIENT",
+    "CLUSTER_NETWORKS",
     "DROP",
+    "FAR",
     "GATEWAY_MAC",
     "ICMP",
     "IP",
@@ -49,6 +53,7 @@ __all__ = [
     "SIZES",
     "TCP",
     "UDP",
+    "UPLINK",
     "VIP",
     "VIP_TWO",
     "Bed",
@@ -60,6 +65,7 @@ __all__ = [
     "Packet",
     "Padding",
     "Raw",
+    "Serving",
     "addresses",
     "answer_to",
     "frame",
@@ -76,7 +82,9 @@ PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7
 
 NODE, CLIENT, BACKEND, SECOND = "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"
 REMOTE, NOWHERE, OUTSIDE = "10.2.0.3", "10.3.0.3", "192.0.2.9"
+UPLINK, FAR = "192.168.9.1", "198.51.100.9"
 VIP, VIP_TWO = "10.96.0.10", "10.96.0.20"
+CLUSTER_NETWORKS = (IPv4Network("10.2.0.0/24"),)
 POD_NETWORKS = (IPv4Network("10.1.0.0/24"),)
 SERVICE_NETWORKS = (IPv4Network("10.96.0.0/12"),)
 MAC = {address: f"02:00:00:00:00:{index:02x}" for index, address in enumerate((NODE, CLIENT, BACKEND, SECOND), 1)}
@@ -102,6 +110,18 @@ class Outcome(NamedTuple):
     def ip(self) -> Packet:
         """Layer 3 of the packet as it leaves."""
         return Ether(self.packet)[IP]
+
+
+class Serving(NamedTuple):
+    """What serves a port: its Cluster and Local set, which of them callers outside the cluster (and inside) get, and
+    the seconds of session affinity.
+    """
+
+    cluster: Sequence[str] = ()
+    local: Sequence[str] = ()
+    outside: EndpointSet = "cluster"
+    inside: EndpointSet = "cluster"
+    affinity: int = 0
 
 
 class Entry(NamedTuple):
@@ -205,11 +225,11 @@ class Bed:
     def reset(self) -> None:
         """Empties every map and puts the pods and the node in their places."""
         self.forget_flows()
-        for name in ("services", "targets", "endpoints"):
+        for name in ("services", "targets", "endpoints", "affinities"):
             self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
         empty = BACKEND_STRUCT.pack(bytes(4), bytes(2), 0, BackendState.UNUSED, 0, 0)
         self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
-        self.maps["slots"].update_many({struct.pack("=I", one): bytes(4) for one in range(2 * SIZES.backends)})
+        self.maps["slots"].update_many({struct.pack("=I", one): bytes(4) for one in range(4 * SIZES.backends)})
         for address, device in DEVICES.items():
             self.put_endpoint(address, self.devices[device], MAC[address], EndpointKind.POD)
         self.put_endpoint(NODE, self.devices["br0"], MAC[NODE], EndpointKind.NODE)
@@ -218,7 +238,7 @@ class Bed:
 
     # What is in place
 
-    def serve(self, services: Mapping[str, Sequence[str]]) -> None:
+    def serve(self, services: Mapping[str, Sequence[str] | Serving]) -> None:
         """Makes these the services, by the plan that `apply` writes: {"10.96.0.10:80/TCP": ["10.1.0.3:8080"]}."""
         wanted = [_port_plan(called, backends) for called, backends in services.items()]
         before = {number: [_address(called)] for called, number in self._numbers.items()}
@@ -315,6 +335,12 @@ class Bed:
             for key, entry in self.entries(table).items():
                 self.amend(table, key, last_seen=entry.last_seen - int(seconds * clock.HZ))
 
+    def age_affinities(self, seconds: float) -> None:
+        """Lets what clients keep be older by this much."""
+        for key, raw in self.maps["affinities"].items():
+            last_used, *rest = AFFINITY.unpack(raw)
+            self.maps["affinities"].update(key, AFFINITY.pack(last_used - int(seconds * clock.HZ), *rest))
+
     def counted(self) -> dict[str, int]:
         """What was counted since the reset, by name, without the zeros."""
         now = tables.counters(self.maps)
@@ -374,7 +400,13 @@ def _address(text: str) -> Address:
     return Address(address, int(port), "UDP" if protocol == "UDP" else "TCP")
 
 
-def _port_plan(called: str, backends: Sequence[str]) -> PortPlan:
+def _port_plan(called: str, serving: Sequence[str] | Serving) -> PortPlan:
     at = _address(called)
-    listening = tuple(sorted(_address(f"{backend}/{at.protocol}") for backend in backends))
-    return PortPlan("default", called, "", at.protocol, (at,), listening)
+    if not isinstance(serving, Serving):
+        serving = Serving(serving)
+    cluster, local = (
+        tuple(sorted(_address(f"{backend}/{at.protocol}") for backend in one))
+        for one in (serving.cluster, serving.local)
+    )
+    frontend = Frontend(at, inside=serving.inside, outside=serving.outside)
+    return PortPlan("default", called, "", at.protocol, (frontend,), cluster, local, serving.affinity)

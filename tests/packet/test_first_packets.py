@@ -23,6 +23,7 @@ from packetbed import (
     SECOND,
     TCP,
     UDP,
+    UPLINK,
     VIP,
     Bed,
     Case,
@@ -156,7 +157,10 @@ TTL = [
         "N72 from the uplink to a pod: one hop off", tcp(OUTSIDE, 4, VIP, 80), {**TO_TCP, "ttl": 63}, Hook.FROM_UPLINK
     ),
     case(
-        "N72 from uplink to uplink: one hop off", tcp(OUTSIDE, 4, VIP, 81), {**TO_REMOTE, "ttl": 63}, Hook.FROM_UPLINK
+        "N72 C4 from uplink to uplink: one hop off, and the answer comes back by the node",
+        tcp(OUTSIDE, 4, VIP, 81),
+        {**TO_REMOTE, "src": UPLINK, "ttl": 63},
+        Hook.FROM_UPLINK,
     ),
     case("N72 what the node itself sends is not routed", tcp(NODE, 4, VIP, 80), TO_TCP, Hook.TO_BRIDGE),
     case(
@@ -234,9 +238,6 @@ def test_a_backend_without_a_route(bed: Bed, hook: Hook, source: str, verdict: i
         Case("C2 a port that the service has not", tcp(CLIENT, 4, VIP, 8443), counted="drop_no_service"),
         Case("C2 a protocol that the service's port has not", udp(CLIENT, 4, VIP, 80), counted="drop_no_service"),
         Case("S38 also from outside", tcp(OUTSIDE, 4, VIP, 8443), hook=Hook.FROM_UPLINK, counted="drop_no_service"),
-        Case("S37 a service without a backend, TCP", tcp(CLIENT, 4, VIP, 9), counted="drop_no_backend"),
-        Case("S37 a service without a backend, UDP", udp(CLIENT, 4, VIP, 9), counted="drop_no_backend"),
-        Case("S37 from the node itself", tcp(NODE, 4, VIP, 9), hook=Hook.TO_BRIDGE, counted="drop_no_backend"),
         Case(
             "C2 from the node itself to no service",
             tcp(NODE, 4, VIP, 8443),

@@ -112,7 +112,7 @@ def test_a_cut_ARP_teaches_nothing_wrong(bed: Bed, length: int):
     assert len(bed.maps["endpoints"]) == before[1] + known
 
 
-def test_no_ping_and_no_fragment_teaches(bed: Bed):
+def test_no_fragment_and_no_other_protocol_teaches(bed: Bed):
     """They are not looked into: the pod has said by ARP where it is before it could send them."""
-    assert learned(bed, FROM_NEW / IP(src=NEW, dst=NODE, proto=1) / Raw(bytes(8))) is None
+    assert learned(bed, FROM_NEW / IP(src=NEW, dst=NODE, proto=47) / Raw(bytes(8))) is None
     assert learned(bed, FROM_NEW / IP(src=NEW, dst=NODE, proto=17, frag=3) / Raw(bytes(8))) is None

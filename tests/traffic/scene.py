@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydatapath import Datapath, EndpointSlice, Options, Service, schema
 from pydatapath.lab import Host, Lab, LabSpec, Pod
@@ -25,15 +26,28 @@ READY_SECONDS = 10.0
 
 
 def objects(
-    name: str, vip: str, pods: Iterable[Pod], *, port: int = VIP_PORT, target: int = PORT
+    name: str,
+    vip: str,
+    pods: Iterable[Pod],
+    *,
+    port: int = VIP_PORT,
+    target: int = PORT,
+    node_port: int | None = None,
+    balancer: str = "",
+    **spec: object,
 ) -> list[Service | EndpointSlice]:
-    """A service at `vip`, over TCP and UDP, and the slice of its backends."""
+    """A service at `vip`, over TCP and UDP, and the slice of its backends. `spec`: more of Service.spec."""
     kinds = [{"name": kind.lower(), "protocol": kind} for kind in ("TCP", "UDP")]
     service = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name},
-        "spec": {"clusterIP": vip, "ports": [{**kind, "port": port, "targetPort": target} for kind in kinds]},
+        "spec": {
+            "clusterIP": vip,
+            "ports": [{**kind, "port": port, "targetPort": target, "nodePort": node_port} for kind in kinds],
+            **spec,
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": balancer}] if balancer else []}},
     }
     backends = {
         "apiVersion": "discovery.k8s.io/v1",
@@ -66,11 +80,12 @@ class Cluster:
         """Load the datapath on these nodes."""
         for number in nodes:
             name = self.lab.node(number).netns
-            self.datapaths[number] = Datapath.load(Options(node_name=name), netns=name)
+            options = Options(node_name=name, cluster_cidr=("10.244.0.0/16",))
+            self.datapaths[number] = Datapath.load(options, netns=name)
 
-    def apply(self, name: str, vip: str, pods: Iterable[Pod], **ports: int) -> None:
-        """Make a service, or change it, on all loaded nodes."""
-        made = objects(name, vip, pods, **ports)
+    def apply(self, name: str, vip: str, pods: Iterable[Pod], **more: Any) -> None:
+        """Make a service, or change it, on all loaded nodes. `more` as in `objects`."""
+        made = objects(name, vip, pods, **more)
         for datapath in self.datapaths.values():
             datapath.apply(made)
 

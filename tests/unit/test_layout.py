@@ -7,13 +7,14 @@ import struct
 
 import pytest
 
-from pydatapath.kernel import layout, source
+from pydatapath.kernel import layout, source, tables
 from pydatapath.kernel.layout import (
     BACKEND,
     ENDPOINT,
     FLOW,
     LAYOUT_VERSION,
     MAPS,
+    RUN,
     SERVICE,
     TRANSPORT_ADDRESS,
     TUPLE,
@@ -22,9 +23,11 @@ from pydatapath.kernel.layout import (
     Hook,
     MapType,
     Record,
+    ServiceFlag,
     flow_state,
     timeout,
 )
+from pydatapath.plan import Called, Run
 
 RECORDS = {value.name: value for value in vars(layout).values() if isinstance(value, Record)}
 C_SIZES = {"__u8": 1, "__be16": 2, "__u16": 2, "__be32": 4, "__u32": 4, "__u64": 8}
@@ -42,13 +45,14 @@ def c_fields(name: str) -> list[tuple[str, int]]:
     assert body is not None
     found = re.findall(r"^\t(?:struct )?(\w+) (\w+)(?:\[(\d+)\])?;", body[1], re.MULTILINE)
     assert len(found) == body[1].count(";")
-    sizes = {**C_SIZES, "tuple": layout.TUPLE.size}
+    sizes = {**C_SIZES, "tuple": layout.TUPLE.size, "run": RUN.size}
     return [(field, sizes[kind] * int(count or 1)) for kind, field, count in found]
 
 
 def test_every_struct_of_the_contract_has_a_record() -> None:
-    """And no record is without its struct."""
-    assert set(re.findall(r"^struct (\w+) {", c_text("contract.h"), re.MULTILINE)) == RECORDS.keys()
+    """And no record is without its struct. A run stands in no map, only in struct service."""
+    assert set(re.findall(r"^struct (\w+) {", c_text("contract.h"), re.MULTILINE)) == {*RECORDS, "run"}
+    assert c_fields("run") == [("first_slot", 4), ("slot_count", 4)]
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
@@ -74,10 +78,24 @@ def test_fields_are_packed_in_the_order_of_the_struct() -> None:
     at = (b"\x0a\x00\x00\x01", b"\x1f\x90", 6)
     assert TRANSPORT_ADDRESS.pack(*at) == bytes.fromhex("0a000001 1f90 06 00")
     assert TUPLE.pack(b"abcd", b"efgh", b"ij", b"kl", 17) == b"abcdefghijkl\x11\0\0\0"
-    assert SERVICE.pack(1, 2, 3) == struct.pack("=IIII", 1, 2, 3, 0)
+    assert SERVICE.pack(RUN.pack(1, 2), RUN.pack(3, 4), 5, 6, 2) == struct.pack("=8I", 1, 2, 3, 4, 5, 6, 2, 0)
     assert BACKEND.pack(*at, 1, 7, 9) == bytes.fromhex("0a000001 1f90 06 01") + struct.pack("=II", 7, 9)
     assert ENDPOINT.pack(5, b"MACMAC", 1) == struct.pack("=I", 5) + b"MACMAC\x01\0"
     assert FLOW.unpack(bytes(range(64)))[0] == bytes(range(16))
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        Called(Run(7, 2), Run(9, 1), 5, affinity=10_800),
+        Called(Run(), Run(), 5, flags=ServiceFlag.DROP_INSIDE | ServiceFlag.DROP_OUTSIDE),
+        Called(Run(1, 1), Run(), 1 << 31, flags=ServiceFlag.DROP_OUTSIDE),
+    ],
+    ids=str,
+)
+def test_what_is_called_is_read_back_as_it_was_written(called: Called) -> None:
+    """The plan's view of a service in the map and the struct are the same thing."""
+    assert tables.unpack_called(tables.pack_called(called)) == called
 
 
 def test_the_maps_are_those_of_the_c_code() -> None:

@@ -83,6 +83,16 @@ def endpoint(**fields: object) -> Edit:
     return lambda document: document["endpoints"][0].update(fields)
 
 
+def affinity(seconds: object) -> Edit:
+    """An edit that asks for session affinity of some seconds."""
+    return spec(sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}})
+
+
+def ranges(*networks: object) -> Edit:
+    """An edit that says which networks may call the load balancer."""
+    return spec(type="LoadBalancer", loadBalancerSourceRanges=list(networks))
+
+
 def edited(document: dict[str, Any], *edits: Edit) -> dict[str, Any]:
     result = copy.deepcopy(document)
     for edit in edits:
@@ -193,6 +203,59 @@ class TestService:
         """A nodePort of 0 means that there is none."""
         assert service(spec(type="LoadBalancer"), port(nodePort=0)).ports[0].node_port is None
 
+    @pytest.mark.parametrize(
+        ("edit", "policy"),
+        [
+            pytest.param(spec(type="NodePort"), "Local", id="node port"),
+            pytest.param(spec(type="LoadBalancer"), "Local", id="balancer"),
+            pytest.param(spec(externalIPs=["192.0.2.1"]), "Local", id="external IP"),
+            pytest.param(spec(), "Cluster", id="S71 no way in from outside"),
+            pytest.param(
+                at("status", "loadBalancer", "ingress", value=[{"ip": "192.0.2.1"}]), "Cluster", id="S71 a left-over"
+            ),
+        ],
+    )
+    def test_S71_the_external_policy_counts_where_there_is_a_way_in(self, edit: Edit, policy: str) -> None:
+        """It counts for LoadBalancer, NodePort and services with externalIPs; all others have Cluster, the default."""
+        assert service(edit, spec(externalTrafficPolicy="Local")).external_policy == policy
+        assert service(edit).external_policy == "Cluster"
+
+    @pytest.mark.parametrize(("value", "policy"), [(None, "Cluster"), ("Cluster", "Cluster"), ("Local", "Local")])
+    def test_S35_the_internal_policy(self, value: str | None, policy: str) -> None:
+        """internalTrafficPolicy is Cluster unless said."""
+        assert service(spec(internalTrafficPolicy=value)).internal_policy == policy
+
+    @pytest.mark.parametrize(
+        ("kind", "config", "seconds"),
+        [
+            (None, None, 0),
+            ("None", None, 0),
+            ("ClientIP", None, 10_800),
+            ("ClientIP", {"clientIP": None}, 10_800),
+            ("ClientIP", {"clientIP": {"timeoutSeconds": 1}}, 1),
+            ("ClientIP", {"clientIP": {"timeoutSeconds": 86_400}}, 86_400),
+        ],
+    )
+    def test_S73_session_affinity(self, kind: str | None, config: object, seconds: int) -> None:
+        """ClientIP keeps a client for three hours, or for the seconds said; None for none."""
+        assert service(spec(sessionAffinity=kind, sessionAffinityConfig=config)).affinity == seconds
+
+    def test_S9_S62_source_ranges_are_canonical(self) -> None:
+        """Trimmed, without the host's bits and leading zeros, of both families, in their order."""
+        ranges = ["192.0.2.7/24", " 010.0.0.0/8\n", "2001:DB8::1/32", "0.0.0.0/0", "192.0.2.1/32"]
+        found = service(spec(type="LoadBalancer", loadBalancerSourceRanges=ranges)).source_ranges
+        assert found == ("192.0.2.0/24", "10.0.0.0/8", "2001:db8::/32", "0.0.0.0/0", "192.0.2.1/32")
+
+    @pytest.mark.parametrize(
+        ("kind", "policy", "port"),
+        [("LoadBalancer", "Local", 32000), ("LoadBalancer", "Cluster", None), ("NodePort", "Local", None)],
+    )
+    def test_S72_S80_the_health_check_node_port(self, kind: str, policy: str, port: int | None) -> None:
+        """Only a LoadBalancer with policy Local has one; 0 is none."""
+        fields = {"type": kind, "externalTrafficPolicy": policy}
+        assert service(spec(**fields, healthCheckNodePort=32000)).health_check_node_port == port
+        assert service(spec(**fields, healthCheckNodePort=0)).health_check_node_port is None
+
     def test_the_namespace_is_default_unless_said(self) -> None:
         """A manifest without namespace means `default`, in the manifest too."""
         found = service(at("metadata", "namespace", value=None))
@@ -293,6 +356,13 @@ class TestEndpointSlice:
         """Nil ready and nil serving are true, nil terminating is false, each by itself."""
         found = endpoint_slice(endpoint(conditions=conditions)).endpoints[0]
         assert (found.ready, found.serving, found.terminating) == (ready, serving, terminating)
+
+    def test_S84_zone_and_hints(self) -> None:
+        """Where an endpoint is, and which zones and nodes are advised to call it."""
+        hints = {"forZones": [{"name": "west"}, {"name": "eu_2.B"}], "forNodes": [{"name": "node1"}]}
+        found = endpoint_slice(endpoint(zone="west", hints=hints)).endpoints[0]
+        assert (found.zone, found.for_zones, found.for_nodes) == ("west", ("west", "eu_2.B"), ("node1",))
+        assert endpoint_slice(endpoint(zone="", hints={"forZones": None})).endpoints[0].zone is None
 
     def test_the_status_of_a_slice_is_dropped(self) -> None:
         """Slices have no status: whatever stands there is not kept."""
@@ -399,6 +469,36 @@ REFUSED_SERVICES: list[tuple[Edit, str]] = [
         at("status", "loadBalancer", "ingress", value=[{"ip": "192.0.2.1", "ipMode": "NAT"}]),
         "status.loadBalancer.ingress[0].ipMode: 'NAT' is not VIP or Proxy",
     ),
+    (
+        spec(externalTrafficPolicy="local"),
+        "spec.externalTrafficPolicy: 'local' is not Cluster or Local",
+    ),
+    (spec(internalTrafficPolicy=True), "spec.internalTrafficPolicy: True is not Cluster or Local"),
+    (spec(sessionAffinity="clientIP"), "spec.sessionAffinity: 'clientIP' is not ClientIP or None"),
+    (
+        spec(sessionAffinityConfig={"clientIP": {"timeoutSeconds": 5}}),
+        "spec.sessionAffinityConfig: has no place where sessionAffinity is None",
+    ),
+    (affinity(0), "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not from 1 to 86400 seconds (a day)"),
+    (
+        affinity(86401),
+        "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is not from 1 to 86400 seconds (a day)",
+    ),
+    (affinity("5"), "spec.sessionAffinityConfig.clientIP.timeoutSeconds: a whole number is expected, not a string"),
+    (affinity(1.5), "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 1.5 is not a whole number"),
+    (ranges("192.0.2.1"), "spec.loadBalancerSourceRanges[0]: '192.0.2.1' is not a network (such as 192.0.2.0/24)"),
+    (
+        ranges("192.0.2.0/33"),
+        "spec.loadBalancerSourceRanges[0]: '192.0.2.0/33' is not a network (such as 192.0.2.0/24)",
+    ),
+    (
+        ranges("10.0.0.0/255.0.0.0"),
+        "spec.loadBalancerSourceRanges[0]: '10.0.0.0/255.0.0.0' is not a network (such as 192.0.2.0/24)",
+    ),
+    (ranges("10.0.0.0/8", ""), "spec.loadBalancerSourceRanges[1]: '' is not a network (such as 192.0.2.0/24)"),
+    (ranges(10), "spec.loadBalancerSourceRanges[0]: a network is expected, not a number"),
+    (spec(loadBalancerSourceRanges="10.0.0.0/8"), "spec.loadBalancerSourceRanges: a list is expected, not a string"),
+    (spec(healthCheckNodePort=65536), "spec.healthCheckNodePort: 65536 is not a port (1 to 65535)"),
 ]
 
 
@@ -414,6 +514,7 @@ def test_a_bad_service_is_refused_in_one_sentence(edit: Edit, fault: str) -> Non
     assert refusal(lambda: parse(edited(SERVICE, edit), "web.yaml", ":7")) == f"web.yaml: Service shop/web: {fault}"
 
 
+A_LABEL_VALUE = "the value of a label (at most 63 of A-Z, a-z, 0-9, -, _ and .)"
 REFUSED_SLICES: list[tuple[Edit, str]] = [
     (
         at("apiVersion", value="discovery.k8s.io/v1beta1"),
@@ -440,6 +541,33 @@ REFUSED_SLICES: list[tuple[Edit, str]] = [
     (
         endpoint(targetRef={"name": "\u202eweb"}),
         r"endpoints[0].targetRef.name: '\u202eweb' is not a DNS name (at most 253 of a-z, 0-9, - and .)",
+    ),
+    *(
+        (
+            endpoint(addresses=[address]),
+            f"endpoints[0].addresses[0]: '{address}' is {words} address, which no service or endpoint can have",
+        )
+        for address, words in (
+            ("127.0.0.1", "a loopback"),
+            ("127.1.2.3", "a loopback"),
+            ("169.254.169.254", "a link-local"),
+            ("224.0.0.1", "a multicast"),
+            ("000.000.000.000", "an unspecified"),
+            ("::1", "a loopback"),
+            ("fe80::1", "a link-local"),
+            ("ff02::1", "a multicast"),
+            ("::", "an unspecified"),
+        )
+    ),
+    (endpoint(zone="a b"), f"endpoints[0].zone: 'a b' is not {A_LABEL_VALUE}"),
+    (endpoint(zone=7), "endpoints[0].zone: a string is expected, not a number"),
+    (endpoint(hints=[]), "endpoints[0].hints: a map is expected, not a list"),
+    (endpoint(hints={"forZones": ["a"]}), "endpoints[0].hints.forZones[0]: a map is expected, not a string"),
+    (endpoint(hints={"forZones": [{}]}), "endpoints[0].hints.forZones[0].name: is missing"),
+    (endpoint(hints={"forZones": [{"name": "-"}]}), f"endpoints[0].hints.forZones[0].name: '-' is not {A_LABEL_VALUE}"),
+    (
+        endpoint(hints={"forNodes": [{"name": "a"}, {"name": "Node"}]}),
+        "endpoints[0].hints.forNodes[1].name: 'Node' is not a DNS name (at most 253 of a-z, 0-9, - and .)",
     ),
     (at("ports", 0, "port", value=65536), "ports[0].port: 65536 is not a port (1 to 65535)"),
     (at("ports", 1, "name", value="http"), "ports[1].name: 'http' is taken by ports[0]"),

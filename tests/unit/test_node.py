@@ -56,8 +56,11 @@ def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
         uplinks=(ETH0,),
         pods=(POD1, POD2),
         pod_networks=(IPv4Network("10.244.1.0/24"),),
+        cluster_networks=(IPv4Network("10.244.1.0/24"),),
         service_networks=(IPv4Network("10.96.0.0/12"),),
         masquerade_address=IPv4Address("10.244.1.1"),
+        node_port_addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
+        zone="",
     )
 
 
@@ -73,13 +76,30 @@ def test_each_option_stands_for_what_would_be_found_out() -> None:
         node_ip=["192.0.2.1"],
         pod_cidr=["10.8.0.0/16", "10.9.0.7/24"],
         service_cidr=["172.20.0.0/16"],
+        zone="west",
     )
     assert (found.name, names(found.uplinks), names(found.bridges)) == ("node1", ["eth1"], ["br1"])
     assert names(found.pods) == ["cali7", "port"]
-    assert found.addresses == (IPv4Address("192.0.2.1"),)
+    assert found.addresses == found.node_port_addresses == (IPv4Address("192.0.2.1"),)
+    assert found.zone == "west"
     assert found.pod_networks == (IPv4Network("10.8.0.0/16"), IPv4Network("10.9.0.0/24"))
     assert found.service_networks == (IPv4Network("172.20.0.0/16"),)
     assert found.masquerade_address == IPv4Address("10.9.0.1")
+
+
+@pytest.mark.parametrize(
+    ("networks", "addresses"),
+    [
+        (["192.168.50.12/32"], ["192.168.50.12"]),
+        (["192.168.50.8/30", "10.0.0.0/8"], ["192.168.50.11", "10.244.1.1"]),
+        (["172.16.0.0/12", "192.168.50.0/24", "192.168.0.0/16"], ["192.168.50.11", "192.168.50.12"]),
+        (["0.0.0.0/0"], ["192.168.50.11", "192.168.50.12", "10.244.1.1"]),
+    ],
+)
+def test_S46_node_ports_answer_where_it_is_said(networks: list[str], addresses: list[str]) -> None:
+    """At the host's addresses in the networks named (C5), once each, never at loopback (S47), whatever the node IPs."""
+    found = resolved(node_ip=["192.0.2.1"], nodeport_addresses=networks)
+    assert [str(address) for address in found.node_port_addresses] == addresses
 
 
 def test_every_interface_gets_the_program_of_its_role() -> None:
@@ -195,6 +215,22 @@ def test_a_bridge_without_address_is_not_taken_for_the_pods() -> None:
             "such as 10.96.0.0/12",
             id="service CIDR",
         ),
+        pytest.param(
+            HOST,
+            {"nodeport_addresses": ["primary"]},
+            DatapathError,
+            "--nodeport-addresses 'primary' is not an IPv4 network",
+            "such as 10.96.0.0/12",
+            id="no node port network",
+        ),
+        pytest.param(
+            HOST,
+            {"nodeport_addresses": ["127.0.0.0/8", "192.0.2.0/24"]},
+            DatapathError,
+            "--nodeport-addresses 127.0.0.0/8, 192.0.2.0/24: none of this host's addresses is in there",
+            "`ip address` lists them",
+            id="no node port address",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_sentence(
@@ -232,7 +268,7 @@ def test_F25_a_bad_option_is_one_sentence(values: dict[str, Any], message: str) 
     with pytest.raises(DatapathError) as caught:
         Options.from_mapping(values)
     assert str(caught.value) == message
-    assert ("known are: bridge, max_backends, " in caught.value.hint) == ("unknown" in message)
+    assert ("known are: bridge, cluster_cidr, " in caught.value.hint) == ("unknown" in message)
 
 
 def test_the_command_line_has_the_same_limits() -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pydatapath.model import Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort
-from pydatapath.plan import Address, PortPlan, plan_service, used_endpoints
+from pydatapath.plan import Address, Frontend, Here, PortPlan, plan_service
+from pydatapath.serving import cluster_set, known_endpoints
 
 HTTP = ServicePort("http", "TCP", 80, target_port=8080)
 DNS = ServicePort("dns", "UDP", 53)
@@ -20,6 +21,7 @@ SLICE = EndpointSlice(
     ports=(EndpointPort("http", "TCP", 8080),),
     endpoints=(Endpoint(("10.244.1.12",)), Endpoint(("10.244.1.11",))),
 )
+HERE = Here("node1")
 READY = Endpoint(("10.244.1.11",))
 UNREADY = replace(READY, ready=False)
 TERMINATING = replace(READY, ready=False, terminating=True)
@@ -35,30 +37,30 @@ def endpoints(*found: Endpoint, name: str = "web-1", number: int = 8080) -> Endp
 
 
 def backends(*slices: EndpointSlice, port: ServicePort = HTTP) -> list[str]:
-    return [f"{at.address}:{at.port}" for at, _ in used_endpoints(port, slices)]
+    return [f"{at.address}:{at.port}" for at, _ in cluster_set(known_endpoints(port, slices), HERE)]
 
 
 def plans(service: Service = WEB, *slices: EndpointSlice) -> dict[str, PortPlan]:
-    return {one.port: one for one in plan_service(service, slices or (SLICE,))}
+    return {one.port: one for one in plan_service(service, slices or (SLICE,), HERE)}
 
 
 def test_S1_a_service_port_is_called_at_its_cluster_ip() -> None:
     """A plan names the port, where it is called and who answers, in the order of the backends' addresses."""
-    assert plan_service(WEB, [SLICE]) == [
+    assert plan_service(WEB, [SLICE], HERE) == [
         PortPlan(
             "shop",
             "web",
             "http",
             "TCP",
-            frontends=(tcp("10.96.0.10:80"),),
-            backends=(tcp("10.244.1.11:8080"), tcp("10.244.1.12:8080")),
+            frontends=(Frontend(tcp("10.96.0.10:80")),),
+            cluster=(tcp("10.244.1.11:8080"), tcp("10.244.1.12:8080")),
         )
     ]
 
 
 def test_S2_S3_S4_a_service_that_is_not_proxied_has_no_plan() -> None:
     """ExternalName, headless and handed over by label: nothing is programmed, whatever addresses are left in it."""
-    assert plan_service(replace(WEB, proxied=False, external_ips=("192.0.2.1",)), [SLICE]) == []
+    assert plan_service(replace(WEB, proxied=False, external_ips=("192.0.2.1",)), [SLICE], HERE) == []
 
 
 @pytest.mark.parametrize(
@@ -73,13 +75,13 @@ def test_S2_S3_S4_a_service_that_is_not_proxied_has_no_plan() -> None:
 def test_S5_S6_a_slice_that_does_not_count_brings_no_backend(hidden: EndpointSlice) -> None:
     """The service stays, at its address, with the backends of the other slices only."""
     other = endpoints(Endpoint(("10.244.2.11",)), name="web-2")
-    assert plans(WEB, hidden)["http"].backends == ()
-    assert plans(WEB, hidden, other)["http"].backends == (tcp("10.244.2.11:8080"),)
+    assert plans(WEB, hidden)["http"].cluster == ()
+    assert plans(WEB, hidden, other)["http"].cluster == (tcp("10.244.2.11:8080"),)
 
 
 def test_S7_a_family_without_cluster_ip_is_not_there() -> None:
     """Without an IPv4 ClusterIP there is no IPv4 service, external addresses or not."""
-    assert plan_service(replace(WEB, cluster_ips=("fd00::10",), external_ips=("192.0.2.1",)), [SLICE]) == []
+    assert plan_service(replace(WEB, cluster_ips=("fd00::10",), external_ips=("192.0.2.1",)), [SLICE], HERE) == []
 
 
 @pytest.mark.parametrize("cluster_ips", [("10.96.0.10", "fd00::10"), ("fd00::10", "10.96.0.10")])
@@ -93,7 +95,7 @@ def test_S8_one_family_may_be_empty() -> None:
     """With slices of the other family only, the port is called and has no backend."""
     six = replace(SLICE, address_type="IPv6", endpoints=(Endpoint(("fd00::1",)),))
     plan = plans(replace(WEB, cluster_ips=("10.96.0.10", "fd00::10")), six)["http"]
-    assert (plan.frontends, plan.backends) == ((tcp("10.96.0.10:80"),), ())
+    assert (plan.frontends, plan.cluster) == ((Frontend(tcp("10.96.0.10:80")),), ())
 
 
 @pytest.mark.parametrize(
@@ -115,16 +117,17 @@ def test_S12_slices_may_have_different_numbers_under_one_name() -> None:
 def test_S13_ports_of_a_service_are_independent() -> None:
     """A port that no slice names has no backends; its neighbour has."""
     found = plans(replace(WEB, ports=(HTTP, ServicePort("metrics", "TCP", 9100))))
-    assert len(found["http"].backends) == 2
-    assert found["metrics"] == PortPlan("shop", "web", "metrics", "TCP", (tcp("10.96.0.10:9100"),), ())
+    assert len(found["http"].cluster) == 2
+    assert found["metrics"] == PortPlan("shop", "web", "metrics", "TCP", (Frontend(tcp("10.96.0.10:9100")),), ())
 
 
 def test_S14_one_number_in_two_protocols_is_two_ports() -> None:
     """TCP and UDP on port 53 have keys, addresses and backends of their own."""
     service = replace(WEB, ports=(ServicePort("a", "TCP", 53), ServicePort("b", "UDP", 53)))
     one = replace(SLICE, ports=(EndpointPort("a", "TCP", 5353), EndpointPort("b", "UDP", 5354)), endpoints=(READY,))
-    found = plan_service(service, [one])
-    assert [str(at) for plan in found for at in (*plan.frontends, *plan.backends)] == [
+    found = plan_service(service, [one], HERE)
+    called = [[frontend.address for frontend in plan.frontends] for plan in found]
+    assert [str(at) for plan, at_all in zip(found, called, strict=True) for at in (*at_all, *plan.cluster)] == [
         "10.96.0.10:53/tcp",
         "10.244.1.11:5353/tcp",
         "10.96.0.10:53/udp",
@@ -165,7 +168,7 @@ def test_S17_an_address_in_several_slices_counts_once() -> None:
 def test_S17_the_record_that_is_not_terminating_wins(order: int) -> None:
     """An address that passes from a pod on its way out to a new one is the new one's."""
     pair = [endpoints(TERMINATING), endpoints(replace(READY, target_name="new"), name="web-2")][::order]
-    assert [one.target_name for _, one in used_endpoints(HTTP, pair)] == ["new"]
+    assert [one.target_name for _, one in known_endpoints(HTTP, pair)] == ["new"]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -202,4 +205,4 @@ def test_a_plan_does_not_depend_on_the_order_of_slices_and_endpoints() -> None:
     """The same objects give the same plan, so that applying them again changes nothing."""
     far = endpoints(Endpoint(("10.244.2.11",)), Endpoint(("10.244.2.9",)), name="web-2")
     mixed = [replace(one, endpoints=one.endpoints[::-1]) for one in (far, SLICE)]
-    assert plan_service(WEB, [SLICE, far]) == plan_service(WEB, mixed)
+    assert plan_service(WEB, [SLICE, far], HERE) == plan_service(WEB, mixed, HERE)

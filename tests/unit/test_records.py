@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pydatapath import applying
 from pydatapath.errors import Conflict, DatapathError
-from pydatapath.plan import Address, PortPlan
+from pydatapath.plan import Address, Frontend, FrontendKind, Here, PortPlan
 from pydatapath.records import SCHEMA_VERSION, HostChange, RecordedPort, Records, Stored
 
 WEB = Stored("Service", "shop", "web", None, '{"kind":"Service"}')
@@ -25,9 +26,9 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def port(service: str, *called: str, name: str = "http") -> PortPlan:
+def port(service: str, *called: str, name: str = "http", kind: FrontendKind = "cluster-ip") -> PortPlan:
     addresses = [text.split(":") for text in called]
-    frontends = tuple(Address(address, int(number), "TCP") for address, number in addresses)
+    frontends = tuple(Frontend(Address(address, int(number), "TCP"), kind) for address, number in addresses)
     return PortPlan("shop", service, name, "TCP", frontends, ())
 
 
@@ -79,6 +80,14 @@ def test_facts_are_kept_as_json_keeps_them(path: Path) -> None:
         records.put({"netns": "node2"})
         assert (records.get("netns"), records.get("options")["uplink"]) == ("node2", ["eth0"])
         assert (records.get("absent"), records.get("absent", "")) == (None, "")
+
+
+def test_the_node_that_is_planned_for_is_the_one_that_load_found(path: Path) -> None:
+    """Its name, the addresses of its node ports and its zone, of the last load; nothing of it before the first."""
+    with Records(path) as records:
+        assert applying.here(records) == Here("")
+        records.put({"node_name": "node1", "node_port_addresses": ["192.168.50.11"], "zone": "a"})
+        assert applying.here(records) == Here("node1", ("192.168.50.11",), "a")
 
 
 def test_only_the_owner_can_read_them(path: Path) -> None:
@@ -173,9 +182,28 @@ def test_an_address_that_is_taken_names_both_services(path: Path) -> None:
         assert records.used_addresses() == {"10.96.0.10"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        ("cluster-ip", "spec.clusterIP"),
+        ("node-port", "spec.ports[].nodePort"),
+        ("external-ip", "spec.externalIPs"),
+        ("load-balancer-ip", "ask for another IP"),
+    ],
+)
+def test_S70_the_hint_fits_the_address_that_is_taken(path: Path, kind: FrontendKind, remedy: str) -> None:
+    """What to change is told by how the second service is called there."""
+    with Records(path) as records:
+        register(records, "web", port("web", "192.168.50.11:30080", kind="node-port"))
+        with pytest.raises(Conflict) as caught:
+            register(records, "api", port("api", "192.168.50.11:30080", kind=kind))
+    assert str(caught.value) == "Service shop/api: 192.168.50.11:30080/tcp is taken by Service shop/web"
+    assert remedy in caught.value.hint
+
+
 def test_S14_one_address_and_number_in_two_protocols_is_no_conflict(path: Path) -> None:
     """TCP and UDP on one port are two places to call."""
-    udp = PortPlan("shop", "dns", "dns", "UDP", (Address("10.96.0.10", 53, "UDP"),), ())
+    udp = PortPlan("shop", "dns", "dns", "UDP", (Frontend(Address("10.96.0.10", 53, "UDP")),), ())
     with Records(path) as records:
         register(records, "web", port("web", "10.96.0.10:53"))
         assert register(records, "dns", udp) == {"dns": 2}
@@ -201,6 +229,18 @@ def test_a_port_without_a_name_is_shown_by_its_number(path: Path) -> None:
     with Records(path) as records:
         register(records, "web", port("web", "10.96.0.10:80", name=""))
         assert [str(one) for one in records.ports().values()] == ["shop/web:80"]
+
+
+def test_a_node_port_is_not_the_name_of_a_port(path: Path) -> None:
+    """`flow list` says the service's port number also where a node port is less."""
+    called = (
+        Frontend(Address("192.168.50.11", 30080, "TCP"), "node-port"),
+        Frontend(Address("10.96.0.10", 60000, "TCP")),
+    )
+    with Records(path) as records:
+        register(records, "web", PortPlan("shop", "web", "", "TCP", called, ()))
+        assert [str(one) for one in records.ports().values()] == ["shop/web:60000"]
+        assert records.frontends_of("shop", "web") == {1: sorted(one.address for one in called)}
 
 
 def test_host_changes_are_known_even_after_an_error(path: Path) -> None:
@@ -257,8 +297,26 @@ def test_records_of_another_version_are_refused(path: Path) -> None:
     database.close()
     with pytest.raises(DatapathError) as caught:
         Records(path)
-    assert str(caught.value) == f"the records {path} are of version 2, this pydatapath writes 1"
+    assert str(caught.value) == f"the records {path} are of version 3, this pydatapath writes 2"
     assert "unload" in caught.value.hint
+
+
+def test_load_brings_records_of_version_1_up_to_date(path: Path) -> None:
+    """They knew cluster IPs only: objects, numbers and addresses stay. Other commands leave them as they are."""
+    with Records(path) as records:
+        records.store([WEB])
+        register(records, "web", port("web", "10.96.0.10:80", name=""))
+    with sqlite3.connect(path) as database:
+        database.executescript("ALTER TABLE frontends DROP COLUMN kind; PRAGMA user_version = 1;")
+    database.close()
+    with pytest.raises(DatapathError, match="are of version 1"):
+        Records(path)
+    for create in (True, False):
+        with Records(path, create=create) as records:
+            assert records.objects() == [WEB]
+            assert [str(one) for one in records.ports().values()] == ["shop/web:80"]
+            assert register(records, "web", port("web", "192.168.50.11:30080", name="", kind="node-port")) == {"": 1}
+            records.rollback()
 
 
 def test_a_second_reader_sees_the_last_whole_change(path: Path) -> None:

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * Refusing: packets that are made in the kernel and go back to where the refused one came from (C2). No map.
+ *
+ * TCP is answered by a RST, so that the caller knows at once even where ICMP is filtered (S41); all else by ICMP port
+ * unreachable, from the address that was called. No answer ever answers an error or a RST, and none is larger than 96
+ * bytes: nobody's packets are multiplied.
+ */
+#ifndef PYDATAPATH_ANSWER_H
+#define PYDATAPATH_ANSWER_H
+
+#define ANSWER_TTL 64
+#define ICMP_QUOTE 8 /* bytes of layer 4 that an error quotes: RFC 792 */
+
+/* As it stands in a packet: the fields of the TCP header that a RST changes, in words */
+struct tcp_words {
+	__be32 ports;
+	__be32 seq;
+	__be32 ack;
+	__be32 flags; /* data offset, flags, window */
+};
+
+/* Back to where it came from: out of the interface that it came in by, or up to the node's own stack. */
+static inline int answer_leave(struct __sk_buff *skb, enum hook hook)
+{
+	skb->tc_index = WALKED;
+	return bpf_redirect(skb->ifindex, is_egress(hook) ? BPF_F_INGRESS : 0);
+}
+
+static inline void answer_turn_ethernet(struct ethhdr *ethernet)
+{
+	__u8 to[ETH_ALEN];
+
+	__builtin_memcpy(to, ethernet->h_source, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, ethernet->h_dest, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_dest, to, ETH_ALEN);
+}
+
+/*
+ * RFC 9293 3.10.7.1: a segment without ACK is refused by sequence 0 and the acknowledgment of all that it holds, one
+ * with ACK by the sequence that it acknowledges. The segment itself is turned round: options and data stay, which no
+ * receiver of a RST minds, so that a checksum of either kind (complete, or CHECKSUM_PARTIAL) needs the change only.
+ * Ends the validity of the packet's pointers.
+ */
+static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct packet *packet)
+{
+	struct iphdr *ip = packet->ip;
+	struct tcphdr *tcp = packet->tcp;
+	struct tcp_words *words = (void *)tcp, old;
+	__u8 flags = packet->tcp_flags;
+	__be32 source = ip->saddr;
+	__u32 length;
+	__u64 change;
+
+	/* Again for the verifier, which has forgotten by which protocol the bounds were checked */
+	if ((void *)(tcp + 1) > (void *)(long)skb->data_end || (flags & TCP_RST) || skb->gso_segs > 1)
+		return TC_ACT_SHOT;
+	old = *words;
+	length = bpf_ntohs(ip->tot_len) - ip->ihl * 4 - tcp->doff * 4;
+	length += !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
+	answer_turn_ethernet(packet->ethernet);
+	ip->saddr = ip->daddr;
+	ip->daddr = source;
+	/* TTL is the high byte of its word: network byte order */
+	ip->check = ~sum_fold16((__u16)~ip->check + (__u16)~bpf_htons(ip->ttl << 8) + bpf_htons(ANSWER_TTL << 8));
+	ip->ttl = ANSWER_TTL;
+	words->ports = old.ports << 16 | old.ports >> 16;
+	words->seq = flags & TCP_ACK ? old.ack : 0;
+	words->ack = flags & TCP_ACK ? 0 : bpf_htonl(bpf_ntohl(old.seq) + length);
+	words->flags = (old.flags & bpf_htonl(0xf0000000)) |
+		       bpf_htonl((flags & TCP_ACK ? TCP_RST : TCP_RST | TCP_ACK) << 16);
+	change = sum_change(old.seq, words->seq) + sum_change(old.ack, words->ack) + sum_change(old.flags, words->flags);
+	if (bpf_l4_csum_replace(skb, packet->transport_offset + offsetof(struct tcphdr, check), 0, sum_fold32(change), 0))
+		return TC_ACT_SHOT;
+	return answer_leave(skb, hook);
+}
+
+/* An answer of ICMP over IPv4: what stands between the Ethernet header and the packet that it is about. */
+struct icmp_head {
+	struct iphdr ip;
+	struct icmphdr icmp;
+};
+
+/*
+ * RFC 1122 3.2.2.1: destination unreachable, port unreachable. The quoted header's own checksum makes its sum 0, so the
+ * ICMP checksum is that of its first word and the quoted 8 bytes. Ends the validity of the packet's pointers.
+ */
+static inline int answer_unreachable(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+{
+	__u32 quoted = packet->transport_offset - IP_OFFSET + ICMP_QUOTE;
+	const struct udphdr *udp = packet->udp;
+	struct icmp_head head = {
+		.ip = {
+			.version = 4,
+			.ihl = 5,
+			.tos = 0xc0, /* RFC 1812 4.3.2.5: internetwork control */
+			.tot_len = bpf_htons(sizeof(head) + quoted),
+			.frag_off = bpf_htons(0x4000), /* don't fragment: the identification may stay 0 (RFC 6864) */
+			.ttl = ANSWER_TTL,
+			.protocol = IPPROTO_ICMP,
+			.saddr = packet->ip->daddr,
+			.daddr = packet->ip->saddr,
+		},
+		.icmp = {.type = ICMP_DEST_UNREACH, .code = ICMP_PORT_UNREACH},
+	};
+	const __u16 *words = (const __u16 *)&head.ip;
+	struct ethhdr *ethernet;
+	__u64 sum = 0;
+
+	sum = (__u64)udp->source + udp->dest + udp->len + udp->check + bpf_htons(ICMP_DEST_UNREACH << 8 | ICMP_PORT_UNREACH);
+	head.icmp.checksum = ~sum_fold16(sum);
+	sum = 0;
+#pragma unroll
+	for (int i = 0; i < sizeof(head.ip) / 2; i++)
+		sum += words[i];
+	head.ip.check = ~sum_fold16(sum);
+
+	if (bpf_skb_change_tail(skb, IP_OFFSET + quoted, 0) ||
+	    bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
+	    bpf_skb_store_bytes(skb, IP_OFFSET, &head, sizeof(head), 0))
+		return TC_ACT_SHOT;
+	ethernet = (void *)(long)skb->data;
+	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
+		return TC_ACT_SHOT;
+	answer_turn_ethernet(ethernet);
+	return answer_leave(skb, hook);
+}
+
+static inline int answer_refuse(struct __sk_buff *skb, enum hook hook, struct packet *packet)
+{
+	if (packet->ip->protocol == IPPROTO_TCP)
+		return answer_reset(skb, hook, packet);
+	return answer_unreachable(skb, hook, packet);
+}
+
+#endif

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * ICMP errors about translated packets: path MTU discovery and traceroute work through a service's address. Maps: flows,
+ * half_open.
+ *
+ * An error quotes the packet that it is about, and travels against it: it belongs to the other direction of that
+ * packet's flow. So it is found by the reverse of the quoted tuple, goes where that direction goes, and quotes then what
+ * its receiver has sent. It neither refreshes a flow nor ends one (RFC 5508 REQ-6, N41, N58).
+ */
+#ifndef PYDATAPATH_ICMP_H
+#define PYDATAPATH_ICMP_H
+
+/* The quoted packet, as far as RFC 792 promises it: an IP header and 8 bytes (N51) */
+struct quoted {
+	struct iphdr *ip;
+	__be16 *ports; /* source, destination */
+	struct tuple tuple;
+};
+
+/* Errors are of types 3 (unreachable), 11 (time exceeded) and 12 (parameter problem). A redirect is not forwarded (N60). */
+static inline bool icmp_is_error(__u8 type)
+{
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+/* Fills in `quoted`. False: no error, or none about TCP or UDP. */
+static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *packet, struct quoted *quoted)
+{
+	void *end = (void *)(long)skb->data_end;
+	struct icmphdr *icmp = packet->transport;
+	struct iphdr *ip = (void *)(icmp + 1);
+	__u32 length;
+
+	if ((void *)(ip + 1) > end || !icmp_is_error(icmp->type))
+		return false;
+	length = ip->ihl * 4;
+	/* A later fragment has no ports to be found by */
+	if (ip->version != 4 || length < sizeof(*ip) || (ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET)))
+		return false;
+	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+		return false;
+	quoted->ip = ip;
+	quoted->ports = (void *)ip + length;
+	if ((void *)quoted->ports + 8 > end)
+		return false;
+	quoted->tuple = (struct tuple){
+		.source = ip->saddr,
+		.destination = ip->daddr,
+		.source_port = quoted->ports[0],
+		.destination_port = quoted->ports[1],
+		.protocol = ip->protocol,
+	};
+	return true;
+}
+
+/* Where the direction that answers `tuple` goes. False: no flow of ours. */
+static inline bool icmp_find_way(const struct tuple *tuple, struct tuple *key, struct tuple *to)
+{
+	struct flow *flow;
+
+	*key = tuple_reverse(tuple);
+	flow = flows.lookup(key);
+	if (flow) {
+		*to = flow->to;
+		return !(flow->flags & FLOW_PLAIN);
+	}
+	flow = half_open.lookup(key);
+	if (flow) {
+		*to = flow->to;
+		return !(flow->flags & FLOW_PLAIN);
+	}
+	return false;
+}
+
+/*
+ * The quoted packet becomes what the error's receiver has sent. Returns what that changes in the ICMP checksum: nothing
+ * for the header, whose own checksum makes up for its addresses; for UDP, the checksum that stands in the 8 bytes makes
+ * up for ports and addresses, which it covers; TCP's is quoted by few, and read by nobody (RFC 5508 REQ-3).
+ */
+static inline __u64 icmp_rewrite_quoted(struct quoted *quoted, const struct tuple *sent)
+{
+	const struct tuple *was = &quoted->tuple;
+	__u64 addresses = rewrite_addresses(quoted->ip, was, sent);
+	__u64 ports = sum_change(was->source_port, sent->source_port) +
+		      sum_change(was->destination_port, sent->destination_port);
+	__be16 *check = quoted->ports + 3;
+	__u16 before = *check;
+
+	quoted->ports[0] = sent->source_port;
+	quoted->ports[1] = sent->destination_port;
+	if (was->protocol == IPPROTO_UDP && before) {
+		*check = ~sum_fold16((__u16)~before + addresses + ports);
+		if (*check == 0)
+			*check = 0xffff; /* RFC 768 */
+		ports += sum_change(before, *check);
+	}
+	return ports;
+}
+
+/*
+ * Translates an error. `key` and `to`: the tuple against which it travels and what that becomes. Its sender stays who it
+ * is, such as a router on the way (N50), unless it is the peer itself, who is known by another address (N55).
+ */
+static inline void icmp_rewrite(struct packet *packet, struct quoted *quoted, const struct tuple *key,
+				const struct tuple *to)
+{
+	struct icmphdr *icmp = packet->transport;
+	struct tuple sent = tuple_reverse(to), from = {.source = packet->ip->saddr, .destination = packet->ip->daddr};
+	struct tuple outer = {.source = from.source, .destination = to->destination};
+
+	if (from.source == key->source)
+		outer.source = to->source;
+	icmp->checksum = ~sum_fold16((__u16)~icmp->checksum + icmp_rewrite_quoted(quoted, &sent));
+	rewrite_addresses(packet->ip, &from, &outer);
+}
+
+#endif

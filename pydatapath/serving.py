@@ -1,0 +1,99 @@
+"""Which endpoints serve a service port, seen from one node: readiness, locality and hints, as pure functions.
+
+Rule numbers (S11...) are those of the project's table of service semantics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pydatapath.model import Endpoint, EndpointSlice, Protocol, ServicePort
+
+__all__ = ["Address", "Here", "Located", "cluster_set", "known_endpoints", "local_set"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where something is called or listens: canonical IPv4 text, port in host order."""
+
+    address: str
+    port: int
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}/{self.protocol.lower()}"
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The node that is planned for: its name as EndpointSlices say it, the IPv4 addresses where its node ports answer
+    (S46), and its zone, "" where that is not known.
+    """
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    zone: str = ""
+
+
+# An endpoint, and the address that it has behind the service port in question
+Located = tuple[Address, Endpoint]
+
+
+def known_endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> list[Located]:
+    """The endpoints behind a service port in the order of their addresses, whether they serve or not.
+
+    Of one address and port in several slices a record that is not terminating wins, else the last one (S17).
+    """
+    known: dict[Address, Endpoint] = {}
+    for address, endpoint in _endpoints(port, slices):
+        if address not in known or known[address].terminating or not endpoint.terminating:
+            known[address] = endpoint
+    return sorted(known.items(), key=lambda pair: pair[0])
+
+
+def _endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> Iterator[Located]:
+    """Those of the slices' ports with the same name and protocol (S11), whatever their number (S12)."""
+    for one in slices:
+        for slice_port in one.numbered_ports:
+            if (slice_port.name, slice_port.protocol) == (port.name, port.protocol) and slice_port.port:
+                for endpoint in one.endpoints:
+                    yield Address(endpoint.address, slice_port.port, port.protocol), endpoint
+
+
+def cluster_set(known: Iterable[Located], here: Here) -> list[Located]:
+    """The ready endpoints (S20), all or those that hints mean for this node (S84); else those that serve while they
+    terminate, hints or not (S21, S87).
+    """
+    known = list(known)
+    ready = [(address, endpoint) for address, endpoint in known if endpoint.ready]
+    return _hinted(ready, here) if ready else _ending(known)
+
+
+def local_set(known: Iterable[Located], here: Here) -> list[Located]:
+    """The ready endpoints on this node (S23), else those on it that serve while they terminate (S24).
+
+    Being here is the same nodeName, nothing else (S27). Hints do not count (S87).
+    """
+    own = [(address, endpoint) for address, endpoint in known if endpoint.node_name == here.name]
+    return [(address, endpoint) for address, endpoint in own if endpoint.ready] or _ending(own)
+
+
+def _ending(known: Iterable[Located]) -> list[Located]:
+    return [(address, endpoint) for address, endpoint in known if endpoint.serving and endpoint.terminating]
+
+
+def _hinted(ready: list[Located], here: Here) -> list[Located]:
+    """Those with a hint for this node, else for its zone: where every endpoint has such hints and one means it (S84).
+
+    One without hints, or none that means this place, and all are used (S86).
+    """
+    if all(endpoint.for_nodes for _, endpoint in ready):
+        near = [(address, endpoint) for address, endpoint in ready if here.name in endpoint.for_nodes]
+        if near:
+            return near
+    if all(endpoint.for_zones for _, endpoint in ready):
+        near = [(address, endpoint) for address, endpoint in ready if here.zone in endpoint.for_zones]
+        if near:
+            return near
+    return ready

@@ -1,0 +1,248 @@
+"""Ways in: who calls from where, which backends he may get, and what a backend sees of him."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from packetbed import (
+    BACKEND,
+    CLIENT,
+    DROP,
+    FAR,
+    MAC,
+    NODE,
+    REDIRECT,
+    REMOTE,
+    SECOND,
+    UPLINK,
+    VIP,
+    Bed,
+    Hook,
+    Packet,
+    Serving,
+    addresses,
+    answer_to,
+    key_of,
+    reverse,
+    tcp,
+    udp,
+)
+
+from pydatapath.kernel.layout import EndpointKind
+
+POD_ELSEWHERE = "10.2.0.7"  # in the cluster's networks, behind the uplink
+BALANCER = "203.0.113.10"  # a load balancer's address, or an external one
+HERE, ELSEWHERE = f"{BACKEND}:8080", f"{REMOTE}:8080"
+CALLERS = {
+    "a pod": (Hook.FROM_POD, CLIENT),
+    "the node": (Hook.TO_BRIDGE, NODE),
+    "a pod elsewhere": (Hook.FROM_UPLINK, POD_ELSEWHERE),
+    "outside": (Hook.FROM_UPLINK, FAR),
+}
+CALLER = pytest.mark.parametrize("caller", CALLERS)
+LOCAL = Serving([HERE, ELSEWHERE], [HERE], outside="local")
+
+
+def calls(caller: str, destination: str = BALANCER, sport: int = 40000) -> tuple[Hook, Packet]:
+    """The hook that a caller's SYN meets, and the SYN."""
+    hook, source = CALLERS[caller]
+    return hook, tcp(source, sport, destination, 80)
+
+
+def reached(bed: Bed, caller: str, count: int = 64) -> set[str]:
+    """The backends that this many connections of a caller get."""
+    found = set()
+    for port in range(count):
+        outcome = bed.run(*calls(caller, sport=40000 + port))
+        assert outcome.verdict == REDIRECT
+        found.add(outcome.ip.dst)
+    return found
+
+
+# Which backends
+
+
+@CALLER
+def test_S49_policy_Cluster_gives_everybody_all_backends(bed: Bed, caller: str):
+    """Wherever the call comes from."""
+    bed.serve({f"{BALANCER}:80/TCP": [HERE, ELSEWHERE]})
+    assert reached(bed, caller) == {BACKEND, REMOTE}
+
+
+@CALLER
+def test_S50_S52_S53_external_policy_Local_is_for_callers_outside(bed: Bed, caller: str):
+    """They get the backends of this node; pods and the node itself go to any, as if by the balancer and back."""
+    bed.serve({f"{BALANCER}:80/TCP": LOCAL})
+    assert reached(bed, caller) == ({BACKEND} if caller == "outside" else {BACKEND, REMOTE})
+
+
+@CALLER
+def test_S35_internal_policy_Local_is_for_everybody(bed: Bed, caller: str):
+    """At a cluster IP it decides for all callers."""
+    bed.serve({f"{BALANCER}:80/TCP": Serving([HERE, ELSEWHERE], [HERE], inside="local", outside="local")})
+    assert reached(bed, caller) == {BACKEND}
+
+
+@CALLER
+def test_S51_nothing_here_but_elsewhere_is_dropped_for_callers_outside(bed: Bed, caller: str):
+    """By name, and silently: a balancer's health check has led them elsewhere by the next try."""
+    bed.serve({f"{BALANCER}:80/TCP": Serving([ELSEWHERE], [], outside="local")})
+    outcome = bed.run(*calls(caller))
+    assert outcome.verdict == (DROP if caller == "outside" else REDIRECT)
+    assert bed.counted() == {"drop_policy" if caller == "outside" else "new_flow": 1}
+
+
+@CALLER
+def test_S36_nothing_here_but_elsewhere_is_dropped_for_all_at_a_cluster_IP(bed: Bed, caller: str):
+    """internalTrafficPolicy Local."""
+    bed.serve({f"{BALANCER}:80/TCP": Serving([ELSEWHERE], [], inside="local", outside="local")})
+    assert bed.run(*calls(caller)).verdict == DROP
+    assert bed.counted() == {"drop_policy": 1}
+
+
+@CALLER
+def test_S41_nothing_anywhere_is_refused_whatever_the_policy(bed: Bed, caller: str):
+    """A RST comes back by the way that the call came."""
+    bed.serve({f"{BALANCER}:80/TCP": Serving([], [], inside="local", outside="local")})
+    outcome = bed.run(*calls(caller))
+    assert (outcome.verdict, outcome.ip.src, outcome.ip.payload.flags) == (REDIRECT, BALANCER, "RA")
+    assert bed.counted() == {"drop_no_backend": 1}
+
+
+# What the backend sees
+
+
+SEEN = {
+    ("a pod", BACKEND): CLIENT,
+    ("a pod", REMOTE): CLIENT,
+    ("the node", BACKEND): NODE,
+    ("the node", REMOTE): NODE,
+    ("outside", BACKEND): FAR,
+    ("outside", REMOTE): UPLINK,
+    ("a pod elsewhere", BACKEND): POD_ELSEWHERE,
+    ("a pod elsewhere", REMOTE): UPLINK,
+}
+
+
+@pytest.mark.parametrize(("caller", "backend"), SEEN, ids=lambda value: value.replace(" ", "-"))
+def test_C4_S54_the_client_is_seen_wherever_the_answer_comes_back_by_this_node(bed: Bed, caller: str, backend: str):
+    """Only a client from elsewhere that is sent elsewhere is hidden behind the node, or its answer would pass us by."""
+    bed.serve({f"{BALANCER}:80/TCP": [f"{backend}:8080"]})
+    outcome = bed.run(*calls(caller))
+    assert addresses(outcome) == (SEEN[caller, backend], 40000, backend, 8080)
+
+
+@pytest.mark.parametrize("backend", [BACKEND, REMOTE], ids=["here", "elsewhere"])
+@pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
+def test_S31_the_answer_reaches_the_client_from_the_address_that_it_called(bed: Bed, make: type, backend: str):
+    """Out by the uplink, one hop off; and then both directions are known."""
+    protocol = "TCP" if make is tcp else "UDP"
+    bed.serve({f"{BALANCER}:80/{protocol}": [f"{backend}:8080"]})
+    call = make(FAR, 40000, BALANCER, 80)
+    there = bed.run(Hook.FROM_UPLINK, call)
+    by = (Hook.FROM_POD, "pod3") if backend == BACKEND else (Hook.FROM_UPLINK, "uplink")
+    back = bed.run(by[0], answer_to(there), device=by[1])
+    assert (back.verdict, addresses(back), back.ip.ttl) == (REDIRECT, reverse(addresses(call)), 63)
+    again = make(FAR, 40000, BALANCER, 80, "A") if make is tcp else call
+    assert not bed.run(Hook.FROM_UPLINK, again).walked
+    assert not bed.run(by[0], answer_to(there, "A"), device=by[1]).walked
+
+
+def test_N97_two_clients_with_one_port_are_told_apart_behind_the_node(bed: Bed):
+    """Both would be the node's address and the same port at one backend: the second gets another port."""
+    bed.serve({f"{BALANCER}:80/TCP": [ELSEWHERE]})
+    one, two = tcp(FAR, 40000, BALANCER, 80), tcp("198.51.100.10", 40000, BALANCER, 80)
+    there = [bed.run(Hook.FROM_UPLINK, call) for call in (one, two)]
+    assert addresses(there[0])[:2] == (UPLINK, 40000)
+    assert addresses(there[1])[0] == UPLINK
+    assert addresses(there[1])[1] != 40000
+    for call, sent in zip((one, two), there, strict=True):
+        assert addresses(bed.run(Hook.FROM_UPLINK, answer_to(sent))) == reverse(addresses(call))
+
+
+def test_S56_a_backend_that_is_this_node_sees_the_client(bed: Bed):
+    """An endpoint of the host network: the packet ends here, so nothing has to be hidden."""
+    bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
+    bed.serve({f"{BALANCER}:80/TCP": [f"{UPLINK}:8080"]})
+    assert addresses(bed.run(*calls("outside"))) == (FAR, 40000, UPLINK, 8080)
+
+
+# Session affinity
+
+
+def clients_backends(bed: Bed, client: str, ports: range, destination: str = VIP) -> list[str]:
+    """The backends that one client's connections get."""
+    return [bed.run(Hook.FROM_POD, tcp(client, port, destination, 80)).ip.dst for port in ports]
+
+
+def keep(bed: Bed, *backends: str, seconds: int = 10800) -> None:
+    """Serves VIP:80 and BALANCER:80 with session affinity."""
+    bed.serve({f"{VIP}:80/TCP": Serving([f"{one}:8080" for one in backends], affinity=seconds)})
+
+
+def test_S73_N106_a_client_keeps_its_backend(bed: Bed):
+    """Whatever its port; other clients are spread over all."""
+    keep(bed, BACKEND, SECOND)
+    assert len(set(clients_backends(bed, CLIENT, range(40000, 40100)))) == 1
+    many = [bed.run(Hook.FROM_UPLINK, tcp(f"10.2.1.{host}", 4000, VIP, 80)).ip.dst for host in range(1, 101)]
+    assert min(Counter(many).values()) > 25
+
+
+def test_S74_affinity_ends_after_its_time_and_each_new_connection_restarts_it(bed: Bed):
+    """Packets of an open connection do not."""
+    keep(bed, BACKEND, SECOND, seconds=100)
+    first = clients_backends(bed, CLIENT, range(40000, 40001))[0]
+    for port in range(50000, 50010):
+        bed.age_affinities(99)
+        assert clients_backends(bed, CLIENT, range(port, port + 1)) == [first]
+    bed.age_affinities(101)
+    moved = set()
+    for port in range(50100, 50140):
+        moved |= set(clients_backends(bed, CLIENT, range(port, port + 1)))
+        bed.age_affinities(101)
+    assert moved == {BACKEND, SECOND}
+
+
+def test_S75_affinity_is_of_the_service_port(bed: Bed):
+    """Another service's port knows nothing of it."""
+    both = Serving([f"{BACKEND}:8080", f"{SECOND}:8080"], affinity=100)
+    bed.serve({f"{VIP}:80/TCP": both, f"{BALANCER}:80/TCP": both})
+    seen = set()
+    for host in range(1, 40):
+        client = f"10.1.0.{100 + host}"
+        one, two = (clients_backends(bed, client, range(4000, 4001), to)[0] for to in (VIP, BALANCER))
+        seen.add(one == two)
+    assert seen == {True, False}
+
+
+def test_S76_a_client_whose_backend_is_over_is_balanced_anew_and_never_returns(bed: Bed):
+    """The old backend's return brings nobody back."""
+    keep(bed, BACKEND)
+    assert clients_backends(bed, CLIENT, range(40000, 40001)) == [BACKEND]
+    keep(bed, SECOND)
+    assert clients_backends(bed, CLIENT, range(40001, 40002)) == [SECOND]
+    keep(bed, BACKEND, SECOND)
+    assert set(clients_backends(bed, CLIENT, range(40002, 40042))) == {SECOND}
+
+
+def test_S76_S79_a_backend_outside_the_callers_set_is_not_kept(bed: Bed):
+    """A pod may have been given a backend elsewhere; under policy Local the same address from outside may not."""
+    bed.serve({f"{VIP}:80/TCP": Serving([ELSEWHERE], [HERE], outside="local", affinity=100)})
+    assert clients_backends(bed, FAR, range(4000, 4001)) == [REMOTE]
+    assert bed.run(Hook.FROM_UPLINK, tcp(FAR, 4001, VIP, 80)).ip.dst == BACKEND
+
+
+def test_S78_affinity_stays_while_backends_come_and_go(bed: Bed):
+    """A change of the set moves nobody whose backend is still in it."""
+    keep(bed, SECOND)
+    clients_backends(bed, CLIENT, range(40000, 40001))
+    keep(bed, BACKEND, "10.1.0.30", SECOND)
+    assert set(clients_backends(bed, CLIENT, range(40001, 40033))) == {SECOND}
+
+
+def test_no_affinity_leaves_no_trace(bed: Bed):
+    """The table is for those services that ask for it."""
+    bed.run(Hook.FROM_POD, tcp(CLIENT, 40000, VIP, 80))
+    assert not list(bed.maps["affinities"].items())
+    assert bed.maps["half_open"].lookup(key_of(tcp(BACKEND, 8080, CLIENT, 40000))) is not None
