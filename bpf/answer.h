@@ -36,6 +36,32 @@ static inline void answer_turn_ethernet(struct ethhdr *ethernet)
 	__builtin_memcpy(ethernet->h_dest, to, ETH_ALEN);
 }
 
+/* The addresses exchanged, with a TTL of our own. */
+static inline void answer_turn_ip(struct iphdr *ip)
+{
+	__be32 source = ip->saddr;
+
+	ip->saddr = ip->daddr;
+	ip->daddr = source;
+	/* TTL is the high byte of its word: network byte order */
+	ip->check = ~sum_fold16((__u16)~ip->check + (__u16)~bpf_htons(ip->ttl << 8) + bpf_htons(ANSWER_TTL << 8));
+	ip->ttl = ANSWER_TTL;
+}
+
+/* C3: a service's address answers a ping itself (S39). icmp_is_echo has seen that the header is there. */
+static inline int answer_echo(struct __sk_buff *skb, enum hook hook, struct packet *packet)
+{
+	struct icmphdr *icmp = packet->transport;
+
+	if ((void *)(icmp + 1) > (void *)(long)skb->data_end)
+		return TC_ACT_SHOT;
+	answer_turn_ethernet(packet->ethernet);
+	answer_turn_ip(packet->ip);
+	icmp->checksum = ~sum_fold16((__u16)~icmp->checksum + (__u16)~bpf_htons(ICMP_ECHO << 8));
+	icmp->type = ICMP_ECHOREPLY;
+	return answer_leave(skb, hook);
+}
+
 /*
  * RFC 9293 3.10.7.1: a segment without ACK is refused by sequence 0 and the acknowledgment of all that it holds, one
  * with ACK by the sequence that it acknowledges. The segment itself is turned round: options and data stay, which no
@@ -48,7 +74,6 @@ static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct pac
 	struct tcphdr *tcp = packet->tcp;
 	struct tcp_words *words = (void *)tcp, old;
 	__u8 flags = packet->tcp_flags;
-	__be32 source = ip->saddr;
 	__u32 length;
 	__u64 change;
 
@@ -59,11 +84,7 @@ static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct pac
 	length = bpf_ntohs(ip->tot_len) - ip->ihl * 4 - tcp->doff * 4;
 	length += !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
 	answer_turn_ethernet(packet->ethernet);
-	ip->saddr = ip->daddr;
-	ip->daddr = source;
-	/* TTL is the high byte of its word: network byte order */
-	ip->check = ~sum_fold16((__u16)~ip->check + (__u16)~bpf_htons(ip->ttl << 8) + bpf_htons(ANSWER_TTL << 8));
-	ip->ttl = ANSWER_TTL;
+	answer_turn_ip(ip);
 	words->ports = old.ports << 16 | old.ports >> 16;
 	words->seq = flags & TCP_ACK ? old.ack : 0;
 	words->ack = flags & TCP_ACK ? 0 : bpf_htonl(bpf_ntohl(old.seq) + length);

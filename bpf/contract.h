@@ -64,10 +64,20 @@ struct service {
 	struct run outside;
 	__u32 number;	/* names the service port in the control plane's records */
 	__u32 affinity; /* seconds that a client keeps its backend (S73); 0: no session affinity */
-	__u32 flags;	/* SERVICE_DROP_INSIDE, SERVICE_DROP_OUTSIDE: with no backend, drop instead of refusing (S36, S51) */
+	/* SERVICE_DROP_INSIDE, SERVICE_DROP_OUTSIDE: with no backend, drop instead of refusing (S36, S51). SERVICE_RANGES:
+	 * only sources in its ranges may call (S62) */
+	__u32 flags;
 	__u32 zero;
 };
 _Static_assert(sizeof(struct service) == 32, "layout 2");
+
+/* Who may call a service port that has source ranges: the key of a longest-prefix match (Documentation/bpf/map_lpm_trie). */
+struct source_range {
+	__u32 prefix_length; /* bits: 32 of the number, and those of the network */
+	__u32 service;	     /* the service port's number */
+	__be32 network;
+};
+_Static_assert(sizeof(struct source_range) == 12, "layout 2");
 
 /* A client of a service port with session affinity: the key of what it keeps (S73, S75). */
 struct client {

@@ -87,7 +87,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 }
 
 /* What to do with a packet if it is the first of a flow: `flow` is filled in where it becomes one. */
-enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NOT_HERE, KIND_NO_SERVICE };
+enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NO_PORT, KIND_NOT_HERE, KIND_NOT_ALLOWED, KIND_NO_SERVICE };
 
 /*
  * What the backend sees of who calls: the caller's own address wherever the answer comes back by this node anyway, else
@@ -118,6 +118,8 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		return KIND_NO_BACKEND;
 	case NOT_HERE:
 		return KIND_NOT_HERE;
+	case NOT_ALLOWED:
+		return KIND_NOT_ALLOWED;
 	case NO_SERVICE:
 		break;
 	}
@@ -126,7 +128,9 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		flow->flags = FLOW_PLAIN;
 		return KIND_FLOW;
 	}
-	/* C2: an address that no service owns */
+	/* C2: a cluster IP has no other ports (S37), the address that no service owns none (S38) */
+	if (hook != TO_UPLINK && vip_kind(key->destination) == VIP_CLUSTER)
+		return KIND_NO_PORT;
 	return !is_egress(hook) && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
 }
 
@@ -147,8 +151,13 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 	case KIND_NO_BACKEND:
 		count(DROP_NO_BACKEND);
 		return answer_refuse(skb, hook, packet);
+	case KIND_NO_PORT:
+		count(DROP_NO_SERVICE);
+		return answer_refuse(skb, hook, packet);
 	case KIND_NOT_HERE:
 		return drop(DROP_POLICY);
+	case KIND_NOT_ALLOWED:
+		return drop(DROP_SOURCE_RANGE);
 	case KIND_NO_SERVICE:
 		return drop(DROP_NO_SERVICE);
 	default:
@@ -196,6 +205,8 @@ int walk(struct __sk_buff *skb)
 	if (hook == FROM_POD && seen != KNOWN_FLOW)
 		learn(skb, parsed, &packet);
 	if (parsed == PARSED_ICMP) {
+		if (hook != TO_UPLINK && icmp_is_echo(skb, &packet) && vip_kind(packet.ip->daddr))
+			return answer_echo(skb, hook, &packet);
 		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &key, &to))
 			return pass(skb, hook);
 		return forward(skb, hook, &packet, &key, &to, &quoted);

@@ -23,6 +23,13 @@ static inline bool icmp_is_error(__u8 type)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
+static inline bool icmp_is_echo(const struct __sk_buff *skb, const struct packet *packet)
+{
+	struct icmphdr *icmp = packet->transport;
+
+	return (void *)(icmp + 1) <= (void *)(long)skb->data_end && icmp->type == ICMP_ECHO && icmp->code == 0;
+}
+
 /* Fills in `quoted`. False: no error, or none about TCP or UDP. */
 static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *packet, struct quoted *quoted)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * From a service's address to a backend. Maps: services, slots, targets, affinities; backends.
+ * From a service's address to a backend. Maps: services, slots, targets, affinities, ranges, vips;
+ * backends.
  */
 #ifndef PYDATAPATH_SERVICE_H
 #define PYDATAPATH_SERVICE_H
@@ -9,6 +10,11 @@ BPF_TABLE_PINNED("hash", struct transport_address, struct service, services, MAX
 BPF_TABLE_PINNED("array", u32, u32, slots, MAX_SLOTS, MAP_DIRECTORY "/slots");
 /* Every address and port where a backend listens, with the number of its backends */
 BPF_TABLE_PINNED("hash", struct transport_address, u32, targets, MAX_BACKENDS, MAP_DIRECTORY "/targets");
+
+/* loadBalancerSourceRanges: those that may call; the value says nothing. Flag 1: BPF_F_NO_PREALLOC, a trie's must */
+BPF_TABLE_PINNED("lpm_trie", struct source_range, u32, ranges, MAX_RANGES, MAP_DIRECTORY "/ranges", 1);
+/* Every address that is a service's own: VIP_CLUSTER or VIP_EXTERNAL */
+BPF_TABLE_PINNED("hash", __be32, u32, vips, MAX_SERVICES, MAP_DIRECTORY "/vips");
 
 /* S79: one entry for a client, whichever of the service port's addresses it calls */
 BPF_TABLE_PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, MAP_DIRECTORY "/affinities");
@@ -21,6 +27,7 @@ enum choice {
 	NO_SERVICE,
 	NO_BACKEND, /* none anywhere: refused (S41) */
 	NOT_HERE,   /* none where the traffic policy looks: dropped (S36, S51) */
+	NOT_ALLOWED, /* the caller is in none of the source ranges: dropped (S62) */
 };
 
 static inline struct transport_address called_address(const struct tuple *key)
@@ -37,6 +44,22 @@ static inline struct transport_address called_address(const struct tuple *key)
 static inline enum choice service_without_backend(const struct service *service, enum caller caller)
 {
 	return service->flags & (caller == INSIDE ? SERVICE_DROP_INSIDE : SERVICE_DROP_OUTSIDE) ? NOT_HERE : NO_BACKEND;
+}
+
+/* S62 to S64: everybody is looked at by his own address, and before it matters who is there to answer (S67) */
+static inline bool service_allows(const struct service *service, __be32 source)
+{
+	struct source_range asked = {.prefix_length = 64, .service = service->number, .network = source};
+
+	return !(service->flags & SERVICE_RANGES) || ranges.lookup(&asked);
+}
+
+/* Whether an address is a service's own, and of which kind: VIP_CLUSTER, VIP_EXTERNAL, or 0 */
+static inline u32 vip_kind(__be32 address)
+{
+	u32 *kind = vips.lookup(&address);
+
+	return kind ? *kind : 0;
 }
 
 /*
@@ -86,6 +109,8 @@ static inline enum choice service_choose(const struct tuple *key, enum caller ca
 
 	if (!service)
 		return NO_SERVICE;
+	if (!service_allows(service, key->source))
+		return NOT_ALLOWED;
 	client.service = service->number;
 	run = caller == INSIDE ? service->inside : service->outside;
 	keep.position = (u32)(((u64)tuple_hash(key, 0) * run.slot_count) >> 32);

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pydatapath.kernel.layout import ServiceFlag
+from pydatapath.guarding import Guard, GuardChange, Guards, guard_change, ipv4_ranges
+from pydatapath.kernel.layout import ServiceFlag, VipKind
 from pydatapath.model import Endpoint, EndpointSlice, Policy, Protocol, Service, ServicePort
 from pydatapath.serving import Address, Here, cluster_set, known_endpoints, local_set
 
@@ -50,6 +51,12 @@ class Frontend:
     kind: FrontendKind = "cluster-ip"
     inside: EndpointSet = "cluster"
     outside: EndpointSet = "cluster"
+    owned: bool = True  # the address is the service's, not this node's own
+
+    @property
+    def vip_kind(self) -> VipKind:
+        """Whether its other ports are refused: a cluster IP has none but the service's (C2)."""
+        return VipKind.CLUSTER if self.kind == "cluster-ip" else VipKind.EXTERNAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class PortPlan:
     """One service port: where it is called, and its backends, all in order and none twice.
 
     `cluster` are those that serve it anywhere, `local` those on this node, empty where no policy asks for them.
-    `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73).
+    `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73). `sources` are the networks that
+    may call its load balancer's addresses, None for all (S62); of no network of this family, none may (C6).
     """
 
     namespace: str
@@ -68,6 +76,7 @@ class PortPlan:
     cluster: tuple[Address, ...]
     local: tuple[Address, ...] = ()
     affinity: int = 0
+    sources: tuple[str, ...] | None = None
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -82,11 +91,19 @@ class PortPlan:
         return {name: backends for name, backends in both.items() if name in used}
 
     def flags(self, frontend: Frontend) -> ServiceFlag:
-        """Whose calls are dropped: nothing serves here, but elsewhere something does (S36, S51)."""
-        if self.local or not self.cluster:
-            return NO_FLAG
-        inside = ServiceFlag.DROP_INSIDE if frontend.inside == "local" else NO_FLAG
-        return inside | (ServiceFlag.DROP_OUTSIDE if frontend.outside == "local" else NO_FLAG)
+        """Whose calls are dropped: nothing is here, but elsewhere (S36, S51), or not everybody may call (S62, S65)."""
+        drops = not self.local and bool(self.cluster)
+        wanted = {
+            ServiceFlag.DROP_INSIDE: drops and frontend.inside == "local",
+            ServiceFlag.DROP_OUTSIDE: drops and frontend.outside == "local",
+            ServiceFlag.RANGES: self.sources is not None and frontend.kind == "load-balancer-ip",
+        }
+        return ServiceFlag(sum(flag for flag, is_set in wanted.items() if is_set))
+
+    def guard(self, number: int) -> Guard:
+        """What stands around the port of this number."""
+        vips = {one.address.address: one.vip_kind for one in self.frontends if one.owned}
+        return Guard(number, vips, self.sources or ())
 
 
 def plan_service(service: Service, slices: Iterable[EndpointSlice], here: Here) -> list[PortPlan]:
@@ -118,6 +135,7 @@ def _port_plan(
         cluster=tuple(address for address, _ in cluster_set(known, here)),
         local=tuple(address for address, _ in local_set(known, here)) if wants_local else (),
         affinity=service.affinity,
+        sources=ipv4_ranges(service.source_ranges) if service.source_ranges else None,
     )
 
 
@@ -157,7 +175,7 @@ def _frontends(service: Service, ports: list[ServicePort], here: Here) -> Iterat
                 at = Address(text, number or 0, port.protocol)
                 if at not in taken:
                     taken.add(at)
-                    yield port, Frontend(at, kind, inside, outside)
+                    yield port, Frontend(at, kind, inside, outside, owned=text not in here.addresses)
 
 
 def _ipv4(addresses: Iterable[str]) -> list[str]:
@@ -216,6 +234,7 @@ class Live:
     backends: dict[int, LiveBackend] = field(default_factory=dict)
     free_backends: Iterator[tuple[int, int]] = field(default_factory=lambda: iter(()))
     targets: dict[Address, int] = field(default_factory=dict)
+    guards: Guards = field(default_factory=Guards)
     slot_limit: int = 0
     backend_limit: int = 0
     whole: bool = False
@@ -231,7 +250,7 @@ class Live:
 
 @dataclass(slots=True)
 class Change:
-    """Writes in their order: new backends, targets, runs; then the services switch; then what is over goes.
+    """Writes in their order: new backends, targets, runs, guards; then the services switch; then what is over goes.
 
     A packet between any two of these steps sees the old state of a service or the new one, never half of each.
     """
@@ -239,6 +258,7 @@ class Change:
     backends: dict[int, LiveBackend] = field(default_factory=dict)
     targets: dict[Address, int] = field(default_factory=dict)
     slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    guards: GuardChange = field(default_factory=GuardChange)
     services: dict[Address, Called] = field(default_factory=dict)
     removed_services: list[Address] = field(default_factory=list)
     gone_backends: dict[int, LiveBackend] = field(default_factory=dict)
@@ -280,14 +300,18 @@ def change(
         staying.update(stock.used)
         for frontend in port.frontends:
             inside, outside = runs[frontend.inside], runs[frontend.outside]
-            called = Called(inside, outside, number, port.affinity, port.flags(frontend))
+            service = Called(inside, outside, number, port.affinity, port.flags(frontend))
             kept.add(frontend.address)
-            if live.services.get(frontend.address) != called:
-                result.services[frontend.address] = called
+            if live.services.get(frontend.address) != service:
+                result.services[frontend.address] = service
     removed = [at for addresses in before.values() for at in addresses if at in live.services and at not in kept]
     result.removed_services = removed
     result.gone_backends = {number: one for number, one in live.backends.items() if number not in staying}
     _count_targets(live, result)
+    called = {at.address for at in {*live.services, *result.services} - set(removed)}
+    guards = [port.guard(numbers[port.key]) for port in wanted]
+    changing = {*before, *(guard.number for guard in guards)}
+    result.guards = guard_change(guards, changing, called, live.guards, whole=live.whole)
     return result
 
 

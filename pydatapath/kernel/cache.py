@@ -118,7 +118,7 @@ def _load(
 
 def _create(contract: layout.MapContract, sizes: Mapping[str, int], path: Path) -> int:
     descriptor = libbpf.create_map(
-        contract.type, contract.name, contract.key_size, contract.value_size, sizes[contract.size]
+        contract.type, contract.name, contract.key_size, contract.value_size, sizes[contract.size], contract.flags
     )
     libbpf.pin(descriptor, str(path))
     return descriptor

@@ -45,6 +45,7 @@ class Sizes:
     services: int = 65_536
     backends: int = 65_536
     endpoints: int = 16_384
+    ranges: int = 16_384  # of loadBalancerSourceRanges, all services together
     affinities: int = 65_536  # clients of services with session affinity; C11
 
     @property
@@ -58,6 +59,7 @@ class Sizes:
             # A backend is in a Cluster and a Local set, and a fresh run finds room beside the old one
             "MAX_SLOTS": 4 * self.backends,
             "MAX_ENDPOINTS": self.endpoints,
+            "MAX_RANGES": self.ranges,
             "MAX_AFFINITIES": self.affinities,
             "COUNTERS": len(layout.Counter),
         }
@@ -93,6 +95,7 @@ def definitions(program: Program) -> dict[str, str]:
         **{f"FLOW_{state.name}": int(state) for state in layout.FlowState},
         **{f"FLOW_{flag.name}": int(flag) for flag in layout.FlowFlag},
         **{f"SERVICE_{flag.name}": int(flag) for flag in layout.ServiceFlag},
+        **{f"VIP_{kind.name}": int(kind) for kind in layout.VipKind},
         **{f"BACKEND_{state.name}": int(state) for state in layout.BackendState},
         **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
         **{counter.name: int(counter) for counter in layout.Counter},

@@ -21,6 +21,7 @@ __all__ = [
     "MAPS",
     "RUN",
     "SERVICE",
+    "SOURCE_RANGE",
     "TRANSPORT_ADDRESS",
     "TUPLE",
     "BackendState",
@@ -33,6 +34,7 @@ __all__ = [
     "MapType",
     "Record",
     "ServiceFlag",
+    "VipKind",
     "flow_state",
     "timeout",
 ]
@@ -84,10 +86,20 @@ class EndpointKind(IntEnum):
 
 
 class ServiceFlag(IntFlag):
-    """What becomes of callers inside and outside the cluster where there is no backend: dropped, instead of refused."""
+    """DROP_INSIDE, DROP_OUTSIDE: where there is no backend such callers are dropped instead of refused. RANGES: only
+    sources in the service port's ranges may call.
+    """
 
     DROP_INSIDE = 1
     DROP_OUTSIDE = 2
+    RANGES = 4
+
+
+class VipKind(IntEnum):
+    """Whose an address is: a cluster IP has no ports but the service's, of another address only those are ours (C2)."""
+
+    CLUSTER = 1
+    EXTERNAL = 2
 
 
 class Counter(IntEnum):
@@ -103,6 +115,7 @@ class Counter(IntEnum):
     DROP_REWRITE = 7
     DROP_LATE_ANSWER = 8
     DROP_POLICY = 9
+    DROP_SOURCE_RANGE = 10
 
 
 class Hook(IntEnum):
@@ -211,6 +224,7 @@ SERVICE_RECORD: Final = Record(
     ),
 )
 RUN: Final = struct.Struct("=II")
+SOURCE_RANGE_RECORD: Final = Record("source_range", (("prefix_length", "I"), ("service", "I"), ("network", "4s")))
 CLIENT_RECORD: Final = Record("client", (("address", "4s"), ("service", "I")))
 AFFINITY_RECORD: Final = Record(
     "affinity", (("last_used", "Q"), ("backend", "I"), ("generation", "I"), ("position", "I"), ("zero", "4x"))
@@ -225,10 +239,14 @@ TUPLE: Final = TUPLE_RECORD.struct
 FLOW: Final = FLOW_RECORD.struct
 TRANSPORT_ADDRESS: Final = TRANSPORT_ADDRESS_RECORD.struct
 SERVICE: Final = SERVICE_RECORD.struct
+SOURCE_RANGE: Final = SOURCE_RANGE_RECORD.struct
 CLIENT: Final = CLIENT_RECORD.struct
 AFFINITY: Final = AFFINITY_RECORD.struct
 BACKEND: Final = BACKEND_RECORD.struct
 ENDPOINT: Final = ENDPOINT_RECORD.struct
+
+
+BPF_F_NO_PREALLOC: Final = 1
 
 
 class MapType(IntEnum):
@@ -239,6 +257,7 @@ class MapType(IntEnum):
     PROG_ARRAY = 3
     PERCPU_ARRAY = 6
     LRU_HASH = 9
+    LPM_TRIE = 11
 
 
 @dataclass(frozen=True)
@@ -250,6 +269,7 @@ class MapContract:
     key: Record | int
     value: Record | int
     size: str
+    flags: int = 0  # of BPF_MAP_CREATE
 
     @property
     def key_size(self) -> int:
@@ -271,6 +291,8 @@ MAPS: Final = {
         MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
         MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
         MapContract("targets", MapType.HASH, TRANSPORT_ADDRESS_RECORD, 4, "MAX_BACKENDS"),
+        MapContract("ranges", MapType.LPM_TRIE, SOURCE_RANGE_RECORD, 4, "MAX_RANGES", flags=BPF_F_NO_PREALLOC),
+        MapContract("vips", MapType.HASH, 4, 4, "MAX_SERVICES"),
         MapContract("affinities", MapType.LRU_HASH, CLIENT_RECORD, AFFINITY_RECORD, "MAX_AFFINITIES"),
         MapContract("endpoints", MapType.LRU_HASH, 4, ENDPOINT_RECORD, "MAX_ENDPOINTS"),
         MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,6 +21,7 @@ __all__ = [
     "batch_read",
     "batch_write",
     "create_map",
+    "keys",
     "library",
     "load_program",
     "lookup",
@@ -89,6 +91,23 @@ class _RunOptions(ctypes.Structure):
         ("flags", ctypes.c_uint32),
         ("cpu", ctypes.c_uint32),
         ("batch_size", ctypes.c_uint32),
+    )
+
+
+class _MapCreateOptions(ctypes.Structure):
+    """struct bpf_map_create_opts (tools/lib/bpf/bpf.h, libbpf 1.1)."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
     )
 
 
@@ -216,6 +235,19 @@ def remove(descriptor: int, key: bytes) -> bool:
     return True
 
 
+def keys(descriptor: int, key_size: int) -> Iterator[bytes]:
+    """Every key, one by one: for maps without batch calls."""
+    key, following = None, ctypes.create_string_buffer(key_size)
+    while True:
+        code = library().bpf_map_get_next_key(descriptor, key, following)
+        if code == -ENOENT:
+            return
+        if code < 0:
+            _fail(code, "BPF_MAP_GET_NEXT_KEY", f"map descriptor {descriptor}")
+        key = following.raw
+        yield key
+
+
 def batch_read(descriptor: int, key_size: int, value_size: int, chunk: int) -> tuple[bytes, bytes]:
     """All keys and all values, each as one run of bytes. `chunk` entries a call at least fit one hash bucket."""
     keys, values = bytearray(), bytearray()
@@ -277,9 +309,12 @@ def run(descriptor: int, packet: bytes, context: bytes = b"", repeat: int = 1) -
     )
 
 
-def create_map(map_type: int, name: str, key_size: int, value_size: int, max_entries: int) -> int:
-    """Makes a map and returns its descriptor. Sizes in bytes. Raises KernelError."""
-    descriptor: int = library().bpf_map_create(map_type, name.encode(), key_size, value_size, max_entries, None)
+def create_map(map_type: int, name: str, key_size: int, value_size: int, max_entries: int, flags: int = 0) -> int:
+    """Makes a map and returns its descriptor. Sizes in bytes, `flags` of BPF_MAP_CREATE. Raises KernelError."""
+    options = _MapCreateOptions(sz=ctypes.sizeof(_MapCreateOptions), map_flags=flags)
+    descriptor: int = library().bpf_map_create(
+        map_type, name.encode(), key_size, value_size, max_entries, ctypes.byref(options)
+    )
     if descriptor < 0:
         _fail(descriptor, "BPF_MAP_CREATE", f"map {name!r}")
     return descriptor

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from pydatapath.errors import KernelError, LayoutError
 from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import MAPS, MapContract
+from pydatapath.kernel.layout import MAPS, MapContract, MapType
 
 __all__ = ["Map", "Maps"]
 
@@ -43,6 +43,10 @@ class Map:
 
     def update_many(self, entries: Mapping[bytes, bytes]) -> None:
         """Writes all entries by batch calls. Raises KernelError; then some may be written."""
+        if self.contract.type is MapType.LPM_TRIE:  # batch calls for tries came later than the rest of what we need
+            for key, value in entries.items():
+                self.update(key, value)
+            return
         items = list(entries.items())
         for start in range(0, len(items), BATCH):
             part = items[start : start + BATCH]
@@ -57,6 +61,12 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, as they are while they are read: a map that changes meanwhile may show an entry or not."""
         key_size, value_size = self.contract.key_size, self.contract.value_size
+        if self.contract.type is MapType.LPM_TRIE:
+            for key in list(libbpf.keys(self.descriptor, key_size)):
+                value = self.lookup(key)
+                if value is not None:
+                    yield key, value
+            return
         keys, values = libbpf.batch_read(self.descriptor, key_size, value_size, min(BATCH, self.info.max_entries))
         for index in range(len(keys) // key_size):
             yield (
@@ -71,6 +81,8 @@ class Map:
         return libbpf.batch_read(self.descriptor, contract.key_size, contract.value_size, chunk)[1]
 
     def __len__(self) -> int:
+        if self.contract.type is MapType.LPM_TRIE:
+            return sum(1 for _ in libbpf.keys(self.descriptor, self.contract.key_size))
         key_size, value_size = self.contract.key_size, self.contract.value_size
         keys, _ = libbpf.batch_read(self.descriptor, key_size, value_size, min(BATCH, self.info.max_entries))
         return len(keys) // key_size
@@ -138,7 +150,7 @@ class Maps:
     def _verify(self, opened: Map) -> None:
         contract, info = opened.contract, opened.info
         found = (info.type, info.key_size, info.value_size, info.flags)
-        wanted = (contract.type, contract.key_size, contract.value_size, 0)
+        wanted = (contract.type, contract.key_size, contract.value_size, contract.flags)
         if found != wanted:
             words = "type {}, key {} bytes, value {} bytes, flags {}"
             raise LayoutError(

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from pydatapath.errors import KernelError
+from pydatapath.guarding import Guards, SourceRange
 from pydatapath.kernel.layout import (
     BACKEND,
     PROTOCOLS,
     RUN,
     SERVICE,
+    SOURCE_RANGE,
     TRANSPORT_ADDRESS,
     BackendState,
     Counter,
     ServiceFlag,
+    VipKind,
 )
 from pydatapath.kernel.maps import Maps
 from pydatapath.model import Protocol
@@ -99,7 +102,23 @@ def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
         }
     live.targets = {unpack_address(key): _U32.unpack(value)[0] for key, value in maps["targets"].items()}
     live.free_backends = _free_backends(backends)
+    live.guards = _read_guards(maps)
     return live
+
+
+def _read_guards(maps: Maps) -> Guards:
+    vips = {str(IPv4Address(key)): VipKind(_U32.unpack(value)[0]) for key, value in maps["vips"].items()}
+    return Guards(vips, {_unpack_range(key) for key, _ in maps["ranges"].items()})
+
+
+def _pack_range(one: SourceRange) -> bytes:
+    network = IPv4Network(one.network)
+    return SOURCE_RANGE.pack(32 + network.prefixlen, one.service, network.network_address.packed)
+
+
+def _unpack_range(raw: bytes) -> SourceRange:
+    length, service, address = SOURCE_RANGE.unpack(raw)
+    return SourceRange(service, f"{IPv4Address(address)}/{length - 32}")
 
 
 def _free_backends(backends: bytes) -> Iterator[tuple[int, int]]:
@@ -131,12 +150,17 @@ def write(maps: Maps, change: Change) -> None:
             for offset, number in enumerate(run)
         }
     )
+    guards = change.guards
+    maps["vips"].update_many({IPv4Address(at).packed: _U32.pack(kind) for at, kind in guards.vips.items()})
+    maps["ranges"].update_many({_pack_range(one): _U32.pack(1) for one in guards.ranges})
     maps["services"].update_many({pack_address(at): pack_called(called) for at, called in change.services.items()})
     maps["services"].delete_many(pack_address(at) for at in change.removed_services)
     maps["backends"].update_many(
         {_U32.pack(number): _pack_backend(one, BackendState.GONE) for number, one in change.gone_backends.items()}
     )
     maps["targets"].delete_many(pack_address(at) for at in change.removed_targets)
+    maps["vips"].delete_many(IPv4Address(at).packed for at in guards.removed_vips)
+    maps["ranges"].delete_many(_pack_range(one) for one in guards.removed_ranges)
 
 
 def check_room(maps: Maps, change: Change) -> None:

@@ -29,7 +29,7 @@ from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, Sizes
 from pydatapath.kernel.layout import AFFINITY, ENDPOINT, FLOW, TUPLE, WALK, BackendState, EndpointKind, Hook
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import Maps
-from pydatapath.plan import Address, EndpointSet, Frontend, PortPlan, change
+from pydatapath.plan import Address, EndpointSet, Frontend, FrontendKind, PortPlan, change
 
 __all__ = [
     "BACKEND",
@@ -122,6 +122,8 @@ class Serving(NamedTuple):
     outside: EndpointSet = "cluster"
     inside: EndpointSet = "cluster"
     affinity: int = 0
+    kind: FrontendKind = "cluster-ip"
+    sources: tuple[str, ...] | None = None
 
 
 class Entry(NamedTuple):
@@ -225,7 +227,7 @@ class Bed:
     def reset(self) -> None:
         """Empties every map and puts the pods and the node in their places."""
         self.forget_flows()
-        for name in ("services", "targets", "endpoints", "affinities"):
+        for name in ("services", "targets", "endpoints", "affinities", "vips", "ranges"):
             self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
         empty = BACKEND_STRUCT.pack(bytes(4), bytes(2), 0, BackendState.UNUSED, 0, 0)
         self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
@@ -408,5 +410,5 @@ def _port_plan(called: str, serving: Sequence[str] | Serving) -> PortPlan:
         tuple(sorted(_address(f"{backend}/{at.protocol}") for backend in one))
         for one in (serving.cluster, serving.local)
     )
-    frontend = Frontend(at, inside=serving.inside, outside=serving.outside)
-    return PortPlan("default", called, "", at.protocol, (frontend,), cluster, local, serving.affinity)
+    frontend = Frontend(at, serving.kind, serving.inside, serving.outside)
+    return PortPlan("default", called, "", at.protocol, (frontend,), cluster, local, serving.affinity, serving.sources)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from packetbed import (
     BACKEND,
@@ -22,6 +22,7 @@ from packetbed import (
     TCP,
     UDP,
     VIP,
+    VIP_TWO,
     Bed,
     Ether,
     Hook,
@@ -168,6 +169,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_F20_only_a_whole_packet_to_a_service_is_rewritten(bed: Bed, packet: bytes):
     """What a plain reading of RFC 791, 768 and 9293 calls whole, and nothing else."""
     bed.forget_flows()
+    assume(packet[23:24] != b"\x01")  # ICMP has tests of its own
     outcome = attempt(bed, Hook.FROM_POD, packet)
     if outcome is None or not is_whole(packet):
         assert outcome is None or (outcome.verdict, outcome.packet) == (PASS, packet)
@@ -178,6 +180,8 @@ def test_F20_only_a_whole_packet_to_a_service_is_rewritten(bed: Bed, packet: byt
         routed = SERVED[called][0] == REMOTE
         assert (outcome.packet != packet) is not (routed and ip.ttl <= 1)
         assert len(outcome.packet) == len(packet)  # N81
+    elif ip.dst in (VIP, VIP_TWO):
+        assert outcome.verdict in (REDIRECT, DROP)  # refused: test_refused.py
     else:
         assert outcome.packet == packet
         assert outcome.verdict == (DROP if packet[30] == 10 and packet[31] & 0xF0 == 96 else PASS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from packetbed import (
+    BACKEND,
     CLIENT,
     DROP,
     GATEWAY_MAC,
@@ -11,6 +12,8 @@ from packetbed import (
     IP,
     MAC,
     NODE,
+    OUTSIDE,
+    PASS,
     REDIRECT,
     TCP,
     VIP,
@@ -19,9 +22,14 @@ from packetbed import (
     Hook,
     Outcome,
     Packet,
+    Raw,
+    Serving,
+    frame,
     tcp,
     udp,
 )
+
+from pydatapath.plan import FrontendKind
 
 HOOKS = pytest.mark.parametrize(
     ("hook", "caller"), [(Hook.FROM_POD, CLIENT), (Hook.TO_BRIDGE, NODE)], ids=["a pod", "the node"]
@@ -103,3 +111,60 @@ def test_the_answer_goes_to_the_senders_MAC(bed: Bed):
     """And says that it comes from where the sender thought the service to be."""
     outcome = bed.run(Hook.FROM_POD, tcp(CLIENT, 40000, VIP, 9))
     assert (Ether(outcome.packet).dst, Ether(outcome.packet).src) == (MAC[CLIENT], GATEWAY_MAC)
+
+
+# A service's own address, beside its ports
+
+
+@HOOKS
+@pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
+def test_S37_C2_a_port_that_a_cluster_IP_has_not_is_refused(bed: Bed, hook: Hook, caller: str, make: type):
+    """Nobody else can have it; of a service with TCP port 80, UDP port 80 is none."""
+    outcome = bed.run(hook, make(caller, 40000, VIP, 8443))
+    assert (outcome.verdict, outcome.ip.src) == (REDIRECT, VIP)
+    assert bed.counted() == {"drop_no_service": 1}
+
+
+def test_C2_of_an_external_address_only_the_services_ports_are_ours(bed: Bed):
+    """Whose address it is besides, we do not know: the stack decides."""
+    bed.serve({f"{OUTSIDE}:80/TCP": Serving([f"{BACKEND}:8080"], kind="external-ip")})
+    packet = tcp(CLIENT, 40000, OUTSIDE, 8443)
+    outcome = bed.run(Hook.FROM_POD, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+
+
+def ping(source: str, destination: str, size: int = 56) -> Packet:
+    """An echo request."""
+    return frame(source, destination) / ICMP(type=8, id=77, seq=3) / Raw(b"x" * size)
+
+
+@HOOKS
+@pytest.mark.parametrize("kind", ["cluster-ip", "external-ip", "load-balancer-ip"])
+@pytest.mark.parametrize("size", [0, 1, 56, 1400])
+def test_S39_C3_N48_a_ping_is_answered(bed: Bed, hook: Hook, caller: str, kind: FrontendKind, size: int):
+    """By the address itself, whatever becomes of the backends: nothing is routed on, nothing loops."""
+    bed.serve({f"{OUTSIDE}:80/TCP": Serving([], kind=kind)})
+    packet = ping(caller, OUTSIDE, size)
+    outcome = bed.run(hook, packet)
+    assert outcome.verdict == REDIRECT
+    assert (outcome.ip.src, outcome.ip.dst, outcome.ip.ttl) == (OUTSIDE, caller, 64)
+    assert bytes(outcome.ip[ICMP])[4:] == bytes(packet[ICMP])[4:]
+    assert outcome.ip[ICMP].type == 0
+    assert sums_are_right(outcome.packet)
+
+
+def test_an_address_that_is_no_longer_a_services_answers_no_ping(bed: Bed):
+    """Nor does one that never was."""
+    bed.serve({f"{OUTSIDE}:80/TCP": Serving([], kind="external-ip")})
+    assert bed.run(Hook.FROM_POD, ping(CLIENT, OUTSIDE)).verdict == REDIRECT
+    bed.serve({})
+    for address in (OUTSIDE, BACKEND):
+        packet = ping(CLIENT, address)
+        assert bed.run(Hook.FROM_POD, packet).packet == bytes(packet)
+
+
+def test_N60_no_answer_answers_an_echo_reply(bed: Bed):
+    """Two services that answered each other would go on for ever."""
+    packet = frame(CLIENT, VIP) / ICMP(type=0, id=77, seq=3)
+    outcome = bed.run(Hook.FROM_POD, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))

@@ -110,6 +110,57 @@ def test_S41_nothing_anywhere_is_refused_whatever_the_policy(bed: Bed, caller: s
     assert bed.counted() == {"drop_no_backend": 1}
 
 
+# Who may call
+
+
+RANGED = Serving([HERE], kind="load-balancer-ip", sources=("198.51.100.0/25", "10.1.0.0/24"))
+
+
+@pytest.mark.parametrize(
+    ("hook", "source", "allowed"),
+    [
+        (Hook.FROM_UPLINK, "198.51.100.127", True),
+        (Hook.FROM_UPLINK, "198.51.100.128", False),
+        (Hook.FROM_UPLINK, POD_ELSEWHERE, False),
+        (Hook.FROM_POD, CLIENT, True),
+        (Hook.TO_BRIDGE, NODE, True),
+        (Hook.TO_BRIDGE, "192.168.9.1", False),
+    ],
+)
+def test_S62_S63_S64_everybody_is_looked_at_by_his_own_address(bed: Bed, hook: Hook, source: str, allowed: bool):
+    """Pods and the node as well; who is in no range is dropped by name."""
+    bed.serve({f"{BALANCER}:80/TCP": RANGED, f"{VIP}:80/TCP": [HERE]})
+    outcome = bed.run(hook, tcp(source, 40000, BALANCER, 80))
+    assert outcome.verdict == (REDIRECT if allowed else DROP)
+    assert bed.counted() == {"new_flow" if allowed else "drop_source_range": 1}
+    assert bed.run(hook, tcp(source, 40001, VIP, 80)).verdict == REDIRECT  # S65: other services, other addresses
+
+
+def test_S66_C6_without_a_range_of_the_family_nobody_may_call(bed: Bed):
+    """Fail closed: what was asked for is that not everybody may."""
+    bed.serve({f"{BALANCER}:80/TCP": RANGED._replace(sources=())})
+    assert bed.run(*calls("outside")).verdict == DROP
+    bed.serve({f"{BALANCER}:80/TCP": RANGED._replace(sources=("0.0.0.0/0",))})
+    assert bed.run(*calls("outside")).verdict == REDIRECT
+
+
+def test_S67_who_may_not_call_learns_nothing_of_backends(bed: Bed):
+    """Dropped, where others are refused."""
+    bed.serve({f"{BALANCER}:80/TCP": RANGED._replace(cluster=[])})
+    assert bed.run(*calls("outside")).verdict == REDIRECT
+    assert bed.run(Hook.FROM_UPLINK, tcp("198.51.100.200", 4, BALANCER, 80)).verdict == DROP
+
+
+def test_S68_a_change_of_ranges_does_not_cut_what_is_open(bed: Bed):
+    """New calls are refused, the connection goes on."""
+    bed.serve({f"{BALANCER}:80/TCP": RANGED})
+    hook, call = calls("outside")
+    bed.answer(bed.run(hook, call))
+    bed.serve({f"{BALANCER}:80/TCP": RANGED._replace(sources=())})
+    assert bed.run(hook, tcp(FAR, 40000, BALANCER, 80, "A")).verdict == REDIRECT
+    assert bed.run(hook, tcp(FAR, 40001, BALANCER, 80)).verdict == DROP
+
+
 # What the backend sees
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
+from pydatapath.guarding import GuardChange, Guards, SourceRange
 from pydatapath.kernel.layout import ServiceFlag
 from pydatapath.plan import (
     Address,
@@ -19,6 +20,7 @@ from pydatapath.plan import (
     Change,
     EndpointSet,
     Frontend,
+    FrontendKind,
     Live,
     LiveBackend,
     PortPlan,
@@ -33,7 +35,7 @@ Answer = tuple[tuple[Address, ...], tuple[Address, ...], ServiceFlag, int] | Non
 
 @dataclass
 class Maps:
-    """The four maps, and every number and generation that was given."""
+    """The maps, and every number and generation that was given."""
 
     slot_limit: int = 256
     backend_limit: int = 128
@@ -42,12 +44,14 @@ class Maps:
     backends: dict[int, LiveBackend] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
     targets: dict[Address, int] = field(default_factory=dict)
+    guards: Guards = field(default_factory=Guards)
 
     def read(self, numbers: Collection[int] | None) -> Live:
         """What `tables.read_live` gives for these service ports, or for all (None)."""
         live = Live(slot_limit=self.slot_limit, backend_limit=self.backend_limit, whole=numbers is None)
         live.services = dict(self.services)
         live.targets = dict(self.targets)
+        live.guards = Guards(dict(self.guards.vips), set(self.guards.ranges))
         live.free_backends = self._free()
         changing = [one for one in self.services.values() if numbers is None or one.number in numbers]
         live.slots = {run.first_slot: self.members(run) for one in changing for run in one.runs}
@@ -69,6 +73,7 @@ class Maps:
         for first, members in wanted.slots.items():
             for place, number in enumerate(members, start=first):
                 yield lambda p=place, n=number: self.slots.update({p: n})
+        yield from self._guard_writes(wanted.guards)
         for at, called in wanted.services.items():
             yield lambda a=at, c=called: self.services.update({a: c})
         for at in wanted.removed_services:
@@ -77,6 +82,19 @@ class Maps:
             yield lambda n=number: self.active.discard(n)
         for at in wanted.removed_targets:
             yield lambda a=at: self.targets.pop(a)
+        yield from self._guard_removals(wanted.guards)
+
+    def _guard_writes(self, guards: GuardChange) -> Iterator[Callable[[], object]]:
+        for address, kind in guards.vips.items():
+            yield lambda a=address, k=kind: self.guards.vips.update({a: k})
+        for one in guards.ranges:
+            yield lambda o=one: self.guards.ranges.add(o)
+
+    def _guard_removals(self, guards: GuardChange) -> Iterator[Callable[[], object]]:
+        for address in guards.removed_vips:
+            yield lambda a=address: self.guards.vips.pop(a)
+        for one in guards.removed_ranges:
+            yield lambda o=one: self.guards.ranges.remove(o)
 
     def members(self, run: Run) -> tuple[int, ...]:
         """The backend numbers in a run's slots."""
@@ -99,6 +117,11 @@ class Maps:
             one.address: numbers[port.key] for port in wanted for one in port.frontends
         }
         assert Tally(self.backends[one].address for one in self.active) == self.targets
+        wanted_guards = [port.guard(numbers[port.key]) for port in wanted]
+        assert self.guards.vips == {at: kind for guard in wanted_guards for at, kind in guard.vips.items()}
+        assert self.guards.ranges == {
+            SourceRange(guard.number, network) for guard in wanted_guards for network in guard.networks
+        }
         assert sorted((self.backends[one].service, self.backends[one].address) for one in self.active) == sorted(
             (numbers[port.key], at) for port in wanted for at in {at for used in port.sets.values() for at in used}
         )
@@ -119,6 +142,10 @@ def answers(wanted: Collection[PortPlan]) -> dict[Address, Answer]:
 FRONTENDS = [Address(f"10.96.0.{last}", 80, "TCP") for last in range(1, 6)]
 BACKENDS = [Address(f"10.244.1.{last}", 8080, "TCP") for last in range(1, 7)]
 SERVICES = ["a", "b", "c", "d"]
+
+
+KINDS: list[FrontendKind] = ["cluster-ip", "load-balancer-ip"]
+SOURCES = [None, (), ("10.0.0.0/8",), ("10.0.0.0/8", "192.0.2.0/24")]
 
 
 # An address of each kind: ClusterIP and others of policy Cluster; ClusterIP of policy Local; others of policy Local
@@ -146,13 +173,13 @@ def worlds(draw: st.DrawFn) -> list[PortPlan]:
     found = []
     for name in sorted({one for one in owners if one}):
         called = tuple(
-            Frontend(FRONTENDS[place], "cluster-ip", *draw(st.sampled_from(SETS)))
+            Frontend(FRONTENDS[place], draw(st.sampled_from(KINDS)), *draw(st.sampled_from(SETS)))
             for place, owner in enumerate(owners)
             if owner == name
         )
         cluster, local = (tuple(sorted(draw(st.sets(st.sampled_from(BACKENDS))))) for _ in range(2))
-        affinity = draw(st.sampled_from((0, 10_800)))
-        found.append(PortPlan("default", name, "http", "TCP", called, cluster, local, affinity))
+        affinity, sources = draw(st.sampled_from((0, 10_800))), draw(st.sampled_from(SOURCES))
+        found.append(PortPlan("default", name, "http", "TCP", called, cluster, local, affinity, sources))
     return found
 
 

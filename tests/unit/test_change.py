@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapmodel import BACKENDS, FRONTENDS, Cluster, Maps, answers, port, worlds
 
-from pydatapath.kernel.layout import ServiceFlag
-from pydatapath.plan import Called, Change, LiveBackend, OutOfRoom, PortPlan, Run, change
+from pydatapath.guarding import GuardChange, SourceRange
+from pydatapath.kernel.layout import ServiceFlag, VipKind
+from pydatapath.plan import Address, Called, Change, Frontend, LiveBackend, OutOfRoom, PortPlan, Run, change
 
 brief = settings(deadline=None, max_examples=50)  # a busy machine is no bug
 
@@ -77,7 +80,31 @@ def test_a_new_address_of_a_service_is_one_write() -> None:
     cluster.apply([port("a", "0", "01")])
     called = cluster.maps.services[FRONTENDS[0]]
     planned = cluster.apply([port("a", "01", "01")])
-    assert planned == Change(services={FRONTENDS[1]: called})
+    own = GuardChange(vips={FRONTENDS[1].address: VipKind.CLUSTER})
+    assert planned == Change(services={FRONTENDS[1]: called}, guards=own)
+
+
+def test_S62_a_change_of_ranges_leaves_the_backends_alone() -> None:
+    """New ranges are written before the service asks for them, old ones go after it."""
+    cluster = Cluster()
+    web = replace(port("a", "0", "01"), frontends=(Frontend(FRONTENDS[0], "load-balancer-ip"),))
+    cluster.apply([replace(web, sources=("10.0.0.0/8",))])
+    planned = cluster.apply([replace(web, sources=("192.0.2.0/24",))])
+    new, old = (SourceRange(1, network) for network in ("192.0.2.0/24", "10.0.0.0/8"))
+    assert planned == Change(guards=GuardChange(ranges=[new], removed_ranges=[old]))
+
+
+def test_an_address_that_two_services_share_stays_with_the_other() -> None:
+    """One external IP, two services at different ports: it is a service's own until the last one goes."""
+    cluster = Cluster()
+    shared = [Address("203.0.113.7", number, "TCP") for number in (80, 443)]
+    one, two = (
+        replace(port(name, "", "0"), frontends=(Frontend(at, "external-ip"),))
+        for name, at in zip("ab", shared, strict=True)
+    )
+    cluster.apply([one, two])
+    assert cluster.apply([two]).guards == GuardChange()
+    assert cluster.apply([]).guards == GuardChange(removed_vips=["203.0.113.7"])
 
 
 def test_a_service_without_backends_is_known_and_has_no_slots() -> None:

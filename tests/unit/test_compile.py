@@ -125,6 +125,7 @@ def test_no_constant_is_given_that_nobody_uses() -> None:
     """Each -D is used in the C code, but for states: C may ask for one of them and mean the others by that."""
     states = {f"BACKEND_{state.name}" for state in layout.BackendState}
     states |= {f"FLOW_{state.name}" for state in layout.FlowState}
+    states |= {f"VIP_{kind.name}" for kind in layout.VipKind}
     assert names(given()) - set(re.findall(r"\w+", code())) <= states
 
 
@@ -133,6 +134,7 @@ def test_every_number_of_the_layout_is_given() -> None:
     expected = {
         **{f"FLOW_{one.name}": one for one in (*layout.FlowState, *layout.FlowFlag)},
         **{f"BACKEND_{one.name}": one for one in layout.BackendState},
+        **{f"VIP_{one.name}": one for one in layout.VipKind},
         **{f"SERVICE_{one.name}": one for one in layout.ServiceFlag},
         **{f"ENDPOINT_{one.name}": one for one in layout.EndpointKind},
         **{one.name: one for one in layout.Counter},

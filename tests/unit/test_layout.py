@@ -31,7 +31,7 @@ from pydatapath.plan import Called, Run
 
 RECORDS = {value.name: value for value in vars(layout).values() if isinstance(value, Record)}
 C_SIZES = {"__u8": 1, "__be16": 2, "__u16": 2, "__be32": 4, "__u32": 4, "__u64": 8}
-MAP_TYPES = {"lru_hash": MapType.LRU_HASH, "hash": MapType.HASH, "array": MapType.ARRAY}
+MAP_TYPES = {"lpm_trie": MapType.LPM_TRIE, "lru_hash": MapType.LRU_HASH, "hash": MapType.HASH, "array": MapType.ARRAY}
 MAP_TYPES["percpu_array"] = MapType.PERCPU_ARRAY
 
 
@@ -101,12 +101,15 @@ def test_what_is_called_is_read_back_as_it_was_written(called: Called) -> None:
 def test_the_maps_are_those_of_the_c_code() -> None:
     """Name, type, structs and size of every pinned map but the program array, which is made anew at each load."""
     text = "".join(c_text(path.name) for path in source.directory().glob("*.h"))
-    found = re.findall(r'BPF_TABLE_PINNED\("(\w+)", ([\w ]+), ([\w ]+), (\w+), (\w+), MAP_DIRECTORY "/(\w+)"\);', text)
+    found = re.findall(
+        r'BPF_TABLE_PINNED\("(\w+)", ([\w ]+), ([\w ]+), (\w+), (\w+), MAP_DIRECTORY "/(\w+)"(, \d+)?\);', text
+    )
     assert {one[3] for one in found} == {one[5] for one in found} == MAPS.keys()
     plain = {"u32": 4, "__be32": 4, "u64": 8}
-    for kind, key, value, name, size, _ in found:
+    for kind, key, value, name, size, _, flags in found:
         contract = MAPS[name]
         assert (contract.type, contract.size) == (MAP_TYPES[kind], size)
+        assert contract.flags == int(flags.strip(", ") or 0)
         for c_type, ours in ((key, contract.key), (value, contract.value)):
             assert plain.get(c_type, c_type) == (ours if isinstance(ours, int) else f"struct {ours.name}")
 

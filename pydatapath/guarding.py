@@ -1,0 +1,75 @@
+"""What stands around the services' ports: addresses that are a service's own, and source ranges; pure.
+
+Both are sets of facts about addresses and service ports, so a change is the difference of two sets. What is new is
+written before the services switch, what is over after it: no packet meets a range too few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+
+from pydatapath.kernel.layout import VipKind
+
+__all__ = ["Guard", "GuardChange", "Guards", "SourceRange", "guard_change", "ipv4_ranges"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SourceRange:
+    """A network (canonical IPv4 text) from which the service port of this number may be called."""
+
+    service: int
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What one service port brings: its own addresses, and the networks that may call it."""
+
+    number: int
+    vips: Mapping[str, VipKind]
+    networks: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Guards:
+    """What the maps hold."""
+
+    vips: dict[str, VipKind] = field(default_factory=dict)
+    ranges: set[SourceRange] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class GuardChange:
+    """What is to be written: new ones, then (after the services) what is over."""
+
+    vips: dict[str, VipKind] = field(default_factory=dict)
+    ranges: list[SourceRange] = field(default_factory=list)
+    removed_vips: list[str] = field(default_factory=list)
+    removed_ranges: list[SourceRange] = field(default_factory=list)
+
+
+def guard_change(
+    wanted: Collection[Guard], changing: Collection[int], staying: Iterable[str], live: Guards, *, whole: bool
+) -> GuardChange:
+    """From what is live to what is wanted of the service ports that change.
+
+    `changing`: their numbers, those that go included; `staying`: the addresses at which any service is called
+    afterwards, so that one that two services share stays with the other; `whole`: all service ports change.
+    """
+    vips = {address: kind for guard in wanted for address, kind in guard.vips.items()}
+    ranges = {SourceRange(guard.number, network) for guard in wanted for network in guard.networks}
+    kept = {*vips, *(() if whole else staying)}
+    return GuardChange(
+        vips={address: kind for address, kind in vips.items() if live.vips.get(address) != kind},
+        ranges=sorted(ranges - live.ranges),
+        removed_vips=sorted(live.vips.keys() - kept),
+        removed_ranges=sorted(one for one in live.ranges - ranges if whole or one.service in changing),
+    )
+
+
+def ipv4_ranges(source_ranges: Iterable[str]) -> tuple[str, ...]:
+    """Those of loadBalancerSourceRanges that are of version 4, each once."""
+    found = (ip_network(text, strict=False) for text in source_ranges)
+    return tuple(sorted({str(one) for one in found if one.version == 4}))
