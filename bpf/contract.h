@@ -40,6 +40,31 @@ struct flow {
 };
 _Static_assert(sizeof(struct flow) == 64, "layout 2");
 
+/* A fragmented datagram: what its later fragments, which have no ports, are known by (RFC 791 3.2). 12 bytes. */
+struct fragment_key {
+	__be32 source;
+	__be32 destination;
+	__be16 identification;
+	__u8 protocol;
+	__u8 zero;
+};
+_Static_assert(sizeof(struct fragment_key) == 12, "layout 2");
+
+/* What its first fragment's addresses became. */
+struct fragment {
+	__u64 first_seen; /* jiffies */
+	__be32 source;
+	__be32 destination;
+};
+_Static_assert(sizeof(struct fragment) == 16, "layout 2");
+
+/* A packet between `walk`, which has decided what it becomes, and `leave`, which does it. */
+struct leaving {
+	struct tuple key;
+	struct tuple to;
+};
+_Static_assert(sizeof(struct leaving) == 32, "layout 2");
+
 /* Where a service is called, and where a backend listens. */
 struct transport_address {
 	__be32 address;

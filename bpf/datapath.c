@@ -6,8 +6,9 @@
  *                          -> miss: classify -> choose -> claim both directions -> rewrite -> forward
  *
  * Each hook has a program that is all that a packet of a known flow meets. Whatever needs more (a new flow, an entry
- * to refresh, something to learn) goes on in `walk`, by a tail call, with a stack of its
- * own: one program for all hooks, which is told by skb->cb where the packet is.
+ * to refresh, something to learn) goes on in `walk`, by a tail call, with a stack of its own: one program for all hooks,
+ * which is told by skb->cb where the packet is. Once it has decided, `leave` rewrites and forwards, by another tail call:
+ * the verifier then looks at that part once, instead of once for each way through the walk.
  */
 #define BPF_LICENSE Dual BSD/GPL
 
@@ -20,6 +21,7 @@
 #include "event.h"
 #include "flow.h"
 #include "service.h"
+#include "fragment.h"
 #include "icmp.h"
 #include "forward.h"
 #include "answer.h"
@@ -29,10 +31,14 @@
 #define CB_FLOW 1
 enum seen_flow { NO_FLOW, KNOWN_FLOW, SYN };
 
-#define WALK 0 /* the place of `walk` in the program array */
+/* Their places in the program array */
+#define WALK 0
+#define LEAVE 1
 
 /* Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions */
-BPF_TABLE_PINNED("prog", u32, u32, walks, 1, PROGRAM_DIRECTORY "/walks");
+BPF_TABLE_PINNED("prog", u32, u32, walks, 2, PROGRAM_DIRECTORY "/walks");
+/* Tail calls have no arguments but skb->cb, which is too small. Per CPU: a tc program is not interrupted by another. */
+BPF_TABLE_PINNED("percpu_array", u32, struct leaving, leaving, ONE, MAP_DIRECTORY "/leaving");
 
 /* Not ours: to the stack as it came. But what goes to the node's next hop for services finds nobody there. */
 static inline int pass(struct __sk_buff *skb, enum hook hook)
@@ -74,7 +80,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 			if (flow->flags & FLOW_PLAIN)
 				return is_egress(hook) ? PASS : pass_walked(skb);
 			to = flow->to;
-			return forward(skb, hook, &packet, &key, &to, NULL);
+			return forward(skb, hook, &packet, &key, &to, SEGMENT, NULL);
 		}
 		if (flow)
 			seen = KNOWN_FLOW;
@@ -138,7 +144,7 @@ static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct
 {
 	__be32 sender;
 
-	if (parsed == PARSED || parsed == PARSED_ICMP) {
+	if (parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP) {
 		endpoint_learn(skb, packet->ethernet, packet->ip->saddr);
 	} else if (parsed == PARSED_ARP && !bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender))) {
 		endpoint_learn(skb, packet->ethernet, sender);
@@ -179,14 +185,60 @@ static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *p
 	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
 }
 
-/* Not TCP or UDP: nothing to translate */
-static inline int pass_unknown(struct __sk_buff *skb, enum hook hook, enum parsed parsed)
+/* Of no datagram that we know: the stack's, but for one to a service's address, which would be lost there unnamed. */
+static inline int pass_fragment(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
 {
-	if (parsed == PARSED_FRAGMENT)
-		count(PASS_FRAGMENT);
-	if (parsed == PARSED_MALFORMED)
-		count(PASS_MALFORMED);
+	if (hook != TO_UPLINK && vip_kind(packet->ip->daddr))
+		return drop(DROP_FRAGMENT);
+	count(PASS_FRAGMENT);
 	return pass(skb, hook);
+}
+
+/* A packet of a flow, or the first of one. True: it is translated, `to` what it becomes; else `verdict` is the end. */
+static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_flow seen, struct packet *packet,
+			     struct tuple *key, struct tuple *to, int *verdict)
+{
+	struct flow flow = {};
+	/* In the order in which a flow moves, so that it is never missed; and most that come here open a connection */
+	enum followed followed = flow_follow_half_open(key, packet, &flow);
+	enum kind kind;
+
+	if (followed == NOT_FOUND && seen != NO_FLOW && flow_follow(key, packet, &flow))
+		followed = FOLLOWED;
+	if (followed == TOO_LATE) {
+		*verdict = drop(DROP_LATE_ANSWER);
+		return false;
+	}
+	if (followed == NOT_FOUND) {
+		kind = classify(hook, key, &flow);
+		if (kind != KIND_FLOW) {
+			*verdict = refuse(skb, hook, kind, packet);
+			return false;
+		}
+		if (!flow_begin(key, &flow, packet)) {
+			*verdict = drop(DROP_PORTS_TAKEN);
+			return false;
+		}
+	}
+	if (flow.flags & FLOW_PLAIN) {
+		*verdict = is_egress(hook) ? PASS : pass_walked(skb);
+		return false;
+	}
+	*to = flow.to;
+	return true;
+}
+
+static inline int walk_decide(struct __sk_buff *skb, const struct tuple *key, const struct tuple *to)
+{
+	u32 one = 0;
+	struct leaving *packet = leaving.lookup(&one);
+
+	if (!packet)
+		return TC_ACT_SHOT; /* never: it is an array */
+	packet->key = *key;
+	packet->to = *to;
+	walks.call(skb, LEAVE);
+	return drop(DROP_REWRITE);
 }
 
 int walk(struct __sk_buff *skb)
@@ -195,41 +247,72 @@ int walk(struct __sk_buff *skb)
 	/* Set, though unread where parsing fails: LLVM 14 may spill what is not, and the verifier refuses ("!read_ok") */
 	struct packet packet = {};
 	struct quoted quoted = {};
-	struct tuple key, to;
-	struct flow flow = {};
+	struct tuple key = {}, to = {};
 	enum seen_flow seen = skb->cb[CB_FLOW];
 	enum parsed parsed = pull_and_parse(skb, &packet);
-	enum followed followed;
-	enum kind kind;
+	int verdict;
 
 	if (hook == FROM_POD && seen != KNOWN_FLOW)
 		learn(skb, parsed, &packet);
-	if (parsed == PARSED_ICMP) {
+	switch (parsed) {
+	case PARSED_ICMP:
 		if (hook != TO_UPLINK && icmp_is_echo(skb, &packet) && vip_kind(packet.ip->daddr))
 			return answer_echo(skb, hook, &packet);
 		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &key, &to))
 			return pass(skb, hook);
-		return forward(skb, hook, &packet, &key, &to, &quoted);
+		break;
+	case PARSED_FRAGMENT:
+		if (!fragment_find(&packet, &key, &to))
+			return pass_fragment(skb, hook, &packet);
+		break;
+	case PARSED:
+	case PARSED_FIRST:
+		key = packet_tuple(&packet);
+		if (!walk_flow(skb, hook, seen, &packet, &key, &to, &verdict))
+			return verdict;
+		if (parsed == PARSED_FIRST)
+			fragment_note(&packet, &to);
+		break;
+	case PARSED_MALFORMED:
+		count(PASS_MALFORMED);
+		return pass(skb, hook);
+	default:
+		return pass(skb, hook);
 	}
-	if (parsed != PARSED)
-		return pass_unknown(skb, hook, parsed);
-	key = packet_tuple(&packet);
-	/* In the order in which a flow moves, so that it is never missed; and most that come here open a connection */
-	followed = flow_follow_half_open(&key, &packet, &flow);
-	if (followed == NOT_FOUND && seen != NO_FLOW && flow_follow(&key, &packet, &flow))
-		followed = FOLLOWED;
-	if (followed == TOO_LATE)
-		return drop(DROP_LATE_ANSWER);
-	if (followed == NOT_FOUND) {
-		kind = classify(hook, &key, &flow);
-		if (kind != KIND_FLOW)
-			return refuse(skb, hook, kind, &packet);
-		if (!flow_begin(&key, &flow, &packet))
-			return drop(DROP_PORTS_TAKEN);
+	return walk_decide(skb, &key, &to);
+}
+
+/* The packet is parsed again: pointers into it do not outlive a tail call. */
+int leave(struct __sk_buff *skb)
+{
+	u32 one = 0;
+	struct leaving *decided = leaving.lookup(&one);
+	struct packet packet = {};
+	struct quoted quoted = {};
+	struct tuple key, to;
+	enum shape shape;
+
+	if (!decided)
+		return TC_ACT_SHOT; /* never: it is an array */
+	key = decided->key;
+	to = decided->to;
+	switch (packet_parse(skb, &packet)) {
+	case PARSED:
+	case PARSED_FIRST:
+		shape = SEGMENT;
+		break;
+	case PARSED_FRAGMENT:
+		shape = FRAGMENT;
+		break;
+	case PARSED_ICMP:
+		if (icmp_parse_error(skb, &packet, &quoted)) {
+			shape = ERROR;
+			break;
+		}
+	default:
+		return drop(DROP_REWRITE); /* never: `walk` has seen it */
 	}
-	if (flow.flags & FLOW_PLAIN)
-		return is_egress(hook) ? PASS : pass_walked(skb);
-	return forward(skb, hook, &packet, &key, &flow.to, NULL);
+	return forward(skb, skb->cb[CB_HOOK], &packet, &key, &to, shape, &quoted);
 }
 
 int from_pod(struct __sk_buff *skb)

@@ -113,12 +113,19 @@ static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, cons
 	return redirect_neigh(route->interface, &next_hop, sizeof(next_hop), 0);
 }
 
+/* What of a packet is rewritten. */
+enum shape {
+	SEGMENT,  /* addresses and ports: a segment or datagram, or the first fragment of one */
+	FRAGMENT, /* addresses: a later fragment */
+	ERROR,	  /* an ICMP error, with what it quotes */
+};
+
 /*
- * Finds the way, rewrites the packet (in one place: it is the largest part of every program), lets it go. `error`: where
- * it is an ICMP error, what it quotes.
+ * Finds the way, rewrites the packet (in one place: it is the largest part of every program), lets it go. `quoted` is
+ * looked at for an ERROR only.
  */
 static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *packet, const struct tuple *key,
-			  const struct tuple *to, struct quoted *error)
+			  const struct tuple *to, enum shape shape, struct quoted *quoted)
 {
 	struct route route = {.way = WAY_STRAIGHT};
 	struct endpoint *endpoint = NULL;
@@ -141,8 +148,10 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	}
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
-	if (error && error->ip)
-		icmp_rewrite(packet, error, key, to);
+	if (shape == ERROR)
+		icmp_rewrite(packet, quoted, key, to);
+	else if (shape == FRAGMENT)
+		rewrite_addresses(packet->ip, key, to);
 	else if (rewrite_tuple(skb, packet, key, to))
 		return drop(DROP_REWRITE);
 	switch (route.way) {

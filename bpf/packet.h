@@ -16,8 +16,8 @@
 #include <linux/udp.h>
 
 #define IP_OFFSET sizeof(struct ethhdr)
-#define IP_FRAGMENT_OFFSET 0x1fff
-#define IP_FRAGMENT_BITS 0x3fff /* "more fragments" and the offset: RFC 791 3.1 */
+#define IP_FRAGMENT_OFFSET 0x1fff /* RFC 791 3.1 */
+#define IP_MORE_FRAGMENTS 0x2000
 
 #define ARP_SENDER_OFFSET (sizeof(struct ethhdr) + 14) /* RFC 826: after five 16-bit fields' worth and one MAC */
 
@@ -34,10 +34,11 @@
 
 enum parsed {
 	PARSED,		  /* TCP or UDP over IPv4, whole headers in reach */
+	PARSED_FIRST,	  /* as above, the first fragment of several */
 	PARSED_ARP,	  /* of interest only for learning */
 	PARSED_ICMP,	  /* over IPv4, its header in reach */
 	PARSED_OTHER,	  /* a protocol that is not ours: the stack's */
-	PARSED_FRAGMENT,  /* a piece without ports, or with some missing */
+	PARSED_FRAGMENT,  /* a later fragment, which has no ports; only `ip` and `length` are set */
 	PARSED_SHORT,	  /* the headers may lie outside the linear part: pull and try again */
 	PARSED_MALFORMED, /* lengths that lie: never rewritten, the stack drops it */
 };
@@ -69,7 +70,6 @@ static inline bool packet_length_lies(const struct __sk_buff *skb, const struct 
 
 static inline enum parsed packet_parse_icmp(struct packet *packet, void *end)
 {
-	packet->tcp_flags = 0;
 	return packet->transport + sizeof(struct icmphdr) > end ? PARSED_SHORT : PARSED_ICMP;
 }
 
@@ -79,6 +79,7 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	struct ethhdr *ethernet = data;
 	struct iphdr *ip = (void *)(ethernet + 1);
 	__u32 ip_length, transport_length, least;
+	bool first;
 
 	if ((void *)(ethernet + 1) > end)
 		return PARSED_SHORT;
@@ -92,13 +93,15 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	ip_length = ip->ihl * 4;
 	if (ip->version != 4 || ip_length < sizeof(*ip))
 		return PARSED_MALFORMED;
-	if (ip->frag_off & bpf_htons(IP_FRAGMENT_BITS))
+	packet->ip = ip;
+	packet->length = skb->len - IP_OFFSET;
+	packet->tcp_flags = 0;
+	if (ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET))
 		return PARSED_FRAGMENT;
 
-	packet->ip = ip;
+	first = ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS);
 	packet->transport = (void *)ip + ip_length;
 	packet->transport_offset = IP_OFFSET + ip_length;
-	packet->length = skb->len - IP_OFFSET;
 	if (ip->protocol == IPPROTO_TCP) {
 		if ((void *)(packet->tcp + 1) > end)
 			return PARSED_SHORT;
@@ -108,15 +111,15 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	} else if (ip->protocol == IPPROTO_UDP) {
 		if ((void *)(packet->udp + 1) > end)
 			return PARSED_SHORT;
-		transport_length = bpf_ntohs(packet->udp->len); /* a part is enough: RFC 9868 has options behind it */
+		/* A part is enough: RFC 9868 has options behind it. Of a datagram in fragments it is the whole's. */
 		least = sizeof(struct udphdr);
-		packet->tcp_flags = 0;
+		transport_length = first ? least : bpf_ntohs(packet->udp->len);
 	} else {
-		return ip->protocol == IPPROTO_ICMP ? packet_parse_icmp(packet, end) : PARSED_OTHER;
+		return ip->protocol == IPPROTO_ICMP && !first ? packet_parse_icmp(packet, end) : PARSED_OTHER;
 	}
 	if (packet_length_lies(skb, ip, ip_length, transport_length, least))
 		return PARSED_MALFORMED;
-	return PARSED;
+	return first ? PARSED_FIRST : PARSED;
 }
 
 /* By hand: LLVM 14 makes a call of a 6-byte memcmp, which BPF has not. Both are at even addresses. */

@@ -1,9 +1,9 @@
 """The child process that runs bcc: a request as JSON on stdin, an answer as JSON on stdout, the rest on stderr.
 
-Request: text, cflags, programs, walk (the one that goes into the program array), records (maps whose structs are
-asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size]], ...}},
-"programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error": "missing" | "compile" | "load
-PROGRAM"}.
+Request: text, cflags, programs, tails (those that go into the program array: {program: place}), records (maps whose
+structs are asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size],
+...]}}, "programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error": "missing" | "compile" |
+"load PROGRAM"}.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def answer(bcc: ModuleType, request: dict[str, Any]) -> dict[str, Any]:
         except Exception as error:
             print(error, file=sys.stderr)
             return {"error": f"load {name}"}
-    module["walks"][ctypes.c_int(0)] = ctypes.c_int(loaded[request["walk"]])
+    for name, place in request["tails"].items():
+        module["walks"][ctypes.c_int(place)] = ctypes.c_int(loaded[name])
     for name, descriptor in loaded.items():
         libbpf.pin(descriptor, f"{request['directory']}/{name}")
     names = {str(module[name].map_fd): name for name in [*request["records"], "walks"]}
@@ -85,7 +86,8 @@ def find_bcc() -> ModuleType | None:
 
 def record_shapes(table: Any) -> dict[str, list[list[Any]]]:
     """How the compiler laid out a map's key and value: (field, offset, size) of each."""
-    return {"key": record_shape(table.Key), "value": record_shape(table.Leaf)}
+    # Of a per-CPU map Leaf is an array, and sLeaf what one CPU has
+    return {"key": record_shape(table.Key), "value": record_shape(getattr(table, "sLeaf", table.Leaf))}
 
 
 def record_shape(kind: Any) -> list[list[Any]]:

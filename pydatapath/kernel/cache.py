@@ -30,6 +30,7 @@ KEPT: Final = 32  # entries; a host needs one, a laboratory some
 WALKS: Final = "walks"
 SCHED_CLS: Final = 3
 
+_U32: Final = struct.Struct("=I")
 _INSTRUCTION: Final = struct.Struct("=BBhi")
 _LOAD_64_BITS: Final = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions long
 _MAP_DESCRIPTOR: Final = 1  # BPF_PSEUDO_MAP_FD, in the source register's half byte
@@ -64,12 +65,14 @@ def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
             old.unlink()
 
 
-def load(key: str, map_directory: Path, program_directory: Path, sizes: Mapping[str, int], walk: str) -> bool:
+def load(
+    key: str, map_directory: Path, program_directory: Path, sizes: Mapping[str, int], tails: Mapping[str, int]
+) -> bool:
     """Loads and pins what was kept under this key, making missing maps. False: the compiler must be asked."""
     try:
         kept = _read(key)
         if kept is not None:
-            _load(kept, map_directory, program_directory, sizes, walk)
+            _load(kept, map_directory, program_directory, sizes, tails)
             return True
     except (DatapathError, OSError, ValueError, LookupError, TypeError):
         _unpin(program_directory)
@@ -94,7 +97,7 @@ def _load(
     map_directory: Path,
     program_directory: Path,
     sizes: Mapping[str, int],
-    walk: str,
+    tails: Mapping[str, int],
 ) -> None:
     with contextlib.ExitStack() as stack:
         maps: dict[str, int] = {}
@@ -102,7 +105,7 @@ def _load(
             path = map_directory / contract.name
             maps[contract.name] = libbpf.open_pin(str(path)) if path.exists() else _create(contract, sizes, path)
             stack.callback(os.close, maps[contract.name])
-        maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, 1)
+        maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, len(tails))
         stack.callback(os.close, maps[WALKS])
         libbpf.pin(maps[WALKS], str(program_directory / WALKS))
         for name, program in kept.items():
@@ -112,7 +115,8 @@ def _load(
                 raise ValueError(f"the kernel refuses the kept program {name}")
             stack.callback(os.close, descriptor)
             libbpf.pin(descriptor, str(program_directory / name))
-            if name == walk and libbpf.update(maps[WALKS], bytes(4), struct.pack("=I", descriptor)) != 0:
+            place = tails.get(name)
+            if place is not None and libbpf.update(maps[WALKS], _U32.pack(place), _U32.pack(descriptor)) != 0:
                 raise ValueError("the program array cannot be filled")
 
 

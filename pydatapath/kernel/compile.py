@@ -45,6 +45,7 @@ class Sizes:
     services: int = 65_536
     backends: int = 65_536
     endpoints: int = 16_384
+    fragments: int = 32_768  # datagrams of which fragments may be on their way
     ranges: int = 16_384  # of loadBalancerSourceRanges, all services together
     affinities: int = 65_536  # clients of services with session affinity; C11
 
@@ -60,8 +61,10 @@ class Sizes:
             "MAX_SLOTS": 4 * self.backends,
             "MAX_ENDPOINTS": self.endpoints,
             "MAX_RANGES": self.ranges,
+            "MAX_FRAGMENTS": self.fragments,
             "MAX_AFFINITIES": self.affinities,
             "COUNTERS": len(layout.Counter),
+            "ONE": 1,
         }
 
 
@@ -100,6 +103,7 @@ def definitions(program: Program) -> dict[str, str]:
         **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
         **{counter.name: int(counter) for counter in layout.Counter},
         **{f"TIMEOUT_{name}": seconds for name, seconds in layout.TIMEOUTS.items()},
+        "TIMEOUT_FRAGMENTS": layout.FRAGMENTS_TIMEOUT,
         "TIMEOUT_SHORTEST": min(layout.TIMEOUTS.values()),
     }
     mac = bytes.fromhex(SERVICE_GATEWAY_MAC.replace(":", ""))
@@ -187,14 +191,14 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
     request = {
         "text": source.assemble(source.directory() / "datapath.c"),
         "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in definitions(program).items())],
-        "programs": [layout.WALK, *(hook.program for hook in program.hooks)],
-        "walk": layout.WALK,
+        "programs": [*layout.TAILS, *(hook.program for hook in program.hooks)],
+        "tails": layout.TAILS,
         "records": [contract.name for contract in layout.MAPS.values()],
         "directory": str(program.program_directory),
     }
     key = cache.key_of(request)
     directories = (program.map_directory, program.program_directory)
-    if cache.usable() and cache.load(key, *directories, program.sizes.definitions, layout.WALK):
+    if cache.usable() and cache.load(key, *directories, program.sizes.definitions, layout.TAILS):
         return
     answer = compiler.ask(request)
     for name, contract in layout.MAPS.items():

@@ -17,11 +17,13 @@ __all__ = [
     "CLIENT",
     "ENDPOINT",
     "FLOW",
+    "FRAGMENT",
     "LAYOUT_VERSION",
     "MAPS",
     "RUN",
     "SERVICE",
     "SOURCE_RANGE",
+    "TAILS",
     "TRANSPORT_ADDRESS",
     "TUPLE",
     "BackendState",
@@ -116,6 +118,7 @@ class Counter(IntEnum):
     DROP_LATE_ANSWER = 8
     DROP_POLICY = 9
     DROP_SOURCE_RANGE = 10
+    DROP_FRAGMENT = 11
 
 
 class Hook(IntEnum):
@@ -142,8 +145,9 @@ class Hook(IntEnum):
         return "egress" if self in (Hook.TO_BRIDGE, Hook.TO_UPLINK) else "ingress"
 
 
-# The program that every hook's goes on in where a packet needs more than its known flow
-WALK: Final = "walk"
+# The programs that the hooks' go on in, by their places in the program array: `walk` where a packet needs more than its
+# known flow, and `leave` where that has decided what it becomes
+TAILS: Final = {"walk": 0, "leave": 1}
 
 # Seconds without a packet after which a flow is over, by protocol and state. Netfilter's for TCP's long state;
 # RFC 4787 REQ-5 for UDP (at least two minutes, five by default); RFC 7857 2.1 for TCP's last four minutes.
@@ -154,6 +158,8 @@ TIMEOUTS: Final = {
     "TCP_ESTABLISHED": 432_000,
     "TCP_CLOSING": 240,
 }
+# Seconds for which later fragments follow the first: as long as Linux waits for them (net.ipv4.ipfrag_time)
+FRAGMENTS_TIMEOUT: Final = 30
 
 
 def timeout(protocol: str, state: FlowState) -> int:
@@ -224,6 +230,12 @@ SERVICE_RECORD: Final = Record(
     ),
 )
 RUN: Final = struct.Struct("=II")
+LEAVING_RECORD: Final = Record("leaving", (("key", "16s"), ("to", "16s")))
+FRAGMENT_KEY_RECORD: Final = Record(
+    "fragment_key",
+    (("source", "4s"), ("destination", "4s"), ("identification", "2s"), ("protocol", "B"), ("zero", "x")),
+)
+FRAGMENT_RECORD: Final = Record("fragment", (("first_seen", "Q"), ("source", "4s"), ("destination", "4s")))
 SOURCE_RANGE_RECORD: Final = Record("source_range", (("prefix_length", "I"), ("service", "I"), ("network", "4s")))
 CLIENT_RECORD: Final = Record("client", (("address", "4s"), ("service", "I")))
 AFFINITY_RECORD: Final = Record(
@@ -239,6 +251,7 @@ TUPLE: Final = TUPLE_RECORD.struct
 FLOW: Final = FLOW_RECORD.struct
 TRANSPORT_ADDRESS: Final = TRANSPORT_ADDRESS_RECORD.struct
 SERVICE: Final = SERVICE_RECORD.struct
+FRAGMENT: Final = FRAGMENT_RECORD.struct
 SOURCE_RANGE: Final = SOURCE_RANGE_RECORD.struct
 CLIENT: Final = CLIENT_RECORD.struct
 AFFINITY: Final = AFFINITY_RECORD.struct
@@ -287,6 +300,7 @@ MAPS: Final = {
     for contract in (
         MapContract("flows", MapType.LRU_HASH, TUPLE_RECORD, FLOW_RECORD, "MAX_FLOW_ENTRIES"),
         MapContract("half_open", MapType.LRU_HASH, TUPLE_RECORD, FLOW_RECORD, "MAX_HALF_OPEN_ENTRIES"),
+        MapContract("fragments", MapType.LRU_HASH, FRAGMENT_KEY_RECORD, FRAGMENT_RECORD, "MAX_FRAGMENTS"),
         MapContract("services", MapType.HASH, TRANSPORT_ADDRESS_RECORD, SERVICE_RECORD, "MAX_SERVICES"),
         MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
         MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
@@ -295,6 +309,7 @@ MAPS: Final = {
         MapContract("vips", MapType.HASH, 4, 4, "MAX_SERVICES"),
         MapContract("affinities", MapType.LRU_HASH, CLIENT_RECORD, AFFINITY_RECORD, "MAX_AFFINITIES"),
         MapContract("endpoints", MapType.LRU_HASH, 4, ENDPOINT_RECORD, "MAX_ENDPOINTS"),
+        MapContract("leaving", MapType.PERCPU_ARRAY, 4, LEAVING_RECORD, "ONE"),
         MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),
     )
 }

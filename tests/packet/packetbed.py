@@ -26,7 +26,7 @@ from scapy.packet import Packet, Padding, Raw
 
 from pydatapath.kernel import clock, libbpf, tables
 from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, Sizes
-from pydatapath.kernel.layout import AFFINITY, ENDPOINT, FLOW, TUPLE, WALK, BackendState, EndpointKind, Hook
+from pydatapath.kernel.layout import AFFINITY, ENDPOINT, FLOW, FRAGMENT, TAILS, TUPLE, BackendState, EndpointKind, Hook
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import Maps
 from pydatapath.plan import Address, EndpointSet, Frontend, FrontendKind, PortPlan, change
@@ -91,7 +91,7 @@ MAC = {address: f"02:00:00:00:00:{index:02x}" for index, address in enumerate((N
 UPLINK_MAC = "02:00:00:00:01:01"
 GATEWAY_MAC = SERVICE_GATEWAY_MAC
 # LRU maps hand out free entries to CPUs by the hundred: not so small that one CPU takes what another has
-SIZES = Sizes(flows=4096, half_open=4096, services=64, backends=64, endpoints=1024)
+SIZES = Sizes(flows=4096, half_open=4096, services=64, backends=64, endpoints=1024, fragments=1024)
 
 DEVICES = {CLIENT: "pod2", BACKEND: "pod3", SECOND: "pod4"}
 _SKB_BYTES = 192  # struct __sk_buff (include/uapi/linux/bpf.h), and where test-run lets us fill it in
@@ -227,7 +227,7 @@ class Bed:
     def reset(self) -> None:
         """Empties every map and puts the pods and the node in their places."""
         self.forget_flows()
-        for name in ("services", "targets", "endpoints", "affinities", "vips", "ranges"):
+        for name in ("services", "targets", "endpoints", "affinities", "vips", "ranges", "fragments"):
             self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
         empty = BACKEND_STRUCT.pack(bytes(4), bytes(2), 0, BackendState.UNUSED, 0, 0)
         self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
@@ -343,6 +343,12 @@ class Bed:
             last_used, *rest = AFFINITY.unpack(raw)
             self.maps["affinities"].update(key, AFFINITY.pack(last_used - int(seconds * clock.HZ), *rest))
 
+    def age_fragments(self, seconds: float) -> None:
+        """Lets the first fragments that were seen be older by this much."""
+        for key, raw in self.maps["fragments"].items():
+            first_seen, *rest = FRAGMENT.unpack(raw)
+            self.maps["fragments"].update(key, FRAGMENT.pack(first_seen - int(seconds * clock.HZ), *rest))
+
     def counted(self) -> dict[str, int]:
         """What was counted since the reset, by name, without the zeros."""
         now = tables.counters(self.maps)
@@ -392,7 +398,7 @@ def leaves(packet: Packet, *, mac: str = "", **fields: object) -> Packet:
 
 
 def _program_names() -> list[str]:
-    return [WALK, *(hook.program for hook in Hook)]
+    return [*TAILS, *(hook.program for hook in Hook)]
 
 
 def _address(text: str) -> Address:

@@ -36,7 +36,14 @@ PINS = bpffs.BPFFS / "pydatapath" / f"contract{os.getpid()}"
 
 # Instructions that the verifier looks at for a program, half as many again as Linux 6.18 takes. A program that needs
 # more has grown: that is asked for here first. (Every kernel since 5.2 takes a million.)
-BUDGET = {"walk": 140_000, "from_pod": 4_300, "from_uplink": 4_300, "to_bridge": 5_000, "to_uplink": 6_700}
+BUDGET = {
+    "walk": 140_000,
+    "leave": 20_000,
+    "from_pod": 4_500,
+    "from_uplink": 4_500,
+    "to_bridge": 5_200,
+    "to_uplink": 6_900,
+}
 
 
 @pytest.fixture
@@ -275,7 +282,7 @@ class ProgramInfo(libbpf._ProgramInfo):
     )
 
 
-@pytest.mark.parametrize("name", [layout.WALK, *(hook.program for hook in Hook)])
+@pytest.mark.parametrize("name", [*layout.TAILS, *(hook.program for hook in Hook)])
 def test_the_verifier_has_not_more_to_look_at(loaded: Bed, name: str):
     """The count grows when the program does: raise the budget knowingly, or find out what it was."""
     info = ProgramInfo()

@@ -100,7 +100,7 @@ def test_what_is_called_is_read_back_as_it_was_written(called: Called) -> None:
 
 def test_the_maps_are_those_of_the_c_code() -> None:
     """Name, type, structs and size of every pinned map but the program array, which is made anew at each load."""
-    text = "".join(c_text(path.name) for path in source.directory().glob("*.h"))
+    text = "".join(c_text(path.name) for path in source.directory().glob("*.[ch]"))
     found = re.findall(
         r'BPF_TABLE_PINNED\("(\w+)", ([\w ]+), ([\w ]+), (\w+), (\w+), MAP_DIRECTORY "/(\w+)"(, \d+)?\);', text
     )
@@ -120,7 +120,7 @@ def test_the_hooks_are_those_of_the_c_code() -> None:
     assert body is not None
     assert re.findall(r"\w+", body[1]) == [hook.name for hook in Hook]
     programs = re.findall(r"^int (\w+)\(struct __sk_buff \*skb\)", c_text("datapath.c"), re.MULTILINE)
-    assert sorted(programs) == sorted([layout.WALK, *(hook.program for hook in Hook)])
+    assert sorted(programs) == sorted([*layout.TAILS, *(hook.program for hook in Hook)])
     for hook in Hook:
         direction, _, role = hook.program.partition("_")
         assert (hook.direction, hook.role) == ({"from": "ingress", "to": "egress"}[direction], role)
