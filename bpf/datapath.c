@@ -102,11 +102,9 @@ enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NO_PORT, KIND_NOT_HERE, 
  */
 static inline __be32 seen_source(enum hook hook, const struct tuple *key, const struct tuple *to)
 {
-	if (to->destination == key->source)
-		return NODE_ADDRESS;
 	if (hook == FROM_UPLINK && !endpoints.lookup((__be32 *)&to->destination))
 		return UPLINK_ADDRESS;
-	return key->source;
+	return to->destination == key->source ? NODE_ADDRESS : key->source;
 }
 
 static inline enum kind classify(enum hook hook, const struct tuple *key, struct flow *flow)

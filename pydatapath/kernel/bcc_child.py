@@ -2,8 +2,8 @@
 
 Request: text, cflags, programs, tails (those that go into the program array: {program: place}), records (maps whose
 structs are asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size],
-...]}}, "programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error": "missing" | "compile" |
-"load PROGRAM"}.
+...]}}, "programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error": "missing" | "compile"
+| "load PROGRAM"}.
 """
 
 from __future__ import annotations

@@ -200,6 +200,12 @@ def test_S31_the_answer_reaches_the_client_from_the_address_that_it_called(bed: 
     assert not bed.run(by[0], answer_to(there, "A"), device=by[1]).walked
 
 
+def test_S29_a_backend_elsewhere_that_gets_itself_sees_the_node_where_it_can_answer(bed: Bed):
+    """A pod of another node calls by this one, and is balanced to itself: the bridge's address is none it knows."""
+    bed.serve({f"{BALANCER}:80/TCP": [f"{POD_ELSEWHERE}:8080"]})
+    assert addresses(bed.run(*calls("a pod elsewhere"))) == (UPLINK, 40000, POD_ELSEWHERE, 8080)
+
+
 def test_N97_two_clients_with_one_port_are_told_apart_behind_the_node(bed: Bed):
     """Both would be the node's address and the same port at one backend: the second gets another port."""
     bed.serve({f"{BALANCER}:80/TCP": [ELSEWHERE]})

@@ -102,14 +102,16 @@ def test_S50_S52_externalTrafficPolicy_Local(cluster: Cluster, at: str, kind: st
     assert set(inside.names) == {pod.name for pod in backends_of(cluster)}
 
 
-@pytest.mark.parametrize("name", ["pod", "outside"])
+@pytest.mark.parametrize(
+    ("name", "at"), [("pod", "balancer"), ("outside", "balancer"), ("pod", "cluster-ip"), ("node", "cluster-ip")]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_S41_without_backends_callers_are_refused_at_once(cluster: Cluster, name: str, kind: str):
+def test_S41_without_backends_callers_are_refused_at_once(cluster: Cluster, name: str, at: str, kind: str):
     """By RST or ICMP, in the kernel: no time-out."""
     apply(cluster, backends=[])
     with (
         pytest.raises(ConnectionRefusedError),
-        dial(caller(cluster, name), way(cluster, "balancer"), KINDS[kind]) as one,
+        dial(caller(cluster, name), way(cluster, at), KINDS[kind]) as one,
     ):
         ask(one)
 
@@ -123,6 +125,15 @@ def test_S95_a_refused_datagram_socket_is_served_when_a_backend_comes(cluster: C
                 ask(one)
         apply(cluster)
         assert ask(one).name in {pod.name for pod in backends_of(cluster)}
+
+
+@pytest.mark.parametrize("name", ["pod", "outside", "node"])
+def test_S39_C3_a_virtual_IP_answers_a_ping(cluster: Cluster, name: str):
+    """By ping's own judgement, at a cluster IP and at a balancer's."""
+    apply(cluster, backends=[])
+    for address in (VIP,) if name == "node" else (VIP, BALANCER):
+        done = caller(cluster, name).exec(["ping", "-c", "3", "-i", "0.01", "-W", "2", address])
+        assert "3 received" in done.stdout, done.stdout
 
 
 def test_S73_session_affinity_ClientIP(cluster: Cluster):
