@@ -107,14 +107,24 @@ static inline __be32 seen_source(enum hook hook, const struct tuple *key, const 
 	return to->destination == key->source ? NODE_ADDRESS : key->source;
 }
 
+/* What leaves by an uplink was met when it came in, unless it is the node's own: for an external or balancer's address */
+static inline bool calls_services(enum hook hook, __be32 source)
+{
+	struct endpoint *sender;
+
+	if (hook != TO_UPLINK)
+		return true;
+	sender = endpoints.lookup(&source);
+	return sender && sender->kind == ENDPOINT_NODE;
+}
+
 static inline enum kind classify(enum hook hook, const struct tuple *key, struct flow *flow)
 {
 	enum caller caller = hook == FROM_UPLINK && !IN_CLUSTER_NETWORK(key->source) ? OUTSIDE : INSIDE;
 
 	flow->to = *key;
 	flow->state = FLOW_NEW;
-	/* Services are not called by way of what leaves */
-	switch (hook == TO_UPLINK ? NO_SERVICE : service_choose(key, caller, flow)) {
+	switch (calls_services(hook, key->source) ? service_choose(key, caller, flow) : NO_SERVICE) {
 	case CHOSEN:
 		flow->to.source = seen_source(hook, key, &flow->to);
 		return KIND_FLOW;
@@ -133,7 +143,7 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		return KIND_FLOW;
 	}
 	/* C2: a cluster IP has no other ports (S37), the address that no service owns none (S38) */
-	if (hook != TO_UPLINK && vip_kind(key->destination) == VIP_CLUSTER)
+	if (calls_services(hook, key->source) && vip_kind(key->destination) == VIP_CLUSTER)
 		return KIND_NO_PORT;
 	return !is_egress(hook) && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
 }
@@ -186,7 +196,7 @@ static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *p
 /* Of no datagram that we know: the stack's, but for one to a service's address, which would be lost there unnamed. */
 static inline int pass_fragment(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
 {
-	if (hook != TO_UPLINK && vip_kind(packet->ip->daddr))
+	if (calls_services(hook, packet->ip->saddr) && vip_kind(packet->ip->daddr))
 		return drop(DROP_FRAGMENT);
 	count(PASS_FRAGMENT);
 	return pass(skb, hook);
@@ -254,7 +264,7 @@ int walk(struct __sk_buff *skb)
 		learn(skb, parsed, &packet);
 	switch (parsed) {
 	case PARSED_ICMP:
-		if (hook != TO_UPLINK && icmp_is_echo(skb, &packet) && vip_kind(packet.ip->daddr))
+		if (icmp_is_echo(skb, &packet) && calls_services(hook, packet.ip->saddr) && vip_kind(packet.ip->daddr))
 			return answer_echo(skb, hook, &packet);
 		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &key, &to))
 			return pass(skb, hook);

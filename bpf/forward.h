@@ -91,13 +91,34 @@ static inline int leave_to_pod(struct __sk_buff *skb, enum hook hook, u32 interf
 	return bpf_redirect_peer(interface, 0);
 }
 
-/* A reply for the node's own socket. From a service it must arrive by the bridge, where the route to the service
- * network leads: from the uplink, a reverse path filter would drop it. From the peer itself it is where it must be. */
-static inline int leave_to_node(struct __sk_buff *skb, enum hook hook, u32 interface, bool same_source)
+/*
+ * Whether a reply for the node's own socket must arrive elsewhere than where it came in, or a reverse path filter would
+ * drop it: by the interface where the route to its new source leads. To a service network that is the bridge, to an
+ * external or balancer's address the uplink. From the peer itself it is where it must be.
+ */
+static inline bool crosses_over(enum hook hook, const struct tuple *key, const struct tuple *to)
 {
-	if (hook == FROM_POD || same_source)
+	if (hook == FROM_POD && UPLINK_INDEX == 0)
+		return false;
+	return key->source != to->source && (hook == FROM_POD) != IN_SERVICE_NETWORK(to->source);
+}
+
+/* Word by word: LLVM 14 would copy from one of two places, and the verifier refuses a pointer that may be either */
+static inline void write_uplink_mac(struct ethhdr *ethernet)
+{
+	const __u16 mac[] = {UPLINK_MAC};
+	volatile __u16 *to = (void *)ethernet->h_dest;
+
+	to[0] = mac[0];
+	to[1] = mac[1];
+	to[2] = mac[2];
+}
+
+static inline int leave_to_node(struct __sk_buff *skb, enum hook hook, u32 bridge, bool crosses)
+{
+	if (!crosses)
 		return pass_walked(skb);
-	return bpf_redirect(interface, BPF_F_INGRESS);
+	return bpf_redirect(hook == FROM_POD ? UPLINK_INDEX : bridge, BPF_F_INGRESS);
 }
 
 static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, const struct route *route)
@@ -129,6 +150,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 {
 	struct route route = {.way = WAY_STRAIGHT};
 	struct endpoint *endpoint = NULL;
+	bool crosses;
 
 	/* The node's own direct connection, under another port, is on its way already */
 	if (hook != TO_UPLINK || key->destination != to->destination) {
@@ -148,6 +170,9 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	}
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
+	crosses = route.way == WAY_NODE && crosses_over(hook, key, to);
+	if (crosses && hook == FROM_POD)
+		write_uplink_mac(packet->ethernet);
 	if (shape == ERROR)
 		icmp_rewrite(packet, quoted, key, to);
 	else if (shape == FRAGMENT)
@@ -158,7 +183,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	case WAY_POD:
 		return leave_to_pod(skb, hook, route.interface);
 	case WAY_NODE:
-		return leave_to_node(skb, hook, route.interface, key->source == to->source);
+		return leave_to_node(skb, hook, route.interface, crosses);
 	case WAY_NEIGHBOUR:
 		return leave_to_neighbour(skb, hook, &route);
 	case WAY_STACK:

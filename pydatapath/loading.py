@@ -136,6 +136,8 @@ def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options
             tuple(dict.fromkeys(one.hook for one in node.attachments)),
             sizes,
             uplink_address=node.addresses[0] if node.addresses else None,
+            uplink_index=node.uplinks[0].index if node.uplinks else 0,
+            uplink_mac=node.uplinks[0].mac if node.uplinks else "00:00:00:00:00:00",
             cluster_networks=node.cluster_networks,
         ),
     )

@@ -79,7 +79,11 @@ class Program:
     service_networks: tuple[IPv4Network, ...]
     hooks: tuple[layout.Hook, ...] = tuple(layout.Hook)
     sizes: Sizes = field(default_factory=Sizes)
-    uplink_address: IPv4Address | None = None  # what a backend elsewhere sees of a client from elsewhere
+    # What a backend elsewhere sees of a client from elsewhere; where answers from balancers' and external addresses,
+    # for the node itself, come in
+    uplink_address: IPv4Address | None = None
+    uplink_index: int = 0
+    uplink_mac: str = "00:00:00:00:00:00"
     cluster_networks: tuple[IPv4Network, ...] = ()  # where the other nodes' pods are
 
 
@@ -106,7 +110,6 @@ def definitions(program: Program) -> dict[str, str]:
         "TIMEOUT_FRAGMENTS": layout.FRAGMENTS_TIMEOUT,
         "TIMEOUT_SHORTEST": min(layout.TIMEOUTS.values()),
     }
-    mac = bytes.fromhex(SERVICE_GATEWAY_MAC.replace(":", ""))
     return {
         **{name: str(number) for name, number in numbers.items()},
         "MAP_DIRECTORY": f'"{program.map_directory}"',
@@ -114,10 +117,18 @@ def definitions(program: Program) -> dict[str, str]:
         "NODE_ADDRESS": _wire(program.node_address),
         "UPLINK_ADDRESS": _wire(program.uplink_address or program.node_address),
         "IN_CLUSTER_NETWORK(a)": _within(dict.fromkeys((*program.pod_networks, *program.cluster_networks))),
-        "SERVICE_GATEWAY_MAC": ",".join(str(int.from_bytes(mac[i : i + 2], sys.byteorder)) for i in (0, 2, 4)),
+        "UPLINK_INDEX": str(program.uplink_index),
+        "UPLINK_MAC": _mac_words(program.uplink_mac),
+        "SERVICE_GATEWAY_MAC": _mac_words(SERVICE_GATEWAY_MAC),
         "IN_POD_NETWORK(a)": _within(program.pod_networks),
         "IN_SERVICE_NETWORK(a)": _within(program.service_networks),
     }
+
+
+def _mac_words(text: str) -> str:
+    """The initializer of three 16-bit words, as a load from a packet gives them."""
+    mac = bytes.fromhex(text.replace(":", ""))
+    return ",".join(str(int.from_bytes(mac[place : place + 2], sys.byteorder)) for place in (0, 2, 4))
 
 
 def _wire(address: IPv4Address) -> str:

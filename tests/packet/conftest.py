@@ -45,6 +45,8 @@ PROGRAM = compile.Program(
     SERVICE_NETWORKS,
     sizes=SIZES,
     uplink_address=IPv4Address(UPLINK),
+    uplink_index=99,  # BPF_PROG_TEST_RUN tells nothing of where a redirect leads
+    uplink_mac=UPLINK_MAC,
     cluster_networks=CLUSTER_NETWORKS,
 )
 PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator

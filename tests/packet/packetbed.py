@@ -54,6 +54,7 @@ __all__ = [
     "TCP",
     "UDP",
     "UPLINK",
+    "UPLINK_MAC",
     "VIP",
     "VIP_TWO",
     "Bed",

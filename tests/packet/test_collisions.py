@@ -8,6 +8,7 @@ import pytest
 from packetbed import (
     BACKEND,
     CLIENT,
+    FAR,
     NODE,
     PASS,
     REDIRECT,
@@ -158,9 +159,9 @@ def test_N93_the_nodes_own_connections_are_told_apart(bed: Bed, protocol: str, o
         assert back.verdict == verdict
 
 
-@pytest.mark.parametrize("packet", [tcp(NODE, 4, VIP, 80), udp(CLIENT, 4, VIP, 53)], ids=["the node's", "a pod's"])
-def test_nobody_calls_a_service_by_way_of_an_uplink(bed: Bed, packet: Packet):
-    """What goes out there goes to another machine, which may have that address: not ours to change."""
+@pytest.mark.parametrize("packet", [tcp(FAR, 4, VIP, 80), udp(CLIENT, 4, VIP, 53)], ids=["a stranger's", "a pod's"])
+def test_what_the_stack_forwards_is_not_met_again_at_an_uplink(bed: Bed, packet: Packet):
+    """It was met where it came in, and what goes out there goes to another machine, which may have that address."""
     outcome = bed.run(Hook.TO_UPLINK, packet)
     assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
     assert bed.counted() == {}

@@ -12,13 +12,16 @@ from packetbed import (
     FAR,
     MAC,
     NODE,
+    PASS,
     REDIRECT,
     REMOTE,
     SECOND,
     UPLINK,
+    UPLINK_MAC,
     VIP,
     Bed,
     Hook,
+    Outcome,
     Packet,
     Serving,
     addresses,
@@ -223,6 +226,39 @@ def test_S56_a_backend_that_is_this_node_sees_the_client(bed: Bed):
     bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
     bed.serve({f"{BALANCER}:80/TCP": [f"{UPLINK}:8080"]})
     assert addresses(bed.run(*calls("outside"))) == (FAR, 40000, UPLINK, 8080)
+
+
+# The node itself, at addresses that are routed by its uplink
+
+
+def own_call(bed: Bed, backend: str) -> tuple[Packet, Outcome]:
+    """The node's SYN to a balancer's address on its way out, and what becomes of it."""
+    bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
+    bed.serve({f"{BALANCER}:80/TCP": Serving([f"{backend}:8080"], kind="load-balancer-ip")})
+    call = tcp(UPLINK, 40000, BALANCER, 80)
+    return call, bed.run(Hook.TO_UPLINK, call)
+
+
+@pytest.mark.parametrize("backend", [BACKEND, REMOTE], ids=["here", "elsewhere"])
+def test_S53_the_node_calls_a_balancers_address(bed: Bed, backend: str):
+    """Caught where it leaves; the answer comes in by the uplink, where the route to that address leads (rp_filter)."""
+    call, there = own_call(bed, backend)
+    assert (there.verdict, addresses(there)) == (REDIRECT, (UPLINK, 40000, backend, 8080))
+    if backend == BACKEND:
+        back = bed.run(Hook.FROM_POD, answer_to(there), device="pod3")
+        assert (back.verdict, back.packet[:6].hex(":")) == (REDIRECT, UPLINK_MAC)
+    else:
+        back = bed.run(Hook.FROM_UPLINK, answer_to(there))
+        assert back.verdict == PASS
+    assert addresses(back) == reverse(addresses(call))
+
+
+def test_S43_the_node_is_refused_where_nobody_serves_a_balancers_address(bed: Bed):
+    """kube-proxy lets such a packet leave the node."""
+    bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
+    bed.serve({f"{BALANCER}:80/TCP": Serving([], kind="load-balancer-ip")})
+    outcome = bed.run(Hook.TO_UPLINK, tcp(UPLINK, 40000, BALANCER, 80))
+    assert (outcome.verdict, outcome.ip.src, outcome.ip.payload.flags) == (REDIRECT, BALANCER, "RA")
 
 
 # Session affinity

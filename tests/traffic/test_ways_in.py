@@ -61,7 +61,7 @@ WAYS = ("cluster-ip", "node-port", "external-ip", "balancer")
 # datapath. The node itself meets no hook of ours on its way to its own address.
 MATRIX = [
     *((name, at) for name in ("pod", "backend", "outside") for at in WAYS),
-    ("node", "cluster-ip"),
+    *(("node", at) for at in WAYS if at != "node-port"),
     ("pod-elsewhere", "node-port"),
 ]
 
@@ -76,7 +76,7 @@ def test_S28_S31_S49_all_ways_lead_to_all_backends(cluster: Cluster, name: str, 
     assert found.failures == []
     assert set(found.names) == {pod.name for pod in backends_of(cluster)}
     here, there = backends_of(cluster)
-    own = BRIDGE if name == "node" else calling.address
+    own = BRIDGE if (name, at) == ("node", "cluster-ip") else calling.address
     hidden = {there.name: cluster.lab.node(1).address} if name in ("outside", "pod-elsewhere") else {}
     hairpin = {here.name: BRIDGE} if name == "backend" else {}
     sources = {here.name: own, there.name: own} | hidden | hairpin
@@ -103,7 +103,8 @@ def test_S50_S52_externalTrafficPolicy_Local(cluster: Cluster, at: str, kind: st
 
 
 @pytest.mark.parametrize(
-    ("name", "at"), [("pod", "balancer"), ("outside", "balancer"), ("pod", "cluster-ip"), ("node", "cluster-ip")]
+    ("name", "at"),
+    [("pod", "balancer"), ("outside", "balancer"), ("pod", "cluster-ip"), ("node", "cluster-ip"), ("node", "balancer")],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_S41_without_backends_callers_are_refused_at_once(cluster: Cluster, name: str, at: str, kind: str):
@@ -131,7 +132,7 @@ def test_S95_a_refused_datagram_socket_is_served_when_a_backend_comes(cluster: C
 def test_S39_C3_a_virtual_IP_answers_a_ping(cluster: Cluster, name: str):
     """By ping's own judgement, at a cluster IP and at a balancer's."""
     apply(cluster, backends=[])
-    for address in (VIP,) if name == "node" else (VIP, BALANCER):
+    for address in (VIP, BALANCER):
         done = caller(cluster, name).exec(["ping", "-c", "3", "-i", "0.01", "-W", "2", address])
         assert "3 received" in done.stdout, done.stdout
 
