@@ -118,6 +118,16 @@ static inline void flow_note_closing(struct flow *flow, u8 tcp_flags)
 		flow->flags |= FLOW_RST;
 }
 
+/*
+ * N38, N101: whoever goes on sending for over a second after a RST has not sent it: it was forged, or had a number that
+ * nobody believed (there is no window tracking here, C10). The connection has its long life back.
+ */
+static inline void flow_forget_reset(struct flow *flow, u8 tcp_flags)
+{
+	if (!(tcp_flags & (TCP_RST | TCP_SYN)) && now() - flow->last_seen >= HZ)
+		flow->flags &= ~FLOW_RST;
+}
+
 /* The entry that a flow's other direction must have */
 static inline struct flow flow_opposite(const struct flow *flow, const struct tuple *key)
 {
@@ -157,6 +167,7 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 		flows.delete((struct tuple *)key);
 		return false;
 	}
+	flow_forget_reset(flow, packet->tcp_flags);
 	flow->last_seen = now();
 	flow_count(flow, packet);
 	flow_note_closing(flow, packet->tcp_flags);

@@ -97,6 +97,21 @@ def test_N38_RST_shortens_the_state(bed: Bed, side: str, flags: str):
 
 
 @pytest.mark.parametrize("side", ["client", "backend"])
+def test_N38_N101_a_RST_that_nobody_believed_is_forgotten(bed: Bed, side: str):
+    """Its sender goes on: the connection is established again, and a SYN that was forged, too, chooses nothing anew."""
+    there = bed.establish(SYN)
+    _ = bed.run(Hook.FROM_POD, client("R")) if side == "client" else bed.answer(there, "R")
+    bed.age(2)
+    _ = bed.answer(there, "A") if side == "client" else bed.run(Hook.FROM_POD, client("A"))
+    assert states(bed, there) == {FlowState.CLOSING}  # the other side may not have heard of it yet
+    bed.age(2)
+    _ = bed.run(Hook.FROM_POD, client("A")) if side == "client" else bed.answer(there, "A")
+    assert states(bed, there) == {FlowState.ESTABLISHED}
+    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080", *(f"{SECOND}:{port}" for port in range(8000, 8016))]})
+    assert {send(bed, SYN) for _ in range(10)} == {BACKEND}
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
 def test_RST_ends_a_half_open_flow(bed: Bed, side: str):
     """Refused or given up: both entries go, and the next attempt may be given another backend."""
     there = bed.run(Hook.FROM_POD, SYN)
