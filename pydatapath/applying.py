@@ -53,9 +53,9 @@ def load_object(stored: Stored) -> Service | EndpointSlice:
 
 
 def here(records: Records) -> Here:
-    """The node that is planned for, as `load` found it."""
-    name, zone = records.get("node_name", ""), records.get("zone", "")
-    return Here(name, tuple(records.get("node_port_addresses", ())), zone)
+    """The node that is planned for, as `load` found it, and what it was told."""
+    name, zone, algorithm = records.get("node_name", ""), records.get("zone", ""), records.get("algorithm", "random")
+    return Here(name, tuple(records.get("node_port_addresses", ())), zone, algorithm)
 
 
 def apply(

@@ -23,7 +23,7 @@ from pydatapath.instance import Instance
 from pydatapath.kernel import flowtable, libbpf, netns, tables, tc
 from pydatapath.kernel.layout import MAPS, Hook, MapType
 from pydatapath.kernel.maps import Maps
-from pydatapath.model import Backend, EndpointSlice, Service
+from pydatapath.model import Backend, BackendState, Endpoint, EndpointSlice, Service
 from pydatapath.node import Node, Options
 from pydatapath.records import HostChange, Records, Stored
 from pydatapath.views import Flow, InterfaceStatus, MapStatus, ServiceStatus, Status
@@ -137,12 +137,14 @@ class Datapath:
             keys = [("Service", namespace, name), *(one.key for one in records.slices(namespace, name))]
             return applying.apply(records, self._maps, (), delete=keys)
 
-    def add_backend(self, key: str, address: str, port: int | None = None, *, node: str = "") -> list[Outcome]:
-        """Adds one backend to a service. Raises NotFound, or Conflict where it serves already."""
+    def add_backend(
+        self, key: str, address: str, port: int | None = None, *, node: str = "", weight: int = 1
+    ) -> list[Outcome]:
+        """Adds one backend to a service, or one that drains again. Raises NotFound, or Conflict where it serves."""
         with self.instance.locked(), Records(self.instance.records) as records:
             service, slices = self._service_and_slices(records, key)
             where = node or self._node_of(records, address)
-            changed = editing.add_backends(service, slices, [(address, port, where)])
+            changed = editing.add_backends(service, slices, [(address, port, where)], weight=weight)
             return applying.apply(records, self._maps, changed)
 
     def remove_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
@@ -152,6 +154,12 @@ class Datapath:
             changed, emptied = editing.remove_backend(service, slices, address, port)
             keys = [("EndpointSlice", one.namespace, one.name) for one in emptied]
             return applying.apply(records, self._maps, changed, delete=keys)
+
+    def drain_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
+        """Lets one backend of a service finish its open flows and gives it no new ones. Raises NotFound."""
+        with self.instance.locked(), Records(self.instance.records) as records:
+            service, slices = self._service_and_slices(records, key)
+            return applying.apply(records, self._maps, editing.drain_backend(service, slices, address, port))
 
     def objects(self) -> list[Stored]:
         """Every object as it was applied."""
@@ -328,8 +336,15 @@ def _backends(
                     node=endpoint.node_name,
                     name=endpoint.target_name,
                     local=endpoint.node_name == here.name,
-                    state="active" if endpoint.ready else "terminating",
+                    state=_state(endpoint),
                     flows=tally[(service.namespace, service.name, port.name, port.protocol, at)],
                 )
             )
     return found
+
+
+def _state(endpoint: Endpoint) -> BackendState:
+    """Of one that may be chosen, or drains."""
+    if not endpoint.weight:
+        return "draining"
+    return "active" if endpoint.ready else "terminating"

@@ -1,22 +1,23 @@
-"""Services made by hand: `service add`, `backend add` and `backend remove` as edits of the same objects as manifests.
+"""Services made by hand: `service add` and `backend add`, `remove`, `drain` as edits of the same objects as manifests.
 
 A service's hand-made backends live in slices of their own, one for each port number, because a slice holds one number
-for each port name. Removing looks into every slice, so a backend of a manifest can be taken away, too.
+for each port name. Removing and draining look into every slice, so that backends of a manifest can be meant, too.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from pydatapath import schema
+from pydatapath.annotations import weigh
 from pydatapath.errors import Conflict, DatapathError, NotFound
 from pydatapath.model import EndpointSlice, Service
 
-__all__ = ["PortSpec", "add_backends", "free_cluster_ip", "new_service", "remove_backend"]
+__all__ = ["PortSpec", "add_backends", "drain_backend", "free_cluster_ip", "new_service", "remove_backend"]
 
 MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
 SERVICE_NAME: Final = "kubernetes.io/service-name"
@@ -69,11 +70,15 @@ def new_service(namespace: str, name: str, cluster_ip: str, ports: Sequence[Port
 
 
 def add_backends(
-    service: Service, slices: Sequence[EndpointSlice], backends: Iterable[tuple[str, int | None, str]]
+    service: Service,
+    slices: Sequence[EndpointSlice],
+    backends: Iterable[tuple[str, int | None, str]],
+    *,
+    weight: int = 1,
 ) -> list[EndpointSlice]:
-    """The slices that must be applied so that these serve, each (address, port, node).
+    """The slices that must be applied so that these serve, each (address, port, node), all with this weight.
 
-    Port None is the target port, node "" is not known.
+    Port None is the target port, node "" is not known. One that drains takes new flows again.
 
     Raises Conflict where one serves already, DatapathError where the port does not say which service port is meant.
     """
@@ -81,8 +86,14 @@ def add_backends(
     changed: dict[str, None] = {}
     for address, port, node in backends:
         numbers = _target_numbers(service, port)
-        if _find(slices, address, numbers) or any(_has(documents[name], address, numbers) for name in changed):
-            raise Conflict(f"Service {service.key} has the backend {_text(address, port)} already")
+        there = [name for name, document in documents.items() if _has(document, address, numbers)]
+        if there:
+            if not all(_drains(slices, name, address) for name in there):
+                raise Conflict(f"Service {service.key} has the backend {_text(address, port)} already")
+            for name in there:
+                weigh(documents[name], address, weight)
+                changed[name] = None
+            continue
         name = f"{service.name}-by-hand-{'-'.join(str(number) for number in numbers)}"
         document = documents.setdefault(name, _empty_slice(service, name, numbers))
         changed[name] = None
@@ -90,6 +101,7 @@ def add_backends(
             *(document.get("endpoints") or []),
             {"addresses": [address], "conditions": {"ready": True}, **({"nodeName": node} if node else {})},
         ]
+        weigh(document, address, weight)
     return [_parsed(documents[name]) for name in changed]
 
 
@@ -98,23 +110,45 @@ def remove_backend(
 ) -> tuple[list[EndpointSlice], list[EndpointSlice]]:
     """The slices to apply and the slices to delete so that this address no longer serves. Raises NotFound."""
     kept, emptied = [], []
-    for one in slices:
-        numbers = {slice_port.port for slice_port in one.ports}
-        if not any(address == each.address for each in one.endpoints) or (port is not None and port not in numbers):
-            continue
+    for one in _holding(service, slices, address, port):
         document = copy.deepcopy(dict(one.manifest))
         document["endpoints"] = [each for each in document["endpoints"] if each["addresses"][0] != address]
+        weigh(document, address, 1)
         by_hand = document["metadata"].get("labels", {}).get(MANAGED_BY) == BY_HAND
         if by_hand and not document["endpoints"]:
             emptied.append(one)
         else:
             kept.append(_parsed(document))
-    if not kept and not emptied:
+    return kept, emptied
+
+
+def drain_backend(
+    service: Service, slices: Sequence[EndpointSlice], address: str, port: int | None
+) -> list[EndpointSlice]:
+    """The slices to apply so that this address takes no new flows and keeps those that it has. Raises NotFound."""
+    drained = []
+    for one in _holding(service, slices, address, port):
+        document = copy.deepcopy(dict(one.manifest))
+        weigh(document, address, 0)
+        drained.append(_parsed(document))
+    return drained
+
+
+def _holding(
+    service: Service, slices: Sequence[EndpointSlice], address: str, port: int | None
+) -> Iterator[EndpointSlice]:
+    """The slices that hold a backend, at this port number or (None) at any. Raises NotFound."""
+    found = False
+    for one in slices:
+        numbers = {slice_port.port for slice_port in one.ports}
+        if any(address == each.address for each in one.endpoints) and (port is None or port in numbers):
+            found = True
+            yield one
+    if not found:
         raise NotFound(
             f"Service {service.key} has no backend {_text(address, port)}",
             hint=f"`pydatapath backend list {service.key}` shows those that it has",
         )
-    return kept, emptied
 
 
 def _text(address: str, port: int | None) -> str:
@@ -135,8 +169,10 @@ def _target_numbers(service: Service, port: int | None) -> list[int]:
     return [one.target_port if isinstance(one.target_port, int) else one.port for one in service.ports]
 
 
-def _find(slices: Sequence[EndpointSlice], address: str, numbers: Sequence[int]) -> bool:
-    return any(_has(dict(one.manifest), address, numbers) for one in slices)
+def _drains(slices: Sequence[EndpointSlice], name: str, address: str) -> bool:
+    return any(
+        one.name == name and not each.weight for one in slices for each in one.endpoints if each.address == address
+    )
 
 
 def _has(document: dict[str, Any], address: str, numbers: Sequence[int]) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["clean_up", "load", "require_root", "unload"]
 
 # The facts that a plan is made of (applying.here), and what they are before the first load
-_PLACE: Final[Mapping[str, object]] = {"node_name": "", "node_port_addresses": [], "zone": ""}
+_PLACE: Final[Mapping[str, object]] = {"node_name": "", "node_port_addresses": [], "zone": "", "algorithm": "random"}
 
 
 def load(instance: Instance, options: Options) -> Node:
@@ -72,6 +72,7 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
                 "node_name": node.name,
                 "node_port_addresses": [str(address) for address in node.node_port_addresses],
                 "zone": node.zone,
+                "algorithm": options.algorithm,
             }
         )
         try:

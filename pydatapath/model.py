@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 __all__ = [
     "AddressType",
+    "Algorithm",
     "Backend",
     "BackendState",
     "Endpoint",
@@ -28,6 +29,7 @@ Protocol = Literal["TCP", "UDP", "SCTP"]
 ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 AddressType = Literal["IPv4", "IPv6", "FQDN"]
 Policy = Literal["Cluster", "Local"]
+Algorithm = Literal["random", "maglev"]
 BackendState = Literal["active", "draining", "terminating", "gone"]
 
 
@@ -56,8 +58,9 @@ class Service:
     all nodes' or only this one's; the first is Cluster where it does not count (S71). `affinity` is how many seconds a
     client keeps its backend, 0 for no affinity (S73). `source_ranges` are the networks that may call the load
     balancer's addresses (S62), canonical; without any all may. `health_check_node_port` is None where nobody listens
-    there (S80, S82). `manifest` is the document it came from, without what only the
-    API server writes; two services are unchanged when their manifests are equal.
+    there (S80, S82). `algorithm` is how new flows are shared among the backends, None where the service does not say.
+    `manifest` is the document it came from, without what only the API server writes; two services are unchanged when
+    their manifests are equal.
     """
 
     namespace: str
@@ -73,6 +76,7 @@ class Service:
     affinity: int = 0
     source_ranges: tuple[str, ...] = ()
     health_check_node_port: int | None = None
+    algorithm: Algorithm | None = None
     manifest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -96,7 +100,8 @@ class Endpoint:
 
     `node_name` is None where the slice does not say: such an endpoint is remote (S27). `target_name` is the name of
     the pod behind it, for people. `zone` is where it is, None where the slice does not say; `for_zones` and
-    `for_nodes` are the hints: who is advised to call it (S84).
+    `for_nodes` are the hints: who is advised to call it (S84). `weight` is its share of the new flows beside others';
+    with 0 it drains: it gets none and keeps those that it has (C12).
     """
 
     addresses: tuple[str, ...]
@@ -108,6 +113,7 @@ class Endpoint:
     zone: str | None = None
     for_zones: tuple[str, ...] = ()
     for_nodes: tuple[str, ...] = ()
+    weight: int = 1
 
     @property
     def address(self) -> str:

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any, Final
 
+from pydatapath.annotations import ALGORITHMS
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Hook
+from pydatapath.model import Algorithm
 
 __all__ = ["DEFAULT_SERVICE_CIDR", "LIMITS", "Attachment", "Node", "Options", "resolve"]
 
 DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
 LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22)}  # the least and the most
+WORDS: Final = {"algorithm": ALGORITHMS}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Options:
     service_cidr: tuple[str, ...] = (DEFAULT_SERVICE_CIDR,)
     nodeport_addresses: tuple[str, ...] = ()
     zone: str = ""
+    algorithm: Algorithm = "random"
     max_flows: int = 131_072
     max_backends: int = 65_536
 
@@ -52,6 +56,8 @@ class Options:
             least, most = LIMITS.get(name, (0, 0))
             if name in LIMITS and not least <= value <= most:
                 raise DatapathError(f"option {name!r} must be from {least:,} to {most:,}, not {value:,}")
+            if value not in WORDS.get(name, (value,)):
+                raise DatapathError(f"option {name!r} must be {' or '.join(WORDS[name])}, not {value!r}")
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return Options(**given)
 

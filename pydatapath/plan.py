@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from pydatapath.guarding import Guard, GuardChange, Guards, guard_change, ipv4_ranges
 from pydatapath.kernel.layout import ServiceFlag, VipKind
-from pydatapath.model import Endpoint, EndpointSlice, Policy, Protocol, Service, ServicePort
-from pydatapath.serving import Address, Here, cluster_set, known_endpoints, local_set
+from pydatapath.model import Algorithm, EndpointSlice, Policy, Protocol, Service, ServicePort
+from pydatapath.serving import Address, Here, cluster_set, draining, known_endpoints, local_set, used_endpoints
+from pydatapath.slots import OutOfRoom, Room, Run, slots_of
 
 __all__ = [
     "Address",
@@ -27,6 +28,7 @@ __all__ = [
     "Here",
     "Live",
     "LiveBackend",
+    "OutOfRoom",
     "PortPlan",
     "Run",
     "change",
@@ -65,7 +67,8 @@ class PortPlan:
 
     `cluster` are those that serve it anywhere, `local` those on this node, empty where no policy asks for them.
     `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73). `sources` are the networks that
-    may call its load balancer's addresses, None for all (S62); of no network of this family, none may (C6).
+    may call its load balancer's addresses, None for all (S62); of no network of this family, none may (C6). `weights`
+    are those that are not 1; who has 0 drains, and is in none of the sets (C12).
     """
 
     namespace: str
@@ -77,6 +80,8 @@ class PortPlan:
     local: tuple[Address, ...] = ()
     affinity: int = 0
     sources: tuple[str, ...] | None = None
+    algorithm: Algorithm = "random"
+    weights: Mapping[Address, int] = field(default_factory=dict, hash=False)
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -89,6 +94,21 @@ class PortPlan:
         used = {one for frontend in self.frontends for one in (frontend.inside, frontend.outside)}
         both: dict[EndpointSet, tuple[Address, ...]] = {"cluster": self.cluster, "local": self.local}
         return {name: backends for name, backends in both.items() if name in used}
+
+    @property
+    def slots(self) -> dict[EndpointSet, tuple[Address, ...]]:
+        """What stands in the slots of each set; a set of the same backends has the same slots."""
+        sets = self.sets
+        runs = {
+            backends: slots_of({at: self.weights.get(at, 1) for at in backends}, self.algorithm)
+            for backends in {*sets.values()}
+        }
+        return {name: runs[backends] for name, backends in sets.items()}
+
+    @property
+    def draining(self) -> list[Address]:
+        """The backends that only keep their open flows."""
+        return [at for at, weight in self.weights.items() if not weight]
 
     def flags(self, frontend: Frontend) -> ServiceFlag:
         """Whose calls are dropped: nothing is here, but elsewhere (S36, S51), or not everybody may call (S62, S65)."""
@@ -126,31 +146,20 @@ def _port_plan(
 ) -> PortPlan:
     known = known_endpoints(port, slices)
     wants_local = any("local" in (one.inside, one.outside) for one in frontends)
+    cluster, local = cluster_set(known, here), local_set(known, here) if wants_local else []
     return PortPlan(
         service.namespace,
         service.name,
         port.name,
         port.protocol,
         frontends=tuple(frontends),
-        cluster=tuple(address for address, _ in cluster_set(known, here)),
-        local=tuple(address for address, _ in local_set(known, here)) if wants_local else (),
+        cluster=tuple(address for address, _ in cluster),
+        local=tuple(address for address, _ in local),
         affinity=service.affinity,
         sources=ipv4_ranges(service.source_ranges) if service.source_ranges else None,
+        algorithm=service.algorithm or here.algorithm,
+        weights={at: one.weight for at, one in [*cluster, *local, *draining(known)] if one.weight != 1},
     )
-
-
-def used_endpoints(
-    service: Service, port: ServicePort, slices: Iterable[EndpointSlice], here: Here
-) -> list[tuple[Address, Endpoint]]:
-    """The endpoints that a port's policies may choose, by address: the Cluster set, and the Local one where it counts.
-
-    The second may have more: one that is here and terminating, while others are ready elsewhere (S24).
-    """
-    known = known_endpoints(port, slices)
-    used = dict(cluster_set(known, here))
-    if "Local" in (service.internal_policy, service.external_policy):
-        used |= dict(local_set(known, here))
-    return sorted(used.items(), key=lambda pair: pair[0])
 
 
 def _frontends(service: Service, ports: list[ServicePort], here: Here) -> Iterator[tuple[ServicePort, Frontend]]:
@@ -183,14 +192,6 @@ def _ipv4(addresses: Iterable[str]) -> list[str]:
     return [address for address in addresses if ":" not in address]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Run:
-    """Slots one after the other, each the number of a backend."""
-
-    first_slot: int = 0
-    slot_count: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Called:
     """A service port at one address in the map: its runs for callers inside the cluster and outside, the number that
@@ -211,11 +212,12 @@ class Called:
 
 @dataclass(frozen=True, slots=True)
 class LiveBackend:
-    """A backend in the map, at the place that is its number."""
+    """A backend in the map, at the place that is its number; one that is draining takes no new flows."""
 
     address: Address
     generation: int
     service: int
+    draining: bool = False
 
 
 @dataclass(slots=True)
@@ -223,10 +225,10 @@ class Live:
     """What the maps hold of the services that change, and where there is room.
 
     `services`: every called address and what is there; `slots`: the backend numbers of the changing services' runs, by
-    first slot; `backends`: the active backends in those, by number; `free_backends`: numbers that may be given, each
-    with its generation, never-used ones first; `targets`: how many active backends listen at an address; the limits
-    are the entries of the maps. `whole`: all services change, and `backends` are all that are active, also those that a
-    change which was killed gave to no run.
+    first slot; `backends`: the active backends in those, and those that drain, by number; `free_backends`: numbers that
+    may be given, each with its generation, never-used ones first; `targets`: how many such backends listen at an
+    address; the limits are the entries of the maps. `whole`: all services change, and `backends` are all that are
+    active or drain, also those that a change which was killed gave to no run.
     """
 
     services: dict[Address, Called] = field(default_factory=dict)
@@ -247,10 +249,19 @@ class Live:
             found.setdefault(called.number, []).append(at)
         return found
 
+    @property
+    def backends_by_service(self) -> dict[int, dict[Address, int]]:
+        """The number of each backend, by its service port's number and its address."""
+        found: dict[int, dict[Address, int]] = {}
+        for number, one in self.backends.items():
+            found.setdefault(one.service, {}).setdefault(one.address, number)
+        return found
+
 
 @dataclass(slots=True)
 class Change:
-    """Writes in their order: new backends, targets, runs, guards; then the services switch; then what is over goes.
+    """Writes in their order: backends that are new or drain no longer, targets, runs, guards; then the services switch;
+    then backends drain, and what is over goes.
 
     A packet between any two of these steps sees the old state of a service or the new one, never half of each.
     """
@@ -261,6 +272,7 @@ class Change:
     guards: GuardChange = field(default_factory=GuardChange)
     services: dict[Address, Called] = field(default_factory=dict)
     removed_services: list[Address] = field(default_factory=list)
+    draining_backends: dict[int, LiveBackend] = field(default_factory=dict)
     gone_backends: dict[int, LiveBackend] = field(default_factory=dict)
     removed_targets: list[Address] = field(default_factory=list)
 
@@ -268,14 +280,6 @@ class Change:
     def empty(self) -> bool:
         """Whether there is nothing to write."""
         return self == Change()
-
-
-class OutOfRoom(Exception):
-    """A map has no room left: its name and its size."""
-
-    def __init__(self, table: str, size: int) -> None:
-        super().__init__(table, size)
-        self.table, self.size = table, size
 
 
 def change(
@@ -290,13 +294,15 @@ def change(
     the number of each wanted one. Raises OutOfRoom.
     """
     result = Change()
-    room = _SlotRoom(live)
+    room = Room({run for called in live.services.values() for run in called.runs}, live.slot_limit)
+    backends = live.backends_by_service
     kept: set[Address] = set()
     staying: set[int] = set()
     for port in wanted:
         number = numbers[port.key]
-        stock = _Stock(number, before.get(number, ()), live)
-        runs = {name: stock.run(backends, room, result) for name, backends in port.sets.items()}
+        stock = _Stock(number, before.get(number, ()), live, backends.get(number, {}))
+        runs = {name: stock.run(slots, room, result) for name, slots in port.slots.items()}
+        stock.drain(port.draining, result)
         staying.update(stock.used)
         for frontend in port.frontends:
             inside, outside = runs[frontend.inside], runs[frontend.outside]
@@ -317,10 +323,10 @@ def change(
 
 class _Stock:
     """What a service port has in the maps and gets: the numbers of its backends, one pool for all its runs; its runs
-    that are whole, by their backends. `used` are the numbers that serve from now on.
+    that are whole, by their slots. `used` are the numbers that stay: they take new flows, or drain.
     """
 
-    def __init__(self, number: int, addresses: Iterable[Address], live: Live) -> None:
+    def __init__(self, number: int, addresses: Iterable[Address], live: Live, backends: Mapping[Address, int]) -> None:
         self._number, self._live = number, live
         self._backends: dict[Address, int] = {}
         self._runs: dict[tuple[Address, ...], Run] = {}
@@ -328,34 +334,45 @@ class _Stock:
         called = [live.services[at] for at in addresses if at in live.services]
         for run in sorted({run for one in called if one.number == number for run in one.runs}):
             slots = live.slots[run.first_slot]
-            have = {live.backends[one].address: one for one in slots if one in live.backends}
-            for address, backend in have.items():
+            have = {one: live.backends[one].address for one in slots if one in live.backends}
+            for backend, address in have.items():
                 self._backends.setdefault(address, backend)
-            if [self._backends[address] for address in have] == list(slots):
-                self._runs.setdefault(tuple(have), run)
+            if all(one in have and self._backends[have[one]] == one for one in {*slots}):
+                self._runs.setdefault(tuple(have[one] for one in slots), run)
+        self._backends = {**backends, **self._backends}  # of two with one address that which is in a run
 
-    def run(self, wanted: tuple[Address, ...], room: _SlotRoom, result: Change) -> Run:
-        """A run of these backends: one that is there, or a fresh one. Raises OutOfRoom."""
+    def run(self, wanted: tuple[Address, ...], room: Room, result: Change) -> Run:
+        """A run of these slots: one that is there, or a fresh one. Raises OutOfRoom."""
         if not wanted:
             return Run()
-        numbers = tuple(self._backend(address, result) for address in wanted)
-        self.used.update(numbers)
+        numbers = {address: self._backend(address, result) for address in dict.fromkeys(wanted)}
+        self.used.update(numbers.values())
         if wanted not in self._runs:
-            self._runs[wanted] = Run(room.take(len(numbers)), len(numbers))
-            result.slots[self._runs[wanted].first_slot] = numbers
+            self._runs[wanted] = Run(room.take(len(wanted)), len(wanted))
+            result.slots[self._runs[wanted].first_slot] = tuple(numbers[address] for address in wanted)
         return self._runs[wanted]
 
+    def drain(self, addresses: Iterable[Address], result: Change) -> None:
+        """These keep the numbers that they have. Who has none has no flows, and needs none."""
+        for number in [self._backends[address] for address in addresses if address in self._backends]:
+            self.used.add(number)
+            if not self._live.backends[number].draining:
+                result.draining_backends[number] = replace(self._live.backends[number], draining=True)
+
     def _backend(self, address: Address, result: Change) -> int:
+        """The number of a backend that takes new flows: its own, drained or not, or a fresh one."""
         if address not in self._backends:
             backend, generation = _next_backend(self._live)
             result.backends[backend] = LiveBackend(address, generation + 1, self._number)
             self._backends[address] = backend
+        elif (live := self._live.backends.get(self._backends[address])) and live.draining:
+            result.backends[self._backends[address]] = replace(live, draining=False)
         return self._backends[address]
 
 
 def _count_targets(live: Live, result: Change) -> None:
     """How many backends listen where some come or go; counted anew where all services are looked at."""
-    by = Tally(one.address for one in result.backends.values())
+    by = Tally(one.address for number, one in result.backends.items() if number not in live.backends)
     by.subtract(one.address for one in result.gone_backends.values())
     have = Tally(one.address for one in live.backends.values()) if live.whole else live.targets
     for address in {**have, **by, **live.targets} if live.whole else by:
@@ -370,27 +387,3 @@ def _next_backend(live: Live) -> tuple[int, int]:
     for backend, generation in live.free_backends:
         return backend, generation
     raise OutOfRoom("backends", live.backend_limit)
-
-
-class _SlotRoom:
-    """Free runs of slots, first fit: what lies between the runs that services hold now."""
-
-    def __init__(self, live: Live) -> None:
-        self._limit = live.slot_limit
-        self._gaps: list[list[int]] = []
-        end = 0
-        runs = sorted({run for called in live.services.values() for run in called.runs})
-        for run in [*runs, Run(self._limit, 0)]:
-            if run.first_slot > end:
-                self._gaps.append([end, run.first_slot - end])
-            end = max(end, run.first_slot + run.slot_count)
-
-    def take(self, count: int) -> int:
-        """The first slot of a free run of this many. Raises OutOfRoom."""
-        for gap in self._gaps:
-            if gap[1] >= count:
-                first = gap[0]
-                gap[0] += count
-                gap[1] -= count
-                return first
-        raise OutOfRoom("slots", self._limit)

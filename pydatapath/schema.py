@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any, Final, get_args
 
+from pydatapath.annotations import algorithm_of, weights_of
 from pydatapath.errors import ManifestError
 from pydatapath.fields import (
     LABEL,
@@ -187,6 +188,7 @@ def _service(namespace: str, name: str, labels: Mapping[str, str], manifest: dic
             network_of(value, path) for path, value in items_of(spec, "loadBalancerSourceRanges", "spec")
         ),
         health_check_node_port=_health_check_node_port(spec, kind, external_policy),
+        algorithm=algorithm_of(manifest),
         manifest=manifest,
     )
 
@@ -292,13 +294,14 @@ def _endpoint_slice(namespace: str, name: str, labels: Mapping[str, str], manife
     if service and not LABEL_VALUE.fullmatch(service):
         raise FieldError(f"metadata.labels[{SERVICE_NAME!r}]", f"{show(service)} is not the value of a label")
     kind = choice_of(manifest, "addressType", "", _ADDRESS_TYPES, None)
+    weights = weights_of(manifest)
     return EndpointSlice(
         namespace=namespace,
         name=name,
         service=service,
         address_type=kind,
         ports=tuple(_endpoint_ports(manifest)),
-        endpoints=tuple(_endpoint(entry, path, kind) for path, entry in maps_of(manifest, "endpoints", "")),
+        endpoints=tuple(_endpoint(entry, path, kind, weights) for path, entry in maps_of(manifest, "endpoints", "")),
         headless=HEADLESS in labels,
         manifest=manifest,
     )
@@ -314,7 +317,7 @@ def _endpoint_ports(manifest: Mapping[str, Any]) -> Iterator[EndpointPort]:
         yield EndpointPort(name, protocol, port_of(entry, "port", path, or_zero=True) or None)
 
 
-def _endpoint(entry: Mapping[str, Any], path: str, kind: AddressType) -> Endpoint:
+def _endpoint(entry: Mapping[str, Any], path: str, kind: AddressType, weights: Mapping[str, int]) -> Endpoint:
     addresses = tuple(_endpoint_address(value, where, kind) for where, value in items_of(entry, "addresses", path))
     if not addresses:
         raise FieldError(f"{path}.addresses", "at least one address is needed")
@@ -333,6 +336,7 @@ def _endpoint(entry: Mapping[str, Any], path: str, kind: AddressType) -> Endpoin
         zone=name_of(entry, "zone", path, LABEL_VALUE, default="") or None,
         for_zones=_hints(hints, "forZones", f"{path}.hints", LABEL_VALUE),
         for_nodes=_hints(hints, "forNodes", f"{path}.hints", SUBDOMAIN),
+        weight=weights.get(addresses[0], 1),
     )
 
 

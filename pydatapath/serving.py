@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pydatapath.model import Endpoint, EndpointSlice, Protocol, ServicePort
+from pydatapath.model import Algorithm, Endpoint, EndpointSlice, Protocol, Service, ServicePort
 
-__all__ = ["Address", "Here", "Located", "cluster_set", "known_endpoints", "local_set"]
+__all__ = ["Address", "Here", "Located", "cluster_set", "draining", "known_endpoints", "local_set", "used_endpoints"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -28,12 +28,13 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class Here:
     """The node that is planned for: its name as EndpointSlices say it, the IPv4 addresses where its node ports answer
-    (S46), and its zone, "" where that is not known.
+    (S46), and its zone, "" where that is not known; and how services that do not say share their new flows.
     """
 
     name: str
     addresses: tuple[str, ...] = ()
     zone: str = ""
+    algorithm: Algorithm = "random"
 
 
 # An endpoint, and the address that it has behind the service port in question
@@ -63,9 +64,9 @@ def _endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> Iterator[L
 
 def cluster_set(known: Iterable[Located], here: Here) -> list[Located]:
     """The ready endpoints (S20), all or those that hints mean for this node (S84); else those that serve while they
-    terminate, hints or not (S21, S87).
+    terminate, hints or not (S21, S87). One that drains is as if it were not there (C12).
     """
-    known = list(known)
+    known = _taking(known)
     ready = [(address, endpoint) for address, endpoint in known if endpoint.ready]
     return _hinted(ready, here) if ready else _ending(known)
 
@@ -73,10 +74,33 @@ def cluster_set(known: Iterable[Located], here: Here) -> list[Located]:
 def local_set(known: Iterable[Located], here: Here) -> list[Located]:
     """The ready endpoints on this node (S23), else those on it that serve while they terminate (S24).
 
-    Being here is the same nodeName, nothing else (S27). Hints do not count (S87).
+    Being here is the same nodeName, nothing else (S27). Hints do not count (S87), nor does one that drains (C12).
     """
-    own = [(address, endpoint) for address, endpoint in known if endpoint.node_name == here.name]
+    own = [(address, endpoint) for address, endpoint in _taking(known) if endpoint.node_name == here.name]
     return [(address, endpoint) for address, endpoint in own if endpoint.ready] or _ending(own)
+
+
+def draining(known: Iterable[Located]) -> list[Located]:
+    """The endpoints that could serve and take no new flows, because their weight is 0 (C12)."""
+    found = [(address, endpoint) for address, endpoint in known if not endpoint.weight]
+    return [(address, one) for address, one in found if one.ready or (one.serving and one.terminating)]
+
+
+def used_endpoints(service: Service, port: ServicePort, slices: Iterable[EndpointSlice], here: Here) -> list[Located]:
+    """The endpoints that a port's policies may choose, by address: the Cluster set, and the Local one where it counts.
+
+    The second may have more: one that is here and terminating, while others are ready elsewhere (S24). With them are
+    those that drain.
+    """
+    known = known_endpoints(port, slices)
+    used = dict(cluster_set(known, here)) | dict(draining(known))
+    if "Local" in (service.internal_policy, service.external_policy):
+        used |= dict(local_set(known, here))
+    return sorted(used.items(), key=lambda pair: pair[0])
+
+
+def _taking(known: Iterable[Located]) -> list[Located]:
+    return [(address, endpoint) for address, endpoint in known if endpoint.weight]
 
 
 def _ending(known: Iterable[Located]) -> list[Located]:

@@ -1,4 +1,4 @@
-"""`backend`: list, add, remove."""
+"""`backend`: list, add, remove, drain."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def backend() -> None:
     Examples:
       pydatapath backend list
       pydatapath backend add web 10.244.1.13:8080
+      pydatapath backend drain web 10.244.1.11:8080
       pydatapath backend remove web 10.244.1.11:8080
     """
 
@@ -48,16 +49,24 @@ def list_(target: Target, service: str | None, output: str) -> None:
 @click.argument("service")
 @click.argument("address", type=BACKEND, metavar="IP[:PORT]")
 @click.option("--node", default="", metavar="N", help="The node it is on (default: not said).")
+@click.option(
+    "--weight",
+    type=click.IntRange(0, 1000),
+    default=1,
+    metavar="N",
+    help="Its share of new flows beside the others' (default: 1; 0: none).",
+)
 @click.pass_obj
-def add(target: Target, service: str, address: tuple[str, int | None], node: str) -> None:
-    """Add a backend to a service.
+def add(target: Target, service: str, address: tuple[str, int | None], node: str, weight: int) -> None:
+    """Add a backend to a service, or put one back that drains.
 
     \b
-    Example:
+    Examples:
       pydatapath backend add web 10.244.1.13:8080
+      pydatapath backend add web 10.244.1.14:8080 --weight 3
     """
     with target.open() as datapath:
-        outcomes = datapath.add_backend(service, *address, node=node)
+        outcomes = datapath.add_backend(service, *address, node=node, weight=weight)
     for one in outcomes:
         say(target, str(one))
 
@@ -75,5 +84,22 @@ def remove(target: Target, service: str, address: tuple[str, int | None]) -> Non
     """
     with target.open() as datapath:
         outcomes = datapath.remove_backend(service, *address)
+    for one in outcomes:
+        say(target, str(one))
+
+
+@backend.command()
+@click.argument("service")
+@click.argument("address", type=BACKEND, metavar="IP[:PORT]")
+@click.pass_obj
+def drain(target: Target, service: str, address: tuple[str, int | None]) -> None:
+    """Give a backend no new flows; those that it has go on. `backend add` puts it back.
+
+    \b
+    Example:
+      pydatapath backend drain web 10.244.1.11:8080
+    """
+    with target.open() as datapath:
+        outcomes = datapath.drain_backend(service, *address)
     for one in outcomes:
         say(target, str(one))

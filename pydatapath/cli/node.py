@@ -39,6 +39,11 @@ __all__ = ["doctor", "load", "status", "unload"]
     help="Node ports answer at the host's addresses in these networks (default: at the node's addresses).",
 )
 @click.option("--zone", metavar="NAME", help="This node's topology zone, for EndpointSlices with hints for zones.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(["random", "maglev"]),
+    help="How services that do not say share new flows among their backends (random).",
+)
 @click.option("--max-flows", type=click.IntRange(1024, 1 << 24), metavar="N", help="Flows tracked (131072).")
 @click.option("--max-backends", type=click.IntRange(16, 1 << 22), metavar="N", help="Backends of all services (65536).")
 @click.pass_obj

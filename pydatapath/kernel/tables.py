@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from pydatapath.errors import KernelError
@@ -72,7 +72,7 @@ def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
 def _unpack_backend(raw: bytes) -> tuple[LiveBackend, BackendState]:
     address, port, protocol, state, generation, service = BACKEND.unpack(raw)
     at = Address(str(IPv4Address(address)), int.from_bytes(port, "big"), _protocol(protocol))
-    return LiveBackend(at, generation, service), BackendState(state)
+    return LiveBackend(at, generation, service, draining=state == BackendState.DRAINING), BackendState(state)
 
 
 def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
@@ -91,15 +91,15 @@ def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
     for run, owner in {(run, one.number) for one in changing_ones for run in one.runs}:
         members = tuple(slots[run.first_slot : run.first_slot + run.slot_count])
         live.slots[run.first_slot] = members
-        for number in members:
+        for number in {*members}:
             backend, state = _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])
             if state is BackendState.ACTIVE and backend.service == owner:
                 live.backends[number] = backend
     if live.whole:
-        active = _numbers_in(backends, BackendState.ACTIVE)
-        live.backends = {
-            one: _unpack_backend(backends[one * BACKEND.size : (one + 1) * BACKEND.size])[0] for one in active
-        }
+        live.backends = dict(_backends_in(backends, BackendState.ACTIVE))
+    for number, backend in _backends_in(backends, BackendState.DRAINING):
+        if live.whole or backend.service in changing:
+            live.backends[number] = backend
     live.targets = {unpack_address(key): _U32.unpack(value)[0] for key, value in maps["targets"].items()}
     live.free_backends = _free_backends(backends)
     live.guards = _read_guards(maps)
@@ -137,11 +137,15 @@ def _numbers_in(backends: bytes, state: BackendState) -> Iterator[int]:
         number = states.find(state, number + 1)
 
 
+def _backends_in(backends: bytes, state: BackendState) -> Iterator[tuple[int, LiveBackend]]:
+    """The backends in a state, with their numbers."""
+    for number in _numbers_in(backends, state):
+        yield number, _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])[0]
+
+
 def write(maps: Maps, change: Change) -> None:
     """Writes a change, in the order that plan.Change gives. Raises KernelError where a map is full."""
-    maps["backends"].update_many(
-        {_U32.pack(number): _pack_backend(one, BackendState.ACTIVE) for number, one in change.backends.items()}
-    )
+    _write_backends(maps, change.backends, BackendState.ACTIVE)
     maps["targets"].update_many({pack_address(at): _U32.pack(count) for at, count in change.targets.items()})
     maps["slots"].update_many(
         {
@@ -155,12 +159,15 @@ def write(maps: Maps, change: Change) -> None:
     maps["ranges"].update_many({_pack_range(one): _U32.pack(1) for one in guards.ranges})
     maps["services"].update_many({pack_address(at): pack_called(called) for at, called in change.services.items()})
     maps["services"].delete_many(pack_address(at) for at in change.removed_services)
-    maps["backends"].update_many(
-        {_U32.pack(number): _pack_backend(one, BackendState.GONE) for number, one in change.gone_backends.items()}
-    )
+    _write_backends(maps, change.draining_backends, BackendState.DRAINING)
+    _write_backends(maps, change.gone_backends, BackendState.GONE)
     maps["targets"].delete_many(pack_address(at) for at in change.removed_targets)
     maps["vips"].delete_many(IPv4Address(at).packed for at in guards.removed_vips)
     maps["ranges"].delete_many(_pack_range(one) for one in guards.removed_ranges)
+
+
+def _write_backends(maps: Maps, backends: Mapping[int, LiveBackend], state: BackendState) -> None:
+    maps["backends"].update_many({_U32.pack(number): _pack_backend(one, state) for number, one in backends.items()})
 
 
 def check_room(maps: Maps, change: Change) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from hypothesis import strategies as st
@@ -28,8 +28,8 @@ from pydatapath.plan import (
     change,
 )
 
-# What a packet to an address meets: nobody owns it; or these answer callers inside, these outside, and the others are
-# dropped; and for this long a client keeps its backend
+# What a packet to an address meets: nobody owns it; or these answer callers inside, these outside, each as often as it
+# stands there, and the others are dropped; and for this long a client keeps its backend
 Answer = tuple[tuple[Address, ...], tuple[Address, ...], ServiceFlag, int] | None
 
 
@@ -37,12 +37,13 @@ Answer = tuple[tuple[Address, ...], tuple[Address, ...], ServiceFlag, int] | Non
 class Maps:
     """The maps, and every number and generation that was given."""
 
-    slot_limit: int = 256
+    slot_limit: int = 512
     backend_limit: int = 128
     services: dict[Address, Called] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
     backends: dict[int, LiveBackend] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
+    draining: set[int] = field(default_factory=set)
     targets: dict[Address, int] = field(default_factory=dict)
     guards: Guards = field(default_factory=Guards)
 
@@ -57,17 +58,34 @@ class Maps:
         live.slots = {run.first_slot: self.members(run) for one in changing for run in one.runs}
         members = sorted(self.active) if numbers is None else [one for run in live.slots.values() for one in run]
         live.backends = {one: self.backends[one] for one in members if one in self.active}
+        for one in sorted(self.draining):
+            if numbers is None or self.backends[one].service in numbers:
+                live.backends[one] = replace(self.backends[one], draining=True)
         return live
 
     def _free(self) -> Iterator[tuple[int, int]]:
         numbers = range(1, self.backend_limit)
         yield from ((one, 0) for one in numbers if one not in self.backends)
-        yield from ((one, self.backends[one].generation) for one in sorted(self.backends) if one not in self.active)
+        gone = self.backends.keys() - self.active - self.draining
+        yield from ((one, self.backends[one].generation) for one in sorted(gone))
+
+    def _put(self, number: int, backend: LiveBackend) -> None:
+        self.backends[number] = backend
+        self.active.add(number)
+        self.draining.discard(number)
+
+    def _drain(self, number: int) -> None:
+        self.active.remove(number)
+        self.draining.add(number)
+
+    def _end(self, number: int) -> None:
+        self.active.discard(number)
+        self.draining.discard(number)
 
     def writes(self, wanted: Change) -> Iterator[Callable[[], object]]:
         """Each single write of a change, in the order of `tables.write`."""
         for number, backend in wanted.backends.items():
-            yield lambda n=number, b=backend: (self.backends.update({n: b}), self.active.add(n))
+            yield lambda n=number, b=backend: self._put(n, b)
         for at, count in wanted.targets.items():
             yield lambda a=at, c=count: self.targets.update({a: c})
         for first, members in wanted.slots.items():
@@ -78,8 +96,10 @@ class Maps:
             yield lambda a=at, c=called: self.services.update({a: c})
         for at in wanted.removed_services:
             yield lambda a=at: self.services.pop(a)
+        for number in wanted.draining_backends:
+            yield lambda n=number: self._drain(n)
         for number in wanted.gone_backends:
-            yield lambda n=number: self.active.discard(n)
+            yield lambda n=number: self._end(n)
         for at in wanted.removed_targets:
             yield lambda a=at: self.targets.pop(a)
         yield from self._guard_removals(wanted.guards)
@@ -106,7 +126,7 @@ class Maps:
         if called is None:
             return None
         inside, outside = self.members(called.inside), self.members(called.outside)
-        assert self.active.issuperset(inside + outside), "a packet meets a slot whose backend is gone"
+        assert self.active.issuperset(inside + outside), "a packet meets a slot whose backend is gone, or drains"
         found = (tuple(self.backends[one].address for one in members) for members in (inside, outside))
         return (*found, called.flags, called.affinity)
 
@@ -116,7 +136,7 @@ class Maps:
         assert {at: called.number for at, called in self.services.items()} == {
             one.address: numbers[port.key] for port in wanted for one in port.frontends
         }
-        assert Tally(self.backends[one].address for one in self.active) == self.targets
+        assert Tally(self.backends[one].address for one in self.active | self.draining) == self.targets
         wanted_guards = [port.guard(numbers[port.key]) for port in wanted]
         assert self.guards.vips == {at: kind for guard in wanted_guards for at, kind in guard.vips.items()}
         assert self.guards.ranges == {
@@ -125,6 +145,9 @@ class Maps:
         assert sorted((self.backends[one].service, self.backends[one].address) for one in self.active) == sorted(
             (numbers[port.key], at) for port in wanted for at in {at for used in port.sets.values() for at in used}
         )
+        drained = {(self.backends[one].service, self.backends[one].address) for one in self.draining}
+        assert len(drained) == len(self.draining)
+        assert drained <= {(numbers[port.key], at) for port in wanted for at in port.draining}
         runs = sorted({run for called in self.services.values() for run in called.runs})
         for first, second in pairwise(runs):
             assert first.first_slot + first.slot_count <= second.first_slot, "two runs share a slot"
@@ -133,7 +156,7 @@ class Maps:
 
 def answers(wanted: Collection[PortPlan]) -> dict[Address, Answer]:
     return {
-        one.address: (port.sets[one.inside], port.sets[one.outside], port.flags(one), port.affinity)
+        one.address: (port.slots[one.inside], port.slots[one.outside], port.flags(one), port.affinity)
         for port in wanted
         for one in port.frontends
     }
@@ -146,6 +169,7 @@ SERVICES = ["a", "b", "c", "d"]
 
 KINDS: list[FrontendKind] = ["cluster-ip", "load-balancer-ip"]
 SOURCES = [None, (), ("10.0.0.0/8",), ("10.0.0.0/8", "192.0.2.0/24")]
+WEIGHTS = [1, 1, 1, 2, 3, 0, 0]
 
 
 # An address of each kind: ClusterIP and others of policy Cluster; ClusterIP of policy Local; others of policy Local
@@ -165,9 +189,10 @@ def port(service: str, frontends: str, backends: str, local: str | None = None, 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> list[PortPlan]:
-    """Some of the services, each address with one of them or with none, each with some of the backends.
+    """Some of the services, each address with one of them or with none, each with some of the backends, weighted.
 
-    A service's two sets are drawn each for itself: the local one may have what the other has not (S24, S87).
+    A service's two sets are drawn each for itself: the local one may have what the other has not (S24, S87). Some
+    backends drain: they are in neither set.
     """
     owners = draw(st.lists(st.sampled_from([*SERVICES, None]), min_size=len(FRONTENDS), max_size=len(FRONTENDS)))
     found = []
@@ -177,9 +202,14 @@ def worlds(draw: st.DrawFn) -> list[PortPlan]:
             for place, owner in enumerate(owners)
             if owner == name
         )
-        cluster, local = (tuple(sorted(draw(st.sets(st.sampled_from(BACKENDS))))) for _ in range(2))
+        drawn = draw(st.lists(st.sampled_from(WEIGHTS), min_size=len(BACKENDS), max_size=len(BACKENDS)))
+        weights = {at: weight for at, weight in zip(BACKENDS, drawn, strict=True) if weight != 1}
+        taking = st.sampled_from([at for at in BACKENDS if weights.get(at, 1)])
+        cluster, local = (tuple(sorted(draw(st.sets(taking)))) if any(drawn) else () for _ in range(2))
         affinity, sources = draw(st.sampled_from((0, 10_800))), draw(st.sampled_from(SOURCES))
-        found.append(PortPlan("default", name, "http", "TCP", called, cluster, local, affinity, sources))
+        found.append(
+            PortPlan("default", name, "http", "TCP", called, cluster, local, affinity, sources, weights=weights)
+        )
     return found
 
 
@@ -211,7 +241,8 @@ class Cluster:
     def apply(self, wanted: list[PortPlan], *, everything: bool = False, stop: int | None = None) -> Change:
         """Makes the change, and checks after each write that every address answers as before or as wanted."""
         before = {at: self.maps.answer(at) for at in FRONTENDS}
-        used = {number: one.generation for number, one in self.maps.backends.items()}
+        had = dict(self.maps.backends)
+        alive = self.maps.active | self.maps.draining
         planned, after = self.plan(wanted, everything=everything), answers(wanted)
         for place, write in enumerate(self.maps.writes(planned)):
             if place == stop:
@@ -220,5 +251,18 @@ class Cluster:
             for at in FRONTENDS:
                 assert self.maps.answer(at) in (before[at], after.get(at)), f"half a change at {at}"
         for number, one in planned.backends.items():
-            assert one.generation == used.get(number, 0) + 1, "a flow of the number's last owner would go here"
+            if number in alive:
+                assert had[number] == one, "the flows that it has would go elsewhere"
+            else:
+                last = had[number].generation if number in had else 0
+                assert one.generation == last + 1, "a flow of the number's last owner would go here"
         return planned
+
+    def backend(self, service: str, address: Address) -> int:
+        """The number of a backend of a service, active or draining; 0 where it has none."""
+        keys = {number: key for key, number in self.numbers.items()}
+        for number in self.maps.active | self.maps.draining:
+            one = self.maps.backends[number]
+            if one.address == address and keys.get(one.service, ("", ""))[1] == service:
+                return number
+        return 0

@@ -13,6 +13,12 @@ from pydatapath.guarding import GuardChange, SourceRange
 from pydatapath.kernel.layout import ServiceFlag, VipKind
 from pydatapath.plan import Address, Called, Change, Frontend, LiveBackend, OutOfRoom, PortPlan, Run, change
 
+
+def weighted(one: PortPlan, weights: dict[int, int]) -> PortPlan:
+    """With the weights of some backends, by their places."""
+    return replace(one, weights={BACKENDS[place]: weight for place, weight in weights.items()})
+
+
 brief = settings(deadline=None, max_examples=50)  # a busy machine is no bug
 
 
@@ -52,16 +58,21 @@ def test_a_change_that_was_killed_is_finished_by_the_next(
 
 @settings(brief)
 @given(worlds(), worlds())
-def test_only_new_backends_are_written(first: list[PortPlan], second: list[PortPlan]) -> None:
-    """A backend that stays keeps its number, so that its flows go on, and one that is over frees it."""
+def test_C12_only_new_backends_are_written(first: list[PortPlan], second: list[PortPlan]) -> None:
+    """A backend that stays or drains keeps its number, so that its flows go on, and one that is over frees it."""
     cluster = Cluster()
     cluster.apply(first)
-    number_of = {(one.service, one.address): number for number, one in cluster.maps.backends.items()}
-    planned = cluster.apply(second)
-    given_anew = {(one.service, one.address) for one in planned.backends.values()}
-    assert not given_anew & number_of.keys()
-    had = {(cluster.maps.backends[one].service, cluster.maps.backends[one].address) for one in planned.gone_backends}
-    assert had <= number_of.keys()
+    cluster.apply(second)
+    had = {(one.service, at): cluster.backend(one.service, at) for one in second for at in BACKENDS}
+    drained = set(cluster.maps.draining)
+    planned = cluster.apply(first)
+    for one in first:
+        served = {at for backends in one.sets.values() for at in backends}
+        for at in {*served, *one.draining}:
+            number = had.get((one.service, at), 0)
+            assert cluster.backend(one.service, at) == number or (number == 0 and at in served)
+    again = planned.backends.keys() & {number for number in had.values() if number}
+    assert again <= drained
 
 
 def test_an_address_moves_from_service_to_service_in_one_write() -> None:
@@ -72,6 +83,123 @@ def test_an_address_moves_from_service_to_service_in_one_write() -> None:
     assert list(planned.services) == [FRONTENDS[0]]
     assert planned.removed_services == []
     assert len(planned.gone_backends) == 2
+
+
+def test_C12_a_backend_that_drains_leaves_the_slots_and_keeps_its_number() -> None:
+    """The service goes to slots without it, then it is marked; it is a target still, and its number is its own."""
+    cluster = Cluster()
+    cluster.apply([port("a", "0", "01")])
+    drained = [weighted(port("a", "0", "1"), {0: 0})]
+    assert cluster.apply(drained) == Change(
+        slots={2: (2,)},
+        services={FRONTENDS[0]: Called(Run(2, 1), Run(2, 1), 1)},
+        draining_backends={1: LiveBackend(BACKENDS[0], 1, 1, draining=True)},
+    )
+    assert cluster.maps.targets == {BACKENDS[0]: 1, BACKENDS[1]: 1}
+    cluster.apply([*drained, port("b", "1", "2345")])
+    assert cluster.maps.backends[1] == LiveBackend(BACKENDS[0], 1, 1)
+    cluster.maps.check(cluster.wanted, cluster.numbers)
+
+
+def test_C12_a_backend_that_drains_no_longer_is_the_same_backend() -> None:
+    """It is active before a slot leads to it, under its old number and generation, and counted once."""
+    cluster = Cluster()
+    cluster.apply([port("a", "0", "01")])
+    cluster.apply([weighted(port("a", "0", "1"), {0: 0})])
+    planned = cluster.apply([port("a", "0", "01")])
+    assert planned == Change(
+        backends={1: LiveBackend(BACKENDS[0], 1, 1)},
+        slots={0: (1, 2)},
+        services={FRONTENDS[0]: Called(Run(0, 2), Run(0, 2), 1)},
+    )
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("wanted", [[port("a", "0", "1")], []], ids=["backend", "service"])
+def test_C12_a_backend_that_drains_goes_with_its_endpoint(wanted: list[PortPlan], everything: bool) -> None:
+    """When its pod or its service is over, it is gone like any other."""
+    cluster = Cluster()
+    cluster.apply([port("a", "0", "01")])
+    cluster.apply([weighted(port("a", "0", "1"), {0: 0})])
+    planned = cluster.apply(wanted, everything=everything)
+    assert 1 in planned.gone_backends
+    assert BACKENDS[0] in planned.removed_targets
+    assert cluster.maps.draining == set()
+
+
+def test_C12_a_backend_that_never_served_need_not_drain() -> None:
+    """It has no flows: it gets no number, and is no target."""
+    cluster = Cluster()
+    planned = cluster.apply([weighted(port("a", "0", "1"), {0: 0})])
+    assert [one.address for one in planned.backends.values()] == [BACKENDS[1]]
+    assert planned.draining_backends == {}
+
+
+def test_C12_where_all_drain_nobody_takes_new_flows() -> None:
+    """The service has no slots, its backends are kept."""
+    cluster = Cluster()
+    cluster.apply([port("a", "0", "01")])
+    cluster.apply([weighted(port("a", "0", ""), {0: 0, 1: 0})])
+    assert cluster.maps.services[FRONTENDS[0]] == Called(Run(), Run(), 1)
+    assert cluster.maps.draining == {1, 2}
+
+
+def test_C12_a_backend_stands_in_as_many_slots_as_its_weight() -> None:
+    """It has one number in all of them, and a run that stays is found again by its slots."""
+    cluster = Cluster()
+    cluster.apply([weighted(port("a", "0", "01", local="1"), {0: 2, 1: 4})])
+    assert cluster.maps.members(Run(0, 3)) == (1, 2, 2)
+    assert cluster.maps.services[FRONTENDS[0]] == Called(Run(0, 3), Run(3, 1), 1)
+    planned = cluster.apply([weighted(port("a", "0", "01", local="1"), {0: 3})])
+    assert planned.slots == {4: (1, 2, 1, 1)}
+    assert cluster.maps.services[FRONTENDS[0]].outside == Run(3, 1)
+
+
+def maglev(*plans: PortPlan) -> list[PortPlan]:
+    return [replace(one, algorithm="maglev") for one in plans]
+
+
+def settle(cluster: Cluster, wanted: list[PortPlan]) -> Change:
+    """Makes a change without a look at each slot after each write: there are 16,381."""
+    planned = cluster.plan(wanted)
+    for write in cluster.maps.writes(planned):
+        write()
+    return planned
+
+
+def test_S26_a_maglev_table_is_written_once() -> None:
+    """Two sets of the same backends share it, and what is there already is found by its slots."""
+    cluster = Cluster(Maps(slot_limit=3 * 16_381))
+    wanted = maglev(port("a", "0", "012", local="012"))
+    assert [len(slots) for slots in settle(cluster, wanted).slots.values()] == [16_381]
+    assert cluster.plan(wanted).empty
+    assert cluster.plan(wanted, everything=True).empty
+    cluster.maps.check(wanted, cluster.numbers)
+    fewer = maglev(port("a", "0", "01", local="1"))
+    assert list(settle(cluster, fewer).slots) == [16_381, 2 * 16_381]
+    cluster.maps.check(fewer, cluster.numbers)
+
+
+def test_S26_a_service_goes_from_random_to_maglev_and_back() -> None:
+    """Its backends stay, only their slots are new; the room of the old ones is free for the next change."""
+    cluster = Cluster(Maps(slot_limit=16_384))
+    ways = [[port("a", "0", "01")], maglev(port("a", "0", "01"))]
+    settle(cluster, ways[0])
+    for wanted in (ways[1], ways[0], ways[1]):
+        planned = settle(cluster, wanted)
+        assert (planned.backends, planned.gone_backends, len(planned.slots)) == ({}, {}, 1)
+        cluster.maps.check(wanted, cluster.numbers)
+
+
+def test_S26_a_maglev_table_without_room_is_refused() -> None:
+    """The old table stays until the new one is in use: both need room."""
+    cluster = Cluster(Maps(slot_limit=2 * 16_381 - 1))
+    wanted = maglev(port("a", "0", "01"))
+    settle(cluster, wanted)
+    with pytest.raises(OutOfRoom) as caught:
+        cluster.plan(maglev(port("a", "0", "012")))
+    assert (caught.value.table, caught.value.size) == ("slots", 2 * 16_381 - 1)
+    cluster.maps.check(wanted, cluster.numbers)
 
 
 def test_a_new_address_of_a_service_is_one_write() -> None:
@@ -242,6 +370,17 @@ def test_a_run_with_a_backend_that_is_gone_is_written_anew() -> None:
     for write in cluster.maps.writes(planned):
         write()
     cluster.maps.check(wanted, cluster.numbers)
+
+
+def test_of_two_entries_of_one_backend_that_in_the_slots_stays() -> None:
+    """Where the map holds what nobody wrote, the flows of the entry that serves do not go with the other one."""
+    cluster = Cluster()
+    wanted = [port("a", "0", "01")]
+    cluster.apply(wanted)
+    cluster.maps.backends[3] = cluster.maps.backends[1]
+    cluster.maps.active.add(3)
+    planned = cluster.plan(wanted, everything=True)
+    assert (list(planned.gone_backends), planned.slots, planned.services) == ([3], {}, {})
 
 
 def test_an_address_that_the_map_gives_to_another_is_taken() -> None:

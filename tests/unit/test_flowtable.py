@@ -105,7 +105,7 @@ def test_an_address_in_a_map_is_read_back(address: str, port: int, protocol: Any
 
 
 def test_numbers_that_were_never_given_are_read_first() -> None:
-    """Of the array of backends: first those never used, then those that are gone, with their generation; never 0."""
+    """First those never used, then those that are gone, with their generation; never 0, nor one that drains (C12)."""
     one = Address("10.244.1.12", 8080, "TCP")
     states = [tables.BackendState(state) for state in (0, 1, 3, 0, 2, 3)]
     array = b"".join(
@@ -113,3 +113,5 @@ def test_numbers_that_were_never_given_are_read_first() -> None:
     )
     assert list(tables._free_backends(array)) == [(3, 30), (2, 20), (5, 50)]
     assert list(tables._numbers_in(array, tables.BackendState.ACTIVE)) == [1]
+    drained = tables.LiveBackend(one, 40, 1, draining=True)
+    assert list(tables._backends_in(array, tables.BackendState.DRAINING)) == [(4, drained)]

@@ -84,6 +84,7 @@ def test_S19_S27_an_endpoint_that_says_nothing_is_ready_serving_and_remote() -> 
     endpoint = Endpoint(("10.244.1.2",))
     assert (endpoint.ready, endpoint.serving, endpoint.terminating, endpoint.node_name) == (True, True, False, None)
     assert (endpoint.zone, endpoint.for_zones, endpoint.for_nodes) == (None, (), ())
+    assert endpoint.weight == 1
 
 
 def test_a_backend_is_shown_with_the_fields_of_service_list() -> None:

@@ -13,7 +13,7 @@ from pydatapath.cli.node import load
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Hook
-from pydatapath.node import LIMITS, Node, Options, resolve
+from pydatapath.node import LIMITS, WORDS, Node, Options, resolve
 
 
 def interface(index: int, name: str, kind: str = "veth", master: int = 0, *addresses: str) -> Interface:
@@ -244,7 +244,7 @@ def test_what_cannot_be_is_said_in_one_sentence(
 
 def test_options_are_kept_and_read_back() -> None:
     """What load was given goes to the records as JSON knows it, lists for tuples, and comes back the same."""
-    options = Options(node_name="node1", uplink=("eth0", "eth1"), max_flows=4096)
+    options = Options(node_name="node1", uplink=("eth0", "eth1"), algorithm="maglev", max_flows=4096)
     as_json = {name: list(value) if isinstance(value, tuple) else value for name, value in options.as_mapping().items()}
     assert Options.from_mapping(as_json) == options
     assert Options.from_mapping({}) == Options()
@@ -257,6 +257,8 @@ def test_options_are_kept_and_read_back() -> None:
         ({"uplink": "eth0"}, "option 'uplink' must be a list of strings, not 'eth0'"),
         ({"uplink": ["eth0", 1]}, "option 'uplink' must be a list of strings, not ['eth0', 1]"),
         ({"node_name": 1}, "option 'node_name' must be str, not 1"),
+        ({"algorithm": 1}, "option 'algorithm' must be str, not 1"),
+        ({"algorithm": "Maglev"}, "option 'algorithm' must be random or maglev, not 'Maglev'"),
         ({"max_flows": "many"}, "option 'max_flows' must be int, not 'many'"),
         ({"max_flows": True}, "option 'max_flows' must be int, not True"),
         ({"max_flows": 0}, "option 'max_flows' must be from 1,024 to 16,777,216, not 0"),
@@ -268,10 +270,12 @@ def test_F25_a_bad_option_is_one_sentence(values: dict[str, Any], message: str) 
     with pytest.raises(DatapathError) as caught:
         Options.from_mapping(values)
     assert str(caught.value) == message
-    assert ("known are: bridge, cluster_cidr, " in caught.value.hint) == ("unknown" in message)
+    assert ("known are: algorithm, bridge, " in caught.value.hint) == ("unknown" in message)
 
 
 def test_the_command_line_has_the_same_limits() -> None:
-    """A number that `load` takes as an option it takes from a file, and the other way round."""
+    """A number or word that `load` takes as an option it takes from a file, and the other way round."""
     ranges = {one.name: one.type for one in load.params if isinstance(one.type, click.IntRange)}
     assert {name: (one.min, one.max) for name, one in ranges.items()} == LIMITS
+    words = {one.name: one.type.choices for one in load.params if isinstance(one.type, click.Choice)}
+    assert {name: tuple(choices) for name, choices in words.items()} == WORDS

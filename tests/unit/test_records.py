@@ -83,11 +83,12 @@ def test_facts_are_kept_as_json_keeps_them(path: Path) -> None:
 
 
 def test_the_node_that_is_planned_for_is_the_one_that_load_found(path: Path) -> None:
-    """Its name, the addresses of its node ports and its zone, of the last load; nothing of it before the first."""
+    """Its name, its node ports' addresses, its zone, and how flows are shared; nothing of it before the first load."""
     with Records(path) as records:
-        assert applying.here(records) == Here("")
-        records.put({"node_name": "node1", "node_port_addresses": ["192.168.50.11"], "zone": "a"})
-        assert applying.here(records) == Here("node1", ("192.168.50.11",), "a")
+        assert applying.here(records) == Here("", (), "", "random")
+        facts = {"node_name": "node1", "node_port_addresses": ["192.168.50.11"], "zone": "a", "algorithm": "maglev"}
+        records.put(facts)
+        assert applying.here(records) == Here("node1", ("192.168.50.11",), "a", "maglev")
 
 
 def test_only_the_owner_can_read_them(path: Path) -> None:

@@ -1,0 +1,78 @@
+"""The annotations that are pydatapath's own: what Kubernetes has no field for.
+
+pydatapath.io/algorithm of a Service: `random` or `maglev`. pydatapath.io/weights of an EndpointSlice: a JSON map of
+addresses to weights, since an entry of `endpoints` can carry no annotation of its own (C12).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, get_args
+
+from pydatapath.fields import FieldError, map_of, number_of, show, strings_of, type_name, unicast_of
+from pydatapath.model import Algorithm
+
+__all__ = ["ALGORITHM", "ALGORITHMS", "MOST_WEIGHT", "WEIGHTS", "algorithm_of", "weigh", "weights_of"]
+
+ALGORITHM: Final = "pydatapath.io/algorithm"
+WEIGHTS: Final = "pydatapath.io/weights"
+ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
+MOST_WEIGHT: Final = 1000
+
+
+def algorithm_of(manifest: Mapping[str, Any]) -> Algorithm | None:
+    """How a Service shares its new flows; None where it does not say. Raises FieldError."""
+    value = _annotations(manifest).get(ALGORITHM)
+    if value is None:
+        return None
+    for one in ALGORITHMS:
+        if value == one:
+            return one
+    raise FieldError(_path(ALGORITHM), f"{show(value)} is not {' or '.join(ALGORITHMS)}")
+
+
+def weights_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """The weights that an EndpointSlice gives, by canonical address. Raises FieldError.
+
+    One of an address that the slice has not means nothing: endpoints come and go, an annotation stays.
+    """
+    text, path = _annotations(manifest).get(WEIGHTS), _path(WEIGHTS)
+    if text is None:
+        return {}
+    try:
+        weights = json.loads(text)
+    except (ValueError, RecursionError):
+        raise FieldError(path, f"{show(text)} is not JSON") from None
+    if not isinstance(weights, dict):
+        raise FieldError(path, f"a map of addresses to weights is expected, not {type_name(weights)}")
+    return {unicast_of(address, path): _weight(weights, address, path) for address in weights}
+
+
+def weigh(manifest: dict[str, Any], address: str, weight: int) -> None:
+    """Gives an address of an EndpointSlice this weight, in its manifest; 1 is not written down. Raises FieldError."""
+    weights = {**weights_of(manifest), address: weight}
+    if weight == 1:
+        del weights[address]
+    metadata = manifest["metadata"]
+    kept = {name: text for name, text in _annotations(manifest).items() if name != WEIGHTS}
+    annotations = {**kept, WEIGHTS: json.dumps(weights, sort_keys=True)} if weights else kept
+    metadata.pop("annotations", None)
+    if annotations:
+        metadata["annotations"] = annotations
+
+
+def _annotations(manifest: Mapping[str, Any]) -> dict[str, str]:
+    return strings_of(map_of(manifest, "metadata", ""), "annotations", "metadata")
+
+
+def _path(name: str) -> str:
+    return f"metadata.annotations[{name!r}]"
+
+
+def _weight(weights: Mapping[str, Any], address: str, path: str) -> int:
+    weight = number_of(weights, address, path)
+    if weight is None or not 0 <= weight <= MOST_WEIGHT:
+        shown = "null" if weight is None else show(weight)
+        raise FieldError(f"{path}.{address}", f"{shown} is not a weight (0 to {MOST_WEIGHT:,})")
+    return weight
