@@ -122,8 +122,8 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 {
 	enum caller caller = hook == FROM_UPLINK && !IN_CLUSTER_NETWORK(key->source) ? OUTSIDE : INSIDE;
 
-	flow->to = *key;
-	flow->state = FLOW_NEW;
+	/* Nothing of an entry that was found and is over */
+	*flow = (struct flow){.to = *key, .state = FLOW_NEW};
 	switch (calls_services(hook, key->source) ? service_choose(key, caller, flow) : NO_SERVICE) {
 	case CHOSEN:
 		flow->to.source = seen_source(hook, key, &flow->to);

@@ -31,6 +31,14 @@ static inline bool backend_is_gone(u32 number, u32 generation)
 	return !backend || backend->generation != generation || backend->state == BACKEND_GONE;
 }
 
+/* One that drains keeps its flows and gets no new ones. Number 0, a plain flow's, is as good as any. */
+static inline bool backend_takes_new_flows(u32 number, u32 generation)
+{
+	struct backend *backend = backends.lookup(&number);
+
+	return number == 0 || (backend && backend->generation == generation && backend->state == BACKEND_ACTIVE);
+}
+
 /* C9: a UDP flow whose backend no longer serves it is chosen again at once. C8: a TCP connection goes on. */
 static inline bool flow_lost_backend(const struct flow *flow)
 {
@@ -90,11 +98,12 @@ static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
 	return flow_lost_backend(flow) || flow_has_ended(flow, tcp_flags);
 }
 
-/* Its own packet begins it anew: also where that opens a connection, and the backend is gone (N102). C8 keeps others'. */
+/* Its own packet begins it anew: also where that opens a connection, and the backend is gone or drains (N102). C8 keeps
+ * others'. */
 static inline bool flow_begins_anew(const struct flow *flow, u8 tcp_flags)
 {
 	return flow_chooses_again(flow) || flow_has_ended(flow, tcp_flags) ||
-	       (opens_connection(tcp_flags) && backend_is_gone(flow->backend, flow->generation));
+	       (opens_connection(tcp_flags) && !backend_takes_new_flows(flow->backend, flow->generation));
 }
 
 static inline void flow_count(struct flow *flow, const struct packet *packet)
@@ -189,7 +198,7 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
  */
 static inline bool flow_promote(struct tuple *key, struct flow *flow, const struct packet *packet)
 {
-	struct tuple other_key = tuple_reverse(&flow->to);
+	struct tuple other_key = tuple_reverse(&flow->to), over;
 	struct flow *first, other = flow_opposite(flow, key);
 	bool paired = flow->to.protocol == IPPROTO_UDP;
 
@@ -207,11 +216,17 @@ static inline bool flow_promote(struct tuple *key, struct flow *flow, const stru
 	flow->last_seen = other.last_seen;
 	flow->packets = 1;
 	flow->bytes = packet->length;
+	flow_note_closing(flow, packet->tcp_flags);
 	if (flows.insert(&other_key, &other)) {
 		first = flows.lookup(&other_key);
-		if (first && !tuple_equal(&first->to, &other.to) && !flow_is_over(first, TCP_SYN)) {
-			half_open.delete(key);
-			return false;
+		if (first && !tuple_equal(&first->to, &other.to)) {
+			if (!flow_is_over(first, TCP_SYN)) {
+				half_open.delete(key);
+				return false;
+			}
+			/* Its other half must not stay: found to be over by another flow, it would take ours with it */
+			over = tuple_reverse(&first->to);
+			flows.delete(&over);
 		}
 		flows.update(&other_key, &other);
 	}
@@ -276,13 +291,17 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 	return TAKEN;
 }
 
-/* A half-open flow's reply is refreshed with it; one that is gone is claimed anew (N5). False: another has it. */
+/*
+ * A half-open flow's reply is refreshed with it; one that is gone, or another's by now, is claimed anew (N5, N93).
+ * False: another has it.
+ */
 static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_key, const struct flow *flow,
 				   u8 tcp_flags)
 {
 	struct flow *reply = half_open.lookup(reply_key), again;
+	struct tuple answered = tuple_reverse(key);
 
-	if (reply) {
+	if (reply && tuple_equal(&reply->to, &answered)) {
 		reply->last_seen = flow->last_seen;
 		return true;
 	}

@@ -16,7 +16,7 @@ from typing import Final, Literal
 from pydatapath.guarding import Guard, GuardChange, Guards, guard_change, ipv4_ranges
 from pydatapath.kernel.layout import ServiceFlag, VipKind
 from pydatapath.model import Algorithm, EndpointSlice, Policy, Protocol, Service, ServicePort
-from pydatapath.serving import Address, Here, cluster_set, draining, known_endpoints, local_set, used_endpoints
+from pydatapath.serving import Address, Here, cluster_set, known_endpoints, local_set, resting, used_endpoints
 from pydatapath.slots import OutOfRoom, Room, Run, slots_of
 
 __all__ = [
@@ -107,7 +107,7 @@ class PortPlan:
 
     @property
     def draining(self) -> list[Address]:
-        """The backends that only keep their open flows."""
+        """The backends that only keep their open flows (C12, S90, S94)."""
         return [at for at, weight in self.weights.items() if not weight]
 
     def flags(self, frontend: Frontend) -> ServiceFlag:
@@ -147,6 +147,7 @@ def _port_plan(
     known = known_endpoints(port, slices)
     wants_local = any("local" in (one.inside, one.outside) for one in frontends)
     cluster, local = cluster_set(known, here), local_set(known, here) if wants_local else []
+    used = dict([*cluster, *local])
     return PortPlan(
         service.namespace,
         service.name,
@@ -158,7 +159,8 @@ def _port_plan(
         affinity=service.affinity,
         sources=ipv4_ranges(service.source_ranges) if service.source_ranges else None,
         algorithm=service.algorithm or here.algorithm,
-        weights={at: one.weight for at, one in [*cluster, *local, *draining(known)] if one.weight != 1},
+        weights={at: one.weight for at, one in used.items() if one.weight != 1}
+        | dict.fromkeys(resting(known, used), 0),
     )
 
 

@@ -5,7 +5,7 @@ Rule numbers (S11...) are those of the project's table of service semantics.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from pydatapath.model import Algorithm, Endpoint, EndpointSlice, Protocol, Service, ServicePort
@@ -84,6 +84,14 @@ def draining(known: Iterable[Located]) -> list[Located]:
     """The endpoints that could serve and take no new flows, because their weight is 0 (C12)."""
     found = [(address, endpoint) for address, endpoint in known if not endpoint.weight]
     return [(address, one) for address, one in found if one.ready or (one.serving and one.terminating)]
+
+
+def resting(known: Iterable[Located], used: Collection[Address]) -> list[Address]:
+    """The endpoints that serve but take no new flows: in none of the sets that are used, for their weight, a hint, a
+    policy, or because they end while others are ready. They keep the flows that they have (S90, S94).
+    """
+    serving = [address for address, one in known if one.ready or (one.serving and one.terminating)]
+    return [address for address in serving if address not in used]
 
 
 def used_endpoints(service: Service, port: ServicePort, slices: Iterable[EndpointSlice], here: Here) -> list[Located]:

@@ -125,6 +125,7 @@ class Serving(NamedTuple):
     affinity: int = 0
     kind: FrontendKind = "cluster-ip"
     sources: tuple[str, ...] | None = None
+    draining: Sequence[str] = ()
 
 
 class Entry(NamedTuple):
@@ -418,4 +419,15 @@ def _port_plan(called: str, serving: Sequence[str] | Serving) -> PortPlan:
         for one in (serving.cluster, serving.local)
     )
     frontend = Frontend(at, serving.kind, serving.inside, serving.outside)
-    return PortPlan("default", called, "", at.protocol, (frontend,), cluster, local, serving.affinity, serving.sources)
+    return PortPlan(
+        "default",
+        called,
+        "",
+        at.protocol,
+        (frontend,),
+        cluster,
+        local,
+        serving.affinity,
+        serving.sources,
+        weights={_address(f"{backend}/{at.protocol}"): 0 for backend in serving.draining},
+    )

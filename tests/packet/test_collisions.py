@@ -167,6 +167,18 @@ def test_what_the_stack_forwards_is_not_met_again_at_an_uplink(bed: Bed, packet:
     assert bed.counted() == {}
 
 
+def test_N5_N93_a_datagram_flow_that_lost_its_claim_to_another_takes_another_port(bed: Bed):
+    """A direct flow has its answer's tuple by now: the next datagram leaves from a port of its own."""
+    called = first_packet("UDP", "one")
+    there = bed.run(Hook.FROM_POD, called)
+    bed.maps["half_open"].delete(key_of(answer_to(there)))
+    direct = bed.run(Hook.FROM_POD, first_packet("UDP", "direct"))
+    again = bed.run(Hook.FROM_POD, called)
+    assert addresses(again)[1] != addresses(direct)[1]
+    assert addresses(bed.answer(again)) == reverse(addresses(called))
+    assert addresses(bed.answer(direct)) == reverse(addresses(direct))
+
+
 @pytest.mark.parametrize("answered", [False, True], ids=["half-open", "established"])
 def test_N5_a_lost_half_whose_tuple_is_anothers_is_not_taken_back(bed: Bed, answered: bool):
     """The LRU drops the answer of a service flow, a direct connection claims it: from then on two ports leave."""

@@ -16,6 +16,7 @@ from packetbed import (
     Hook,
     Outcome,
     Packet,
+    Serving,
     addresses,
     answer_to,
     key_of,
@@ -178,6 +179,28 @@ def test_17457_the_backend_that_answers_first_has_the_connection(bed: Bed):
     assert bed.entries("half_open") == {}
 
 
+def test_N5_a_connection_that_was_over_leaves_no_half_behind(bed: Bed):
+    """A half that is found to be over later would take another's entries with it, which have its tuple by then."""
+    first = bed.run(Hook.FROM_POD, SYN)
+    bed.serve(ELSEWHERE)
+    second = bed.run(Hook.FROM_POD, SYN)
+    bed.answer(second, device="pod4")
+    bed.answer(second, "R", device="pod4")
+    bed.answer(first)  # the second was reset, so the first answer that is late opens the connection
+    assert set(bed.entries()) == {key_of(SYN), key_of(answer_to(first))}
+    direct = tcp(CLIENT, 40000, SECOND, 8080)
+    bed.run(Hook.FROM_POD, direct)
+    assert send(bed, client("A")) == BACKEND
+
+
+def test_N39_a_FIN_in_the_first_answer_counts(bed: Bed):
+    """An answer may open and end its direction at once."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    bed.answer(there, "FA")
+    send(bed, client("FA"))
+    assert states(bed, there) == {FlowState.CLOSING}
+
+
 # A backend that goes away
 
 
@@ -210,6 +233,43 @@ def test_C9_N105_datagrams_end_with_the_service(bed: Bed, services: dict[str, li
     assert outcome.verdict == (REDIRECT if services else DROP)
     assert bed.entries("flows") == {}
     assert bed.counted() == {"new_flow": 1, ("drop_no_backend" if services else "drop_no_service"): 1}
+
+
+@BOTH
+@pytest.mark.parametrize("established", [True, False], ids=["established", "half-open"])
+def test_S90_S94_C12_a_backend_that_drains_keeps_its_flows(bed: Bed, packet: Packet, established: bool):
+    """Datagrams of a flow still go to it, and a connection goes on; new ones go elsewhere."""
+    there = bed.establish(packet) if established else bed.run(Hook.FROM_POD, packet)
+    port, protocol = (8080, "80/TCP") if packet is SYN else (5353, "53/UDP")
+    bed.serve({f"{VIP}:{protocol}": Serving([f"{SECOND}:{port}"], draining=[f"{BACKEND}:{port}"])})
+    assert addresses(bed.answer(there, "A")) == reverse(addresses(packet))
+    assert send(bed, client("A") if packet is SYN else QUERY) == BACKEND
+    other = tcp(CLIENT, 40001, VIP, 80) if packet is SYN else udp(CLIENT, 40001, VIP, 53)
+    assert send(bed, other) == SECOND
+    if packet is SYN:  # N102: nobody is sent to one that ends
+        assert send(bed, SYN) == SECOND
+
+
+def test_S94_a_backend_that_drains_and_stops_serving_is_gone(bed: Bed):
+    """Its datagrams move at once (C9)."""
+    bed.establish(QUERY)
+    bed.serve({f"{VIP}:53/UDP": Serving([f"{SECOND}:5353"], draining=[f"{BACKEND}:5353"])})
+    assert send(bed, QUERY) == BACKEND
+    bed.serve(ELSEWHERE)
+    assert send(bed, QUERY) == SECOND
+
+
+def test_C12_a_backend_that_drains_and_comes_back_is_the_same(bed: Bed):
+    """Its flows have never left it."""
+    bed.establish(QUERY)
+    before = bed.entry(QUERY)
+    bed.serve({f"{VIP}:53/UDP": Serving([f"{SECOND}:5353"], draining=[f"{BACKEND}:5353"])})
+    bed.serve({f"{VIP}:53/UDP": [f"{BACKEND}:5353", f"{SECOND}:5353"]})
+    assert send(bed, QUERY) == BACKEND
+    after = bed.entry(QUERY)
+    assert before is not None
+    assert after is not None
+    assert (before.backend, before.generation) == (after.backend, after.generation)
 
 
 def test_C9_another_backend_with_the_same_number_is_not_taken_for_the_old(bed: Bed):

@@ -303,3 +303,21 @@ def test_S73_S75_affinity_is_the_service_ports() -> None:
     service = replace(WEB, affinity=600, ports=(HTTP, ServicePort("dns", "UDP", 53)))
     assert [one.affinity for one in plan_service(service, [a_slice(pod(1))], HERE)] == [600, 600]
     assert plan(pod(1)).affinity == 0
+
+
+# Who rests: serves, and takes no new flows
+
+
+@pytest.mark.parametrize(
+    ("found", "resting"),
+    [
+        pytest.param([pod(1), ending(2)], [2], id="S94 it ends while others are ready"),
+        pytest.param([pod(1), ending(2, serving=False)], [], id="S94 it has stopped serving"),
+        pytest.param([pod(1), pod(2, ready=False)], [], id="S22 it is not ready"),
+        pytest.param([ending(1), ending(2)], [], id="S21 all that end are used"),
+        pytest.param([by_zone(1, "a"), by_zone(2, "b")], [2], id="S90 a hint leads elsewhere"),
+    ],
+)
+def test_S90_S94_who_serves_keeps_its_flows(found: list[Endpoint], resting: list[int]) -> None:
+    """Hints, policies and termination decide on new flows; open ones stay until their endpoint stops serving."""
+    assert [int(at.address.rpartition(".")[2]) for at in plan(*found).draining] == resting

@@ -73,10 +73,10 @@ def test_C12_weights_are_slots() -> None:
         pytest.param([ending(1, 0), ending(2)], [2], [1], id="S21 ending"),
         pytest.param([ending(1, 0, serving=False), pod(2)], [2], [], id="S21 ending and not serving: it is gone"),
         pytest.param([pod(1, 0, ready=False), pod(2)], [2], [], id="S22 not ready: it is gone"),
-        pytest.param([ending(1), pod(2)], [2], [], id="S20 ending with a weight: it is gone"),
+        pytest.param([ending(1), pod(2)], [2], [1], id="S94 ending with a weight: it keeps its flows"),
         pytest.param([pod(1, 0), pod(2, 0)], [], [1, 2], id="S41 all drain"),
         pytest.param([pod(1, 0, for_zones=("a",)), pod(2, for_zones=("b",)), pod(3)], [2, 3], [1], id="S86"),
-        pytest.param([pod(1, 0), pod(2, for_nodes=("node1",)), pod(3, for_nodes=("x",))], [2], [1], id="S84"),
+        pytest.param([pod(1, 0), pod(2, for_nodes=("node1",)), pod(3, for_nodes=("x",))], [2], [1, 3], id="S84 S90"),
     ],
 )
 def test_C12_a_backend_that_drains_is_in_no_set(found: list[Endpoint], cluster: list[int], drains: list[int]) -> None:
