@@ -1,0 +1,51 @@
+"""What the datapath does to a packet, as plain Python: no kernel, no bytes, no clock.
+
+    packet    a packet's addresses, and how an answer's follow from them
+    world     what the datapath is told: services, backends, who lives where, which ways are known
+    services  which backends a new flow may go to, and which it must: policies, affinity, stickiness
+    entry     one direction of a flow, and how long it lives
+    flows     the two tables; a packet of a flow that was answered
+    claims    the answer's tuple, which no two flows share, and the port that is taken where it would be
+    opening   a packet of a flow that was not answered yet, and the answer
+    leave     where the packet goes then, and what it looks like there
+    walk      the order of all that: Model.receive(hook, packet, now) -> Verdict
+
+Read it to learn what a service is; test the kernel's programs against it. Where those are free (which backend, which
+port), the model is told what they chose (Choice) and raises Impossible where that was not allowed. Rule numbers (S..,
+N.., C..) are those of the project's table of service semantics.
+
+Single packets only: no fragments, no ICMP, one CPU, and tables without an end; Flows.forget is what an LRU does.
+"""
+
+from pydatapath.reference.claims import PORTS
+from pydatapath.reference.entry import TIMEOUTS, Entry, State
+from pydatapath.reference.flows import Flows
+from pydatapath.reference.leave import Kind, Verdict
+from pydatapath.reference.packet import Address, FlowTuple, Packet, Protocol
+from pydatapath.reference.services import Choice, Chooser, Impossible
+from pydatapath.reference.walk import Model
+from pydatapath.reference.world import NODE, Backend, Hook, Route, Service, World
+
+__all__ = [
+    "NODE",
+    "PORTS",
+    "TIMEOUTS",
+    "Address",
+    "Backend",
+    "Choice",
+    "Chooser",
+    "Entry",
+    "FlowTuple",
+    "Flows",
+    "Hook",
+    "Impossible",
+    "Kind",
+    "Model",
+    "Packet",
+    "Protocol",
+    "Route",
+    "Service",
+    "State",
+    "Verdict",
+    "World",
+]

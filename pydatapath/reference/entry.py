@@ -1,0 +1,106 @@
+"""One direction of a flow, and how long it lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from pydatapath.reference.packet import FlowTuple, Packet, Protocol
+from pydatapath.reference.world import Backend, World
+
+__all__ = ["TIMEOUTS", "Dropped", "Entry", "Moment", "State"]
+
+
+class State(StrEnum):
+    """The life of a flow: not answered yet, answered, and (TCP only) at its end. CLOSING stands in no entry."""
+
+    NEW = "new"
+    ESTABLISHED = "established"
+    CLOSING = "closing"
+
+
+# Seconds of silence after which a flow is over. N34: five minutes for UDP; N36: netfilter's five days for TCP, which is
+# more than RFC 5382 asks; N37: four minutes at the end; two minutes for what was never answered (Linux's SYN_SENT)
+TIMEOUTS: Final[Mapping[tuple[Protocol, State], float]] = MappingProxyType(
+    {
+        ("UDP", State.NEW): 120,
+        ("UDP", State.ESTABLISHED): 300,
+        ("UDP", State.CLOSING): 300,
+        ("TCP", State.NEW): 120,
+        ("TCP", State.ESTABLISHED): 432_000,
+        ("TCP", State.CLOSING): 240,
+    }
+)
+
+
+class Dropped(Exception):
+    """A packet that goes no further; `reason` is the counter that says why (N108). `refused`: its sender is told."""
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.refused = reason, refused
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What an entry is held against: a packet, the time in seconds, and the world as it is then."""
+
+    packet: Packet
+    now: float
+    world: World
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What becomes of packets with one tuple. Its other direction has the key `to.reverse`: always two, or a claim.
+
+    `reply`: the answering direction; `plain`: nothing is rewritten (N93); `fin`, `rst`: this direction has sent one
+    (N38, N39). `backend` is None for a plain flow. `packets` and `octets` of layer 3 are this direction's.
+    """
+
+    to: FlowTuple
+    last_seen: float = 0
+    backend: Backend | None = None
+    state: State = State.NEW
+    reply: bool = False
+    plain: bool = False
+    fin: bool = False
+    rst: bool = False
+    packets: int = 0
+    octets: int = 0
+
+    def opposite(self, key: FlowTuple, now: float) -> Entry:
+        """The entry that the other direction must have (N5): it turns the answer's tuple into the caller's reversed."""
+        return Entry(key.reverse, now, self.backend, self.state, reply=not self.reply, plain=self.plain)
+
+    def counting(self, packet: Packet) -> Entry:
+        """One packet more."""
+        return replace(self, packets=self.packets + 1, octets=self.octets + packet.length)
+
+    def noting_its_end(self, packet: Packet) -> Entry:
+        """N38, N39: what ends the connection is noted where it was sent."""
+        return replace(self, fin=self.fin or "F" in packet.flags, rst=self.rst or "R" in packet.flags)
+
+    def doubting_its_reset(self, packet: Packet) -> Entry:
+        """N38, N101: whoever goes on sending over a second after a RST has not sent it: the connection lives."""
+        return self if packet.is_syn or "R" in packet.flags else replace(self, rst=False)
+
+    def is_closing(self, other: Entry) -> bool:
+        """FIN from both sides, or RST from one (N38, N39)."""
+        return (self.fin and other.fin) or self.rst or other.rst
+
+    def timeout(self, *, closing: bool) -> float:
+        """Seconds of silence that it outlives (N34 to N39)."""
+        ended = closing and self.state is State.ESTABLISHED
+        return TIMEOUTS[self.to.protocol, State.CLOSING if ended else self.state]
+
+    def has_lost_its_backend(self, world: World) -> bool:
+        """C9: a UDP flow belongs to nobody once its backend no longer serves. C8: a TCP connection goes on."""
+        return self.to.protocol == "UDP" and not world.serves(self.backend)
+
+    def chooses_again(self, world: World) -> bool:
+        """C9: it is the caller's packet that chooses; an answer that comes late is still the service's."""
+        return not self.reply and self.has_lost_its_backend(world)

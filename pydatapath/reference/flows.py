@@ -1,0 +1,107 @@
+"""The flow tables, and a packet of a flow that was answered.
+
+Two tables, so that a flood of first packets pushes out no live flow. `main`: answered flows, both directions of each.
+`half_open`: what still waits for its answer. A TCP flow is there its answer's entry alone, the claim: a SYN that is
+sent again is chosen for anew, the same way (N103). A UDP flow has both: one-way traffic keeps its backend (N105).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pydatapath.reference.entry import Entry, Moment
+from pydatapath.reference.packet import FlowTuple
+from pydatapath.reference.world import World
+
+__all__ = ["Flows", "Table"]
+
+Table = dict[FlowTuple, Entry]
+
+FRESH = 1.0  # seconds for which a stamp is not written again
+
+
+class Flows:
+    """Both tables. Keys are the tuples of packets as they arrive. `claimed`: all tuples that ever were an answer's."""
+
+    def __init__(self) -> None:
+        self.main: Table = {}
+        self.half_open: Table = {}
+        self.claimed: set[FlowTuple] = set()
+
+    def forget(self, key: FlowTuple) -> None:
+        """Drops one direction, as an LRU that is full may do (N5)."""
+        self.main.pop(key, None)
+        self.half_open.pop(key, None)
+
+    def live(self, world: World, now: float) -> Iterator[tuple[FlowTuple, FlowTuple]]:
+        """Of every flow that is not over: the caller's tuple as it came, and as it leaves (N42)."""
+        for table in (self.main, self.half_open):
+            for key, entry in table.items():
+                if not self.is_over(entry, world, now):
+                    yield (entry.to.reverse, key.reverse) if entry.reply else (key, entry.to)
+
+    def has_ended(self, entry: Entry, now: float, *, opens: bool = False) -> bool:
+        """N42: silent for too long, whoever collects it. N95: or closing, where a new connection opens."""
+        closing = entry.is_closing(self.main.get(entry.to.reverse, entry))
+        return (closing and opens) or now - entry.last_seen > entry.timeout(closing=closing)
+
+    def is_over(self, entry: Entry, world: World, now: float, *, opens: bool = False) -> bool:
+        """Whether its tuple may be given to another flow (N42, N95): never that of a live connection (C8)."""
+        return entry.has_lost_its_backend(world) or self.has_ended(entry, now, opens=opens)
+
+    def begins_anew(self, entry: Entry, moment: Moment) -> bool:
+        """Whether this packet of the flow begins a new one: by C9, N42, N95, or N102: a SYN to a gone backend."""
+        opens = moment.packet.opens
+        return (
+            entry.chooses_again(moment.world)
+            or self.has_ended(entry, moment.now, opens=opens)
+            or (opens and not moment.world.serves(entry.backend))
+        )
+
+    def quick(self, moment: Moment) -> Entry | None:
+        """The flow of a packet that needs no more than being counted, rewritten and sent; else None.
+
+        Any SYN needs more, and so does the first packet after a second: it refreshes the entry, or heals it (N5).
+        """
+        key = moment.packet.tuple
+        entry = self.main.get(key)
+        if entry is None or moment.packet.is_syn or moment.now - entry.last_seen >= FRESH:
+            return None
+        if entry.chooses_again(moment.world):
+            return None
+        self.main[key] = entry.counting(moment.packet).noting_its_end(moment.packet)
+        return self.main[key]
+
+    def follow(self, moment: Moment) -> Entry | None:
+        """The answered flow of a packet that is looked at with care; None: there is none, or none that still holds.
+
+        Either direction refreshes both, so one-way traffic keeps both. One that is missing is made anew (N5), unless
+        another flow has its tuple by now: then this flow must find itself another port.
+        """
+        key = moment.packet.tuple
+        entry = self.main.get(key)
+        if entry is None:
+            return None
+        other_key = entry.to.reverse
+        other = self.main.get(other_key)
+        if other.to != key.reverse if other else other_key in self.half_open:
+            del self.main[key]
+            return None
+        if self.begins_anew(entry, moment):
+            remove_both(self.main, key, entry)
+            return None
+        if moment.now - entry.last_seen >= FRESH:
+            entry = entry.doubting_its_reset(moment.packet)
+        entry = replace(entry, last_seen=moment.now).counting(moment.packet).noting_its_end(moment.packet)
+        self.main[key] = entry
+        # Of itself it may be the other direction: what a socket sends to its own address and port
+        other = self.main.get(other_key)
+        self.main[other_key] = replace(other, last_seen=moment.now) if other else entry.opposite(key, moment.now)
+        return entry
+
+
+def remove_both(table: Table, key: FlowTuple, entry: Entry) -> None:
+    """N5: both directions die together, or the one that stays would be taken for a flow."""
+    table.pop(entry.to.reverse, None)
+    table.pop(key, None)

@@ -1,0 +1,104 @@
+"""Where a packet goes once its addresses are known, and what it looks like there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Literal
+
+from pydatapath.reference.packet import FlowTuple, Packet
+from pydatapath.reference.world import NODE, Hook, World
+
+__all__ = ["Kind", "Verdict", "leave"]
+
+Kind = Literal["forward", "pass", "drop", "node"]
+
+# An interface takes this much more than its MTU, for a VLAN's tag: VLAN_HLEN in Linux's __is_skb_forwardable
+TAG_ROOM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a packet.
+
+    `kind`: "forward", straight to where `to` says: a pod's address, or "route" for another machine; "node", to the
+    node's own sockets, up where it came in ("node"), or by the "bridge" or the "uplink"; "pass", left to the "stack";
+    or "drop". `packet`: as it leaves, or as it was when it was dropped. `reason`: the counter of a drop (N108).
+    `refused`: its sender is told by a RST, or by ICMP port unreachable (C2). `opened`: a flow began with it. `walked`:
+    it took more than a look at a known flow.
+    """
+
+    kind: Kind
+    packet: Packet
+    to: str = ""
+    reason: str = ""
+    refused: bool = False
+    opened: bool = False
+    walked: bool = True
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The counters that it moves, by name (N108)."""
+        return (*(["new_flow"] if self.opened else []), *([self.reason] if self.reason else []))
+
+
+class _Way(Enum):
+    POD = auto()
+    NODE = auto()
+    ROUTE = auto()
+    STACK = auto()  # no way known: the stack may know more
+    STRAIGHT = auto()  # it is on its way already
+
+
+def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
+    """Sends the packet with these addresses (N99: whatever its flags are), one hop on where it is routed (N72)."""
+    way = _way(hook, packet, to, world)
+    translated = packet.readdressed(to)
+    if _is_routed(hook, way):
+        if packet.ttl <= 1:
+            return Verdict("pass", packet, "stack")  # which answers "time exceeded", about the packet as it came
+        if way is not _Way.STACK:
+            translated = translated.one_hop_on()
+    match way:
+        case _Way.POD:
+            return Verdict("forward", translated, to.destination)
+        case _Way.NODE:
+            return Verdict("node", translated, _up(hook, packet, to, world))
+        case _Way.ROUTE:
+            return Verdict("forward", translated, "route")
+        case _Way.STACK if hook.is_egress:
+            return Verdict("drop", translated, reason="drop_no_route")  # the stack has had it already
+    return Verdict("pass", translated, "stack")
+
+
+def _way(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> _Way:
+    """A pod of this node by its interface (N30, S40), another machine as the routing table says."""
+    if hook is Hook.TO_UPLINK and packet.destination == to.destination:
+        return _Way.STRAIGHT  # the node's own direct connection, under another port
+    interface = world.endpoints.get(to.destination)
+    if interface is not None:
+        return _Way.NODE if interface == NODE else _Way.POD
+    route = world.route(to.destination)
+    if route is None or (route.mtu is not None and packet.length > route.mtu + TAG_ROOM):
+        return _Way.STACK  # N71: which also says "too long" to the sender
+    return _Way.ROUTE
+
+
+def _is_routed(hook: Hook, way: _Way) -> bool:
+    """N72: within the pods' subnet a TTL stays; what the node itself sends is not routed by it."""
+    if way is _Way.POD:
+        return hook is Hook.FROM_UPLINK
+    return way in {_Way.ROUTE, _Way.STACK} and not hook.is_egress
+
+
+def _up(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> str:
+    """N90: an answer comes in where the route to its source leads, or a reverse path filter drops it.
+
+    To a service network that is the bridge, to an external or balancer's address the uplink.
+    """
+    by_bridge = world.is_in_service_network(to.source)
+    if packet.source == to.source or by_bridge == (hook is Hook.FROM_POD):
+        return NODE
+    if by_bridge:
+        return "bridge"
+    return "uplink" if world.uplink_address else NODE

@@ -1,0 +1,94 @@
+"""A packet as far as services care: who sends it to whom, TCP's flags, and how many hops it has left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+__all__ = ["Address", "FlowTuple", "Packet", "Protocol"]
+
+Protocol = Literal["TCP", "UDP"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """Where something is called or listens: TCP and UDP on one number are two different places (S14)."""
+
+    address: str
+    port: int
+    protocol: Protocol = "TCP"
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FlowTuple:
+    """The five things that tell one flow from another (N93): both ends, each address and port, and the protocol."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    protocol: Protocol = "TCP"
+
+    @property
+    def reverse(self) -> FlowTuple:
+        """The tuple of the answer: whoever is called answers from where it was called (N30)."""
+        return FlowTuple(self.destination, self.destination_port, self.source, self.source_port, self.protocol)
+
+    @property
+    def called(self) -> Address:
+        """The end that is called: what a service's front end is compared with (S11)."""
+        return Address(self.destination, self.destination_port, self.protocol)
+
+    def __str__(self) -> str:
+        ends = f"{self.source}:{self.source_port} -> {self.destination}:{self.destination_port}"
+        return f"{ends} {self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One whole IPv4 packet of TCP or UDP. `flags`: TCP's as scapy writes them, "S", "SA", "FA"; `length`: layer 3."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    protocol: Protocol = "TCP"
+    flags: str = ""
+    ttl: int = 64
+    length: int = 40
+
+    def __post_init__(self) -> None:
+        if self.protocol == "UDP" and self.flags:
+            raise ValueError(f"a datagram has no flags: {self.flags!r}")
+
+    @property
+    def tuple(self) -> FlowTuple:
+        """The key of its flow (N93)."""
+        return FlowTuple(self.source, self.source_port, self.destination, self.destination_port, self.protocol)
+
+    @property
+    def is_syn(self) -> bool:
+        """SYN, with ACK or without: it begins something, and is looked at with care (N102)."""
+        return "S" in self.flags
+
+    @property
+    def opens(self) -> bool:
+        """SYN without ACK: a connection begins here, whatever was known of its tuple (N95, N102)."""
+        return "S" in self.flags and "A" not in self.flags
+
+    def readdressed(self, to: FlowTuple) -> Packet:
+        """The packet with these addresses and ports; its length never changes (N81)."""
+        return replace(
+            self,
+            source=to.source,
+            source_port=to.source_port,
+            destination=to.destination,
+            destination_port=to.destination_port,
+        )
+
+    def one_hop_on(self) -> Packet:
+        """The packet after a router: its TTL is one less (N72)."""
+        return replace(self, ttl=self.ttl - 1)

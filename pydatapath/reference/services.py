@@ -1,0 +1,142 @@
+"""From the address that was called to a backend. Which one is the kernel's to choose, within what stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydatapath.reference.entry import Dropped
+from pydatapath.reference.packet import FlowTuple, Packet
+from pydatapath.reference.world import NODE, Backend, Hook, Service, World, is_within
+
+__all__ = [
+    "Choice",
+    "Chooser",
+    "Impossible",
+    "allows",
+    "is_inside",
+    "no_backend",
+    "no_service",
+    "seen_source",
+    "service_called",
+    "used_set",
+]
+
+
+class Impossible(Exception):
+    """What the kernel is said to have chosen is not among what it may choose; str() names the flow and the rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the kernel chose for a new flow, as far as it is known: None is for the model to choose.
+
+    `gave_up`: it dropped the packet, because none of the source ports that it tried was free (N22, N23).
+    """
+
+    backend: Backend | None = None
+    source_port: int | None = None
+    gave_up: bool = False
+
+
+def service_called(packet: Packet, hook: Hook, world: World) -> Service | None:
+    """The service port that a packet calls (S11, S14); None where it calls none."""
+    return world.services.get(packet.tuple.called) if may_call(packet, hook, world) else None
+
+
+def may_call(packet: Packet, hook: Hook, world: World) -> bool:
+    """What leaves by an uplink was met when it came in, unless it is the node's own, to an external address (S43)."""
+    return hook is not Hook.TO_UPLINK or world.endpoints.get(packet.source) == NODE
+
+
+def is_inside(packet: Packet, hook: Hook, world: World) -> bool:
+    """Whether the caller is in the cluster: a pod of any node (S28, S52, S54), or this node itself (S30, S53)."""
+    return hook is not Hook.FROM_UPLINK or world.is_in_cluster(packet.source)
+
+
+def used_set(service: Service, *, inside: bool) -> tuple[Backend, ...]:
+    """The backends that the traffic policies leave to a caller (S50 to S55)."""
+    return service.inside if inside else service.outside
+
+
+def allows(service: Service, packet: Packet) -> bool:
+    """S62 to S64: everybody by his own address, pods and the node too. C6: where no range is left, nobody."""
+    return service.sources is None or is_within(packet.source, service.sources)
+
+
+def no_backend(service: Service, packet: Packet, *, inside: bool) -> Dropped:
+    """A caller's set is empty: dropped where the policy keeps others from it (S36, S51), else refused (S41)."""
+    if service.drop_inside if inside else service.drop_outside:
+        return Dropped("drop_policy")
+    return refuse("drop_no_backend", packet)
+
+
+def no_service(packet: Packet, hook: Hook, world: World) -> Dropped | None:
+    """Another port of a service's address: refused (S37). An address that no service owns: dropped (S38).
+
+    None: neither; or it leaves by an uplink, where another machine may have that address.
+    """
+    if world.is_cluster_ip(packet.destination) and may_call(packet, hook, world):
+        return refuse("drop_no_service", packet)
+    lost = world.is_service_address(packet.destination) and hook is not Hook.TO_UPLINK
+    return Dropped("drop_no_service") if lost else None
+
+
+def refuse(reason: str, packet: Packet) -> Dropped:
+    """C2: its sender is told at once, by a RST or by ICMP port unreachable; but a RST is never answered."""
+    return Dropped(reason, refused="R" not in packet.flags)
+
+
+def seen_source(packet: Packet, hook: Hook, backend: Backend, world: World) -> str:
+    """The address that the backend sees: the caller's own wherever its answer comes back by this node anyway (C4).
+
+    The node's for a pod that is balanced to itself (S29, C1), or its answer would never leave it; and for who comes
+    from elsewhere and is sent elsewhere (S49, S54), or the answer would go past this node.
+    """
+    if hook is Hook.FROM_UPLINK and not world.is_here(backend.address):
+        return world.uplink_address or world.node_address
+    return world.node_address if backend.address == packet.source else packet.source
+
+
+class Chooser:
+    """Which backends a new flow may go to. It remembers what must be the same the next time.
+
+    `affinity`: of each client and service port, the backend and the time of the last new connection (S73).
+    """
+
+    def __init__(self) -> None:
+        self.affinity: dict[tuple[str, int], tuple[Backend, float]] = {}
+        self._chosen: dict[tuple[FlowTuple, tuple[Backend, ...]], Backend] = {}
+
+    def allowed(self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float) -> tuple[Backend, ...]:
+        """The backends that a first packet may be sent to: one where the client or the packet is bound, else all (S26).
+
+        N103: a packet that is sent again goes the same way while the set is the same one; affinity comes before that.
+        """
+        kept = self._kept(key, service, used, now)
+        if kept is None:
+            kept = self._chosen.get((key, used))
+        return (kept,) if kept is not None else used
+
+    def _kept(self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float) -> Backend | None:
+        """S73: by the client's address, whatever its port. S76: never a backend that is not in the used set."""
+        backend, since = self.affinity.get((key.source, service.number), (None, 0.0))
+        return backend if service.affinity and backend in used and now - since <= service.affinity else None
+
+    def choose(
+        self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float, told: Backend | None
+    ) -> Backend:
+        """The backend of a new flow: the one that the kernel chose, if it is allowed. Raises Impossible.
+
+        S74: each new connection binds its client anew, for the service's whole time. S76: what bound it before is
+        thrown away. S79: so it is for both sets, which share this.
+        """
+        allowed = self.allowed(key, service, used, now)
+        backend = allowed[0] if told is None else told
+        if backend not in allowed:
+            places = ", ".join(f"{one.address}:{one.port}" for one in allowed)
+            raise Impossible(f"{key} went to {backend.address}:{backend.port}, and may go to {places} only (N103, S73)")
+        if service.affinity:
+            self.affinity[key.source, service.number] = (backend, now)
+        else:
+            self._chosen[key, used] = backend
+        return backend

@@ -1,0 +1,155 @@
+"""What the datapath is told: services and their backends, who lives where, and which ways are known.
+
+A World never changes; whoever changes a service makes a new World and puts it in the Model's place for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+from types import MappingProxyType
+from typing import Final
+
+from pydatapath.reference.packet import Address
+
+__all__ = ["NODE", "Backend", "Hook", "Route", "Service", "World", "is_within"]
+
+NODE: Final = "node"  # the interface of the node's own addresses
+
+
+class Hook(StrEnum):
+    """Where a packet is met. What leaves is met only if the node itself sends it: else it was met coming in."""
+
+    FROM_POD = "from_pod"
+    FROM_UPLINK = "from_uplink"
+    TO_BRIDGE = "to_bridge"
+    TO_UPLINK = "to_uplink"
+
+    @property
+    def is_egress(self) -> bool:
+        """Whether the node's own stack has had the packet, and has routed it already."""
+        return self in {Hook.TO_BRIDGE, Hook.TO_UPLINK}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Backend:
+    """One endpoint of one service port. `number` and `generation` tell it from an older one at the same place (C9)."""
+
+    address: str
+    port: int
+    number: int = 1
+    generation: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service port at one address where it is called.
+
+    Callers inside the cluster and outside may have different backends (S50 to S55). Where theirs are none, but others
+    exist that the traffic policy keeps from them, `drop_...` says so (S36, S51). `affinity`: seconds (S73), 0: none.
+    `sources`: loadBalancerSourceRanges, the networks that may call (S62); None: everybody.
+    """
+
+    number: int
+    inside: tuple[Backend, ...] = ()
+    outside: tuple[Backend, ...] = ()
+    drop_inside: bool = False
+    drop_outside: bool = False
+    affinity: float = 0
+    sources: tuple[str, ...] | None = None
+
+    @classmethod
+    def for_all(cls, number: int, *backends: Backend, affinity: float = 0) -> Service:
+        """A service whose traffic policies are Cluster: the same backends for all (S20, S28)."""
+        return cls(number, backends, backends, affinity=affinity)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A network to which a way is known. `mtu` None: not looked at, as where the next hop's MAC is not known yet."""
+
+    network: str
+    mtu: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that is decided on besides the flows.
+
+    `endpoints`: the interface behind which each known address is, NODE for the node's own. `targets`: addresses where
+    a backend listens, besides those of the services here. `draining`: backends that take no new flows but keep those
+    that they have (S94). `cluster_networks`: the other nodes' pods. `cluster_ips`: those outside the service networks.
+    `uplink_address`: what a backend elsewhere sees of a caller from elsewhere; "" where no uplink is known.
+    """
+
+    node_address: str
+    services: Mapping[Address, Service] = field(default_factory=lambda: MappingProxyType({}))
+    endpoints: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    pod_networks: tuple[str, ...] = ()
+    service_networks: tuple[str, ...] = ()
+    cluster_networks: tuple[str, ...] = ()
+    cluster_ips: frozenset[str] = frozenset()
+    routes: tuple[Route, ...] = ()
+    uplink_address: str = ""
+    targets: frozenset[Address] = frozenset()
+    draining: frozenset[Backend] = frozenset()
+
+    def is_pod(self, address: str) -> bool:
+        """Whether a pod of this node may have it."""
+        return is_within(address, self.pod_networks)
+
+    def is_in_cluster(self, address: str) -> bool:
+        """Whether a pod of any node may have it: such callers are inside (S28, S52, S54)."""
+        return self.is_pod(address) or is_within(address, self.cluster_networks)
+
+    def is_in_service_network(self, address: str) -> bool:
+        """Whether the way to it leads over the bridge (S103)."""
+        return is_within(address, self.service_networks)
+
+    def is_service_address(self, address: str) -> bool:
+        """Whether only a service may own it (S38)."""
+        return address in self.cluster_ips or self.is_in_service_network(address)
+
+    def is_cluster_ip(self, address: str) -> bool:
+        """Whether a service owns it and is called there only: its other ports are refused (S37)."""
+        return self.is_service_address(address) and (
+            address in self.cluster_ips or any(at.address == address for at in self.services)
+        )
+
+    def is_here(self, address: str) -> bool:
+        """Whether who answers to it is known to be on this node: such an answer comes back through it anyway (C4)."""
+        return address in self.endpoints
+
+    def is_target(self, address: Address) -> bool:
+        """Whether a backend listens there: direct connections to it are kept apart from a service's (N93)."""
+        return address in self.targets or any(
+            address == Address(backend.address, backend.port, at.protocol)
+            for at, service in self.services.items()
+            for backend in (*service.inside, *service.outside)
+        )
+
+    def serves(self, backend: Backend | None) -> bool:
+        """Whether a flow's backend serves still (C8, C9). None, a plain flow's, is never gone."""
+        if backend is None or backend in self.draining:
+            return True
+        return any(backend in service.inside or backend in service.outside for service in self.services.values())
+
+    def route(self, address: str) -> Route | None:
+        """The way to an address: the longest prefix has it; None where none is known."""
+        fitting = (route for route in self.routes if is_within(address, (route.network,)))
+        return max(fitting, key=lambda route: IPv4Network(route.network).prefixlen, default=None)
+
+    def learned(self, address: str, interface: str) -> World:
+        """As a bridge learns: a pod's address is where it sends from. The node's own are told, not learned."""
+        if not self.is_pod(address) or self.endpoints.get(address) in {NODE, interface}:
+            return self
+        return replace(self, endpoints=MappingProxyType({**self.endpoints, address: interface}))
+
+
+@lru_cache(maxsize=4096)
+def is_within(address: str, networks: tuple[str, ...]) -> bool:
+    """Whether one of the networks has the address (S9)."""
+    return any(IPv4Address(address) in IPv4Network(network) for network in networks)
