@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-kernel lint format bench check-fresh clean
+.PHONY: help setup demo test test-kernel lint format rules bench check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -32,6 +32,9 @@ lint: setup ## ruff, mypy --strict, shellcheck
 format: setup ## put code into the one format
 	@$(BIN)/ruff check --fix --select I
 	@$(BIN)/ruff format
+
+rules: setup ## docs/rules.md of the tests: which of them say that a rule holds
+	@$(BIN)/python tools/rules.py
 
 bench: ## a first look at speed: direct over the bridge, VIP by us, VIP by iptables
 	@tools/setup.sh bench

@@ -215,7 +215,7 @@ def test_C9_a_datagram_finds_another_backend_at_once(bed: Bed, established: bool
 
 
 @pytest.mark.parametrize("established", [True, False], ids=["established", "half-open"])
-def test_C8_a_connection_stays_with_a_backend_that_is_gone(bed: Bed, established: bool):
+def test_C8_S88_S89_a_connection_stays_with_a_backend_that_is_gone(bed: Bed, established: bool):
     """TCP goes on, both ways, and only new connections go elsewhere; an answer that was on its way opens one."""
     there = bed.establish(SYN) if established else bed.run(Hook.FROM_POD, SYN)
     bed.serve(ELSEWHERE)
@@ -225,7 +225,7 @@ def test_C8_a_connection_stays_with_a_backend_that_is_gone(bed: Bed, established
 
 
 @pytest.mark.parametrize("services", [{f"{VIP}:53/UDP": []}, {}], ids=["no backend left", "no service left"])
-def test_C9_N105_datagrams_end_with_the_service(bed: Bed, services: dict[str, list[str]]):
+def test_C9_S91_S92_N105_datagrams_end_with_the_service(bed: Bed, services: dict[str, list[str]]):
     """Nobody is left: the next datagram is refused at once, or dropped, by name; and the flow is over."""
     bed.establish(QUERY)
     bed.serve(services)

@@ -215,7 +215,7 @@ def is_whole(packet: bytes) -> bool:
 
 @settings(every, max_examples=50)
 @given(script=st.lists(st.tuples(st.sampled_from(["there", "back"]), st.integers(0, 0x3F)), min_size=1, max_size=12))
-def test_whatever_flags_come_in_any_order_all_are_translated(bed: Bed, script: list[tuple[str, int]]):
+def test_N99_whatever_flags_come_in_any_order_all_are_translated(bed: Bed, script: list[tuple[str, int]]):
     """N99: odd flags never let a packet of a known connection by untranslated, whatever went before."""
     bed.forget_flows()
     call = frame(CLIENT, VIP) / TCP(sport=40000, dport=80, flags="S")

@@ -130,7 +130,7 @@ RANGED = Serving([HERE], kind="load-balancer-ip", sources=("198.51.100.0/25", "1
         (Hook.TO_BRIDGE, "192.168.9.1", False),
     ],
 )
-def test_S62_S63_S64_everybody_is_looked_at_by_his_own_address(bed: Bed, hook: Hook, source: str, allowed: bool):
+def test_S62_S63_S64_S65_everybody_is_looked_at_by_his_own_address(bed: Bed, hook: Hook, source: str, allowed: bool):
     """Pods and the node as well; who is in no range is dropped by name."""
     bed.serve({f"{BALANCER}:80/TCP": RANGED, f"{VIP}:80/TCP": [HERE]})
     outcome = bed.run(hook, tcp(source, 40000, BALANCER, 80))
@@ -154,7 +154,7 @@ def test_S67_who_may_not_call_learns_nothing_of_backends(bed: Bed):
     assert bed.run(Hook.FROM_UPLINK, tcp("198.51.100.200", 4, BALANCER, 80)).verdict == DROP
 
 
-def test_S68_a_change_of_ranges_does_not_cut_what_is_open(bed: Bed):
+def test_S44_S68_a_change_of_ranges_does_not_cut_what_is_open(bed: Bed):
     """New calls are refused, the connection goes on."""
     bed.serve({f"{BALANCER}:80/TCP": RANGED})
     hook, call = calls("outside")

@@ -55,7 +55,7 @@ def turned_round(host: Host, address: str) -> int:
 
 
 @pytest.mark.parametrize("place", VIPS)
-def test_N63_a_thousand_datagrams_of_64_KB(cluster: Cluster, figure: Callable[[str], None], place: str):
+def test_S105_N63_a_thousand_datagrams_of_64_KB(cluster: Cluster, figure: Callable[[str], None], place: str):
     """None is lost or harmed, between pods of one node and of two."""
     whole = turned_round(cluster.lab.pod(1, 1), VIPS[place])
     figure(f"64 KB datagrams by a VIP to a {place} backend and back: {whole} of {COUNT} intact")

@@ -107,7 +107,7 @@ def test_S50_S52_externalTrafficPolicy_Local(cluster: Cluster, at: str, kind: st
     [("pod", "balancer"), ("outside", "balancer"), ("pod", "cluster-ip"), ("node", "cluster-ip"), ("node", "balancer")],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_S41_without_backends_callers_are_refused_at_once(cluster: Cluster, name: str, at: str, kind: str):
+def test_S41_S42_N91_without_backends_callers_are_refused_at_once(cluster: Cluster, name: str, at: str, kind: str):
     """By RST or ICMP, in the kernel: no time-out."""
     apply(cluster, backends=[])
     with (

@@ -24,7 +24,7 @@ brief = settings(deadline=None, max_examples=50)  # a busy machine is no bug
 
 @settings(brief)
 @given(st.lists(worlds(), min_size=1, max_size=5))
-def test_every_address_answers_as_before_or_as_wanted_after_each_write(steps: list[list[PortPlan]]) -> None:
+def test_S108_every_address_answers_as_before_or_as_wanted_after_each_write(steps: list[list[PortPlan]]) -> None:
     """From any state to any other no packet meets half a change, and at the end the maps hold what is wanted."""
     cluster = Cluster()
     for wanted in steps:

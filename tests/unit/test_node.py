@@ -96,7 +96,7 @@ def test_each_option_stands_for_what_would_be_found_out() -> None:
         (["0.0.0.0/0"], ["192.168.50.11", "192.168.50.12", "10.244.1.1"]),
     ],
 )
-def test_S46_node_ports_answer_where_it_is_said(networks: list[str], addresses: list[str]) -> None:
+def test_C5_S46_node_ports_answer_where_it_is_said(networks: list[str], addresses: list[str]) -> None:
     """At the host's addresses in the networks named (C5), once each, never at loopback (S47), whatever the node IPs."""
     found = resolved(node_ip=["192.0.2.1"], nodeport_addresses=networks)
     assert [str(address) for address in found.node_port_addresses] == addresses
