@@ -23,7 +23,7 @@ from pydatapath.kernel import layout, libbpf
 from pydatapath.kernel.bcc_child import SYSTEM_BCC
 from pydatapath.version import __version__
 
-__all__ = ["DIRECTORY", "key_of", "load", "save", "usable"]
+__all__ = ["DIRECTORY", "create_maps", "key_of", "load", "save", "unpin", "usable"]
 
 DIRECTORY: Final = Path("/var/cache/pydatapath")
 KEPT: Final = 32  # entries; a host needs one, a laboratory some
@@ -75,7 +75,7 @@ def load(
             _load(kept, map_directory, program_directory, sizes, tails)
             return True
     except (DatapathError, OSError, ValueError, LookupError, TypeError):
-        _unpin(program_directory)
+        unpin(program_directory)
     return False
 
 
@@ -92,6 +92,29 @@ def _read(key: str) -> dict[str, dict[str, Any]] | None:
     return programs
 
 
+def create_maps(
+    map_directory: Path, program_directory: Path, sizes: Mapping[str, int], tails: Mapping[str, int]
+) -> None:
+    """Makes and pins what is missing, so that of two compilers neither does it while the other looks."""
+    with contextlib.ExitStack() as stack:
+        _open_maps(stack, map_directory, program_directory, sizes, len(tails))
+
+
+def _open_maps(
+    stack: contextlib.ExitStack, map_directory: Path, program_directory: Path, sizes: Mapping[str, int], tails: int
+) -> dict[str, int]:
+    """The descriptor of every map, the program array included, until the stack is closed; what is missing is made."""
+    maps: dict[str, int] = {}
+    for contract in layout.MAPS.values():
+        path = map_directory / contract.name
+        maps[contract.name] = libbpf.open_pin(str(path)) if path.exists() else _create(contract, sizes, path)
+        stack.callback(os.close, maps[contract.name])
+    maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, tails)
+    stack.callback(os.close, maps[WALKS])
+    libbpf.pin(maps[WALKS], str(program_directory / WALKS))
+    return maps
+
+
 def _load(
     kept: Mapping[str, Mapping[str, Any]],
     map_directory: Path,
@@ -100,14 +123,7 @@ def _load(
     tails: Mapping[str, int],
 ) -> None:
     with contextlib.ExitStack() as stack:
-        maps: dict[str, int] = {}
-        for contract in layout.MAPS.values():
-            path = map_directory / contract.name
-            maps[contract.name] = libbpf.open_pin(str(path)) if path.exists() else _create(contract, sizes, path)
-            stack.callback(os.close, maps[contract.name])
-        maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, len(tails))
-        stack.callback(os.close, maps[WALKS])
-        libbpf.pin(maps[WALKS], str(program_directory / WALKS))
+        maps = _open_maps(stack, map_directory, program_directory, sizes, len(tails))
         for name, program in kept.items():
             code = _relocate(base64.b64decode(program["code"]), program["maps"], maps)
             descriptor = libbpf.load_program(SCHED_CLS, code, name)
@@ -143,6 +159,7 @@ def _relocate(code: bytes, names: Mapping[str, str], maps: Mapping[str, int]) ->
     return bytes(result)
 
 
-def _unpin(program_directory: Path) -> None:
+def unpin(program_directory: Path) -> None:
+    """Takes away all that is pinned there."""
     for path in program_directory.iterdir():
         path.unlink()

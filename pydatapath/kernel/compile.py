@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = ["SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_progr
 
 # Where the node's own packets to services are addressed: a locally administered MAC that no interface has
 SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
+# The halves of datapath.c by their -D: `walk`, and all others, which take about as long
+HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
 COMPILE_SECONDS: Final = 300  # one takes 0.6; in an emulator, a hundred times that
 
 _COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
@@ -141,56 +144,84 @@ def _within(networks: Iterable[IPv4Network]) -> str:
 
 
 class Compiler:
-    """The child process that runs bcc.
+    """The child processes that run bcc: one for each half of the programs, side by side.
 
-    It is started early where no earlier load has left its programs: then it imports bcc (100 ms) while the parent looks
-    at the host.
+    They are started early where no earlier load has left its programs: then they import bcc (100 ms) while the parent
+    looks at the host.
     """
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[str] | None = None
+        self._children: list[subprocess.Popen[str]] = []
         if not cache.usable():
-            self._child = self._start()
+            self._start()
 
-    @staticmethod
-    def _start() -> subprocess.Popen[str]:
+    def _start(self) -> None:
         package_root = str(Path(__file__).resolve().parent.parent.parent)
         environment = {
             **os.environ,
             "BCC_KERNEL_SOURCE": str(source.shim()),
             "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
         }
-        return subprocess.Popen(
-            # -P: a file named bcc.py in the working directory is not bcc
-            [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
+        self._children = [
+            subprocess.Popen(
+                # -P: a file named bcc.py in the working directory is not bcc
+                [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+            for _ in HALVES
+        ]
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._child is not None and self._child.poll() is None:
-            self._child.kill()
-            self._child.communicate()
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+                child.communicate()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Hands the one request over and waits for the answer. Raises CompileError, VerifierError, Unsupported."""
-        child = self._child = self._child or self._start()
-        try:
-            output, log = child.communicate(json.dumps(request), timeout=COMPILE_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise CompileError(f"the compiler did not finish within {COMPILE_SECONDS} s") from None
-        code = child.returncode
-        answer: dict[str, Any] = json.loads(output) if code == 0 else {}
-        if code != 0 or "error" in answer:
-            raise _explain(answer.get("error", ""), log, code)
-        return answer
+        """Hands each half of a request to a child and waits for the answers. Raises CompileError, VerifierError,
+        Unsupported.
+        """
+        if not self._children:
+            self._start()
+        with ThreadPoolExecutor(len(HALVES)) as pool:
+            asked = [
+                pool.submit(_ask, child, _half_of(request, half))
+                for child, half in zip(self._children, HALVES, strict=True)
+            ]
+            answers = [each.result() for each in asked]
+        programs = {name: program for answer in answers for name, program in answer["programs"].items()}
+        return {**answers[0], "programs": programs}
+
+
+def _half_of(request: Mapping[str, Any], half: str) -> dict[str, Any]:
+    """What one child is to do: `walk`, or all others."""
+    programs = [name for name in request["programs"] if (name == "walk") == (half == "WITH_WALK")]
+    return {
+        **request,
+        "cflags": [*request["cflags"], *(f"-D{one}={int(one == half)}" for one in HALVES)],
+        "programs": programs,
+        "tails": {name: place for name, place in request["tails"].items() if name in programs},
+    }
+
+
+def _ask(child: subprocess.Popen[str], request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        output, log = child.communicate(json.dumps(request), timeout=COMPILE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"the compiler did not finish within {COMPILE_SECONDS} s") from None
+    code = child.returncode
+    answer: dict[str, Any] = json.loads(output) if code == 0 else {}
+    if code != 0 or "error" in answer:
+        raise _explain(answer.get("error", ""), log, code)
+    return answer
 
 
 def compile_programs(compiler: Compiler, program: Program) -> None:
@@ -211,7 +242,12 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
     directories = (program.map_directory, program.program_directory)
     if cache.usable() and cache.load(key, *directories, program.sizes.definitions, layout.TAILS):
         return
-    answer = compiler.ask(request)
+    cache.create_maps(*directories, program.sizes.definitions, layout.TAILS)
+    try:
+        answer = compiler.ask(request)
+    except CompileError:
+        cache.unpin(program.program_directory)  # one half may have been good
+        raise
     for name, contract in layout.MAPS.items():
         for side, record in (("key", contract.key), ("value", contract.value)):
             if isinstance(record, layout.Record):

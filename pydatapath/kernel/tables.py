@@ -86,8 +86,9 @@ def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
     for key, value in maps["services"].items():
         live.services[unpack_address(key)] = unpack_called(value)
     backends = maps["backends"].values()
-    slots = memoryview(maps["slots"].values()).cast("I")
     changing_ones = [one for one in live.services.values() if live.whole or one.number in changing]
+    # A megabyte or more: not for nothing
+    slots = memoryview(maps["slots"].values() if changing_ones else b"").cast("I")
     for run, owner in {(run, one.number) for one in changing_ones for run in one.runs}:
         members = tuple(slots[run.first_slot : run.first_slot + run.slot_count])
         live.slots[run.first_slot] = members
