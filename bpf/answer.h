@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * Refusing: packets that are made in the kernel and go back to where the refused one came from (C2). No map.
+ * Refusing: packets that are made in the kernel and go back to where the refused one came from (C2). Maps: answers;
+ * counters.
  *
  * TCP is answered by a RST, so that the caller knows at once even where ICMP is filtered (S41); all else by ICMP port
  * unreachable, from the address that was called. No answer ever answers an error or a RST, and none is larger than 96
- * bytes: nobody's packets are multiplied.
+ * bytes: nobody's packets are multiplied. No caller has a limit of its own (S45); all together have a generous one, so that
+ * forged sources gain little.
  */
 #ifndef PYDATAPATH_ANSWER_H
 #define PYDATAPATH_ANSWER_H
@@ -19,6 +21,24 @@ struct tcp_words {
 	__be32 ack;
 	__be32 flags; /* data offset, flags, window */
 };
+
+/* Per CPU: a tc program is not interrupted by another */
+BPF_TABLE_PINNED("percpu_array", u32, struct answered, answers, ONE, MAP_DIRECTORY "/answers");
+
+static inline bool answer_is_allowed(void)
+{
+	u32 one = 0;
+	struct answered *answered = answers.lookup(&one);
+
+	if (!answered)
+		return false; /* never: it is an array */
+	if (now() - answered->since >= HZ) {
+		answered->since = now();
+		answered->count = 0;
+	}
+	answered->count++;
+	return answered->count <= ANSWERS_PER_SECOND;
+}
 
 /* Back to where it came from: out of the interface that it came in by, or up to the node's own stack. */
 static inline int answer_leave(struct __sk_buff *skb, enum hook hook)
@@ -53,6 +73,8 @@ static inline int answer_echo(struct __sk_buff *skb, enum hook hook, struct pack
 {
 	struct icmphdr *icmp = packet->transport;
 
+	if (!answer_is_allowed())
+		return drop(DROP_ANSWER_LIMIT);
 	if ((void *)(icmp + 1) > (void *)(long)skb->data_end)
 		return TC_ACT_SHOT;
 	answer_turn_ethernet(packet->ethernet);
@@ -149,6 +171,8 @@ static inline int answer_unreachable(struct __sk_buff *skb, enum hook hook, cons
 
 static inline int answer_refuse(struct __sk_buff *skb, enum hook hook, struct packet *packet)
 {
+	if (!answer_is_allowed())
+		return drop(DROP_ANSWER_LIMIT);
 	if (packet->ip->protocol == IPPROTO_TCP)
 		return answer_reset(skb, hook, packet);
 	return answer_unreachable(skb, hook, packet);

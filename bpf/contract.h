@@ -65,6 +65,14 @@ struct leaving {
 };
 _Static_assert(sizeof(struct leaving) == 32, "layout 2");
 
+/* How many answers a CPU has made of late (C2). */
+struct answered {
+	__u64 since; /* jiffies: the beginning of this second */
+	__u32 count;
+	__u32 zero;
+};
+_Static_assert(sizeof(struct answered) == 16, "layout 2");
+
 /* Where a service is called, and where a backend listens. */
 struct transport_address {
 	__be32 address;

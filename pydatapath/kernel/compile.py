@@ -28,6 +28,7 @@ __all__ = ["SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_progr
 SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
 # The halves of datapath.c by their -D: `walk`, and all others, which take about as long
 HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
+ANSWERS_PER_SECOND: Final = 10_000  # RSTs, ICMP errors and echo replies that a CPU makes
 COMPILE_SECONDS: Final = 300  # one takes 0.6; in an emulator, a hundred times that
 
 _COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
@@ -97,6 +98,7 @@ def definitions(program: Program) -> dict[str, str]:
         "HZ": clock.HZ,
         "CLAIM_TRIES": 4,
         # Slots that are searched for a backend that a client keeps, where it is not where it was
+        "ANSWERS_PER_SECOND": ANSWERS_PER_SECOND,
         "AFFINITY_SEARCH": 32,
         # Ports to try where the sender's own is taken: 32768 and up, above every well-known service
         "CLAIM_FIRST_PORT": 32_768,

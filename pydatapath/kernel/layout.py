@@ -13,6 +13,7 @@ from typing import Final
 
 __all__ = [
     "AFFINITY",
+    "ANSWERED",
     "BACKEND",
     "CLIENT",
     "ENDPOINT",
@@ -119,6 +120,7 @@ class Counter(IntEnum):
     DROP_POLICY = 9
     DROP_SOURCE_RANGE = 10
     DROP_FRAGMENT = 11
+    DROP_ANSWER_LIMIT = 12
 
 
 class Hook(IntEnum):
@@ -230,6 +232,7 @@ SERVICE_RECORD: Final = Record(
     ),
 )
 RUN: Final = struct.Struct("=II")
+ANSWERED_RECORD: Final = Record("answered", (("since", "Q"), ("count", "I"), ("zero", "4x")))
 LEAVING_RECORD: Final = Record("leaving", (("key", "16s"), ("to", "16s")))
 FRAGMENT_KEY_RECORD: Final = Record(
     "fragment_key",
@@ -251,6 +254,7 @@ TUPLE: Final = TUPLE_RECORD.struct
 FLOW: Final = FLOW_RECORD.struct
 TRANSPORT_ADDRESS: Final = TRANSPORT_ADDRESS_RECORD.struct
 SERVICE: Final = SERVICE_RECORD.struct
+ANSWERED: Final = ANSWERED_RECORD.struct
 FRAGMENT: Final = FRAGMENT_RECORD.struct
 SOURCE_RANGE: Final = SOURCE_RANGE_RECORD.struct
 CLIENT: Final = CLIENT_RECORD.struct
@@ -310,6 +314,7 @@ MAPS: Final = {
         MapContract("affinities", MapType.LRU_HASH, CLIENT_RECORD, AFFINITY_RECORD, "MAX_AFFINITIES"),
         MapContract("endpoints", MapType.LRU_HASH, 4, ENDPOINT_RECORD, "MAX_ENDPOINTS"),
         MapContract("leaving", MapType.PERCPU_ARRAY, 4, LEAVING_RECORD, "ONE"),
+        MapContract("answers", MapType.PERCPU_ARRAY, 4, ANSWERED_RECORD, "ONE"),
         MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),
     )
 }

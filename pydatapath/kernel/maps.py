@@ -12,7 +12,7 @@ from pydatapath.errors import KernelError, LayoutError
 from pydatapath.kernel import libbpf
 from pydatapath.kernel.layout import MAPS, MapContract, MapType
 
-__all__ = ["Map", "Maps"]
+__all__ = ["Map", "Maps", "possible_cpus"]
 
 BATCH: Final = 8192
 
@@ -89,7 +89,7 @@ class Map:
 
     def total(self, key: bytes) -> int:
         """The sum over all CPUs of a number in a per-CPU map."""
-        value = libbpf.lookup(self.descriptor, key, 8 * _possible_cpus())
+        value = libbpf.lookup(self.descriptor, key, 8 * possible_cpus())
         words = value or b""
         return sum(int.from_bytes(words[place : place + 8], "little") for place in range(0, len(words), 8))
 
@@ -160,7 +160,7 @@ class Maps:
             )
 
 
-def _possible_cpus() -> int:
+def possible_cpus() -> int:
     """The kernel sizes per-CPU values by possible CPUs, a list such as 0-3,6 (see
     Documentation/admin-guide/cputopology.rst).
     """

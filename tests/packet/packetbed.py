@@ -26,9 +26,20 @@ from scapy.packet import Packet, Padding, Raw
 
 from pydatapath.kernel import clock, libbpf, tables
 from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, Sizes
-from pydatapath.kernel.layout import AFFINITY, ENDPOINT, FLOW, FRAGMENT, TAILS, TUPLE, BackendState, EndpointKind, Hook
+from pydatapath.kernel.layout import (
+    AFFINITY,
+    ANSWERED,
+    ENDPOINT,
+    FLOW,
+    FRAGMENT,
+    TAILS,
+    TUPLE,
+    BackendState,
+    EndpointKind,
+    Hook,
+)
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
-from pydatapath.kernel.maps import Maps
+from pydatapath.kernel.maps import Maps, possible_cpus
 from pydatapath.plan import Address, EndpointSet, Frontend, FrontendKind, PortPlan, change
 
 __all__ = [
@@ -350,6 +361,14 @@ class Bed:
         for key, raw in self.maps["fragments"].items():
             first_seen, *rest = FRAGMENT.unpack(raw)
             self.maps["fragments"].update(key, FRAGMENT.pack(first_seen - int(seconds * clock.HZ), *rest))
+
+    def spend_answers(self, count: int, *, seconds_ago: float = 0) -> None:
+        """Lets every CPU have made this many answers in the second of the last one, which was so long ago."""
+        answers, cpus = self.maps["answers"], possible_cpus()
+        raw = libbpf.lookup(answers.descriptor, bytes(4), ANSWERED.size * cpus)
+        assert raw is not None
+        since = max(since for since, _ in ANSWERED.iter_unpack(raw))
+        answers.update(bytes(4), ANSWERED.pack(since - int(seconds_ago * clock.HZ), count) * cpus)
 
     def counted(self) -> dict[str, int]:
         """What was counted since the reset, by name, without the zeros."""

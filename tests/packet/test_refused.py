@@ -29,6 +29,7 @@ from packetbed import (
     udp,
 )
 
+from pydatapath.kernel.compile import ANSWERS_PER_SECOND
 from pydatapath.plan import FrontendKind
 
 HOOKS = pytest.mark.parametrize(
@@ -168,3 +169,18 @@ def test_N60_no_answer_answers_an_echo_reply(bed: Bed):
     packet = frame(CLIENT, VIP) / ICMP(type=0, id=77, seq=3)
     outcome = bed.run(Hook.FROM_POD, packet)
     assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+
+
+@pytest.mark.parametrize(
+    "packet", [tcp(CLIENT, 40000, VIP, 9), udp(CLIENT, 40000, VIP, 9), ping(CLIENT, VIP)], ids=["TCP", "UDP", "ping"]
+)
+def test_S45_C2_all_answers_together_have_a_limit(bed: Bed, packet: Packet):
+    """A flood with forged sources is not turned on those; a second later there are answers again."""
+    bed.run(Hook.FROM_POD, packet)
+    bed.spend_answers(ANSWERS_PER_SECOND - 1)
+    assert bed.run(Hook.FROM_POD, packet).verdict == REDIRECT
+    bed.spend_answers(ANSWERS_PER_SECOND)
+    assert bed.run(Hook.FROM_POD, packet).verdict == DROP
+    assert bed.counted()["drop_answer_limit"] == 1
+    bed.spend_answers(ANSWERS_PER_SECOND, seconds_ago=1)
+    assert bed.run(Hook.FROM_POD, packet).verdict == REDIRECT
