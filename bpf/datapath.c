@@ -103,12 +103,16 @@ enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NO_PORT, KIND_NOT_HERE, 
 /*
  * What the backend sees of who calls: the caller's own address wherever the answer comes back by this node anyway, else
  * the node's (C4). So it is the node's for a pod that is balanced to itself (S29), and for a client from elsewhere that
- * is sent elsewhere.
+ * is sent elsewhere. Where the node calls and is the backend, too, no address of its own may come in: the next hop's.
  */
 static inline __be32 seen_source(enum hook hook, const struct tuple *key, const struct tuple *to)
 {
-	if (hook == FROM_UPLINK && !endpoints.lookup((__be32 *)&to->destination))
+	struct endpoint *backend = endpoints.lookup((__be32 *)&to->destination);
+
+	if (!backend && hook == FROM_UPLINK)
 		return UPLINK_ADDRESS;
+	if (backend && backend->kind == ENDPOINT_NODE && is_egress(hook))
+		return SERVICE_GATEWAY;
 	return to->destination == key->source ? NODE_ADDRESS : key->source;
 }
 

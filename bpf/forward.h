@@ -92,15 +92,17 @@ static inline int leave_to_pod(struct __sk_buff *skb, enum hook hook, u32 interf
 }
 
 /*
- * Whether a reply for the node's own socket must arrive elsewhere than where it came in, or a reverse path filter would
- * drop it: by the interface where the route to its new source leads. To a service network that is the bridge, to an
- * external or balancer's address the uplink. From the peer itself it is where it must be.
+ * Where a packet for the node's own socket must come in: by the interface where the route to its new source leads, or a
+ * reverse path filter would drop it. To a service network (and the next hop there) that is the bridge, to an external or
+ * balancer's address the uplink. 0: where it is already, as what comes from the peer itself.
  */
-static inline bool crosses_over(enum hook hook, const struct tuple *key, const struct tuple *to)
+static inline u32 arrival(enum hook hook, const struct tuple *key, const struct tuple *to, u32 bridge)
 {
-	if (hook == FROM_POD && UPLINK_INDEX == 0)
-		return false;
-	return key->source != to->source && (hook == FROM_POD) != IN_SERVICE_NETWORK(to->source);
+	bool by_bridge = IN_SERVICE_NETWORK(to->source) || to->source == SERVICE_GATEWAY;
+
+	if (key->source == to->source || (hook == FROM_POD && by_bridge) || (hook == FROM_UPLINK && !by_bridge))
+		return 0;
+	return by_bridge ? bridge : UPLINK_INDEX;
 }
 
 /* Word by word: LLVM 14 would copy from one of two places, and the verifier refuses a pointer that may be either */
@@ -114,11 +116,9 @@ static inline void write_uplink_mac(struct ethhdr *ethernet)
 	to[2] = mac[2];
 }
 
-static inline int leave_to_node(struct __sk_buff *skb, enum hook hook, u32 bridge, bool crosses)
+static inline int leave_to_node(struct __sk_buff *skb, u32 interface)
 {
-	if (!crosses)
-		return pass_walked(skb);
-	return bpf_redirect(hook == FROM_POD ? UPLINK_INDEX : bridge, BPF_F_INGRESS);
+	return interface ? bpf_redirect(interface, BPF_F_INGRESS) : pass_walked(skb);
 }
 
 static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, const struct route *route)
@@ -150,7 +150,6 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 {
 	struct route route = {.way = WAY_STRAIGHT};
 	struct endpoint *endpoint = NULL;
-	bool crosses;
 
 	/* The node's own direct connection, under another port, is on its way already */
 	if (hook != TO_UPLINK || key->destination != to->destination) {
@@ -170,9 +169,11 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	}
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
-	crosses = route.way == WAY_NODE && crosses_over(hook, key, to);
-	if (crosses && hook == FROM_POD)
-		write_uplink_mac(packet->ethernet);
+	if (route.way == WAY_NODE) {
+		route.interface = arrival(hook, key, to, route.interface);
+		if (route.interface && route.interface == UPLINK_INDEX)
+			write_uplink_mac(packet->ethernet);
+	}
 	if (shape == ERROR)
 		icmp_rewrite(packet, quoted, key, to);
 	else if (shape == FRAGMENT)
@@ -183,7 +184,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	case WAY_POD:
 		return leave_to_pod(skb, hook, route.interface);
 	case WAY_NODE:
-		return leave_to_node(skb, hook, route.interface, crosses);
+		return leave_to_node(skb, route.interface);
 	case WAY_NEIGHBOUR:
 		return leave_to_neighbour(skb, hook, &route);
 	case WAY_STACK:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from pydatapath.errors import DatapathError, KernelError, NotFound
 from pydatapath.instance import Instance
 from pydatapath.kernel import libbpf, tc
+from pydatapath.kernel.compile import SERVICE_GATEWAY
 from pydatapath.kernel.layout import Hook
 from pydatapath.node import Node
 from pydatapath.records import HostChange, Records
@@ -124,8 +125,10 @@ def _drop_others(records: Records, attacher: Attacher, instance: Instance, node:
 
 def _connect_routes(records: Records, attacher: Attacher, node: Node) -> None:
     bridges = node.bridges[:1]
-    wanted = {f"{network} {bridge.name}" for network in node.service_networks for bridge in bridges}
-    for network in node.service_networks:
+    # The next hop is a source, too, where the node calls itself by a service: its answers go there
+    networks = [*node.service_networks, IPv4Network(SERVICE_GATEWAY)] if node.service_networks else []
+    wanted = {f"{network} {bridge.name}" for network in networks for bridge in bridges}
+    for network in networks:
         for bridge in bridges:
             subject = f"{network} {bridge.name}"
             if attacher.has_service_route(network, bridge.index):

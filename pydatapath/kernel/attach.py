@@ -15,17 +15,15 @@ from typing import Any, Final, Self
 
 from pydatapath.errors import Conflict, KernelError
 from pydatapath.kernel import tc
-from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC
+from pydatapath.kernel.compile import SERVICE_GATEWAY, SERVICE_GATEWAY_MAC
 from pydatapath.kernel.layout import Hook
 from pydatapath.kernel.tc import filter_name
 
-__all__ = ["PRIORITY", "SERVICE_GATEWAY", "Attacher"]
+__all__ = ["PRIORITY", "Attacher"]
 
 PRIORITY: Final = 7
 HANDLE: Final = 1
 CLSACT_HANDLE: Final = 0xFFFF0000
-# The next hop of the service networks: link-local (RFC 3927), asked for by nobody, answered by to_bridge
-SERVICE_GATEWAY: Final = IPv4Address("169.254.218.122")
 ROUTE_PROTOCOL: Final = 218  # marks our routes in `ip route` (include/uapi/linux/rtnetlink.h leaves it free)
 RTNH_F_ONLINK: Final = 4
 AF_INET: Final = 2

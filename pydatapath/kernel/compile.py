@@ -22,9 +22,12 @@ from typing import Any, Final, Self
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
 from pydatapath.kernel import cache, clock, layout, source
 
-__all__ = ["SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_programs", "definitions"]
+__all__ = ["SERVICE_GATEWAY", "SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_programs", "definitions"]
 
 # Where the node's own packets to services are addressed: a locally administered MAC that no interface has
+# The next hop of the node's routes to services: link-local (RFC 3927), asked for by nobody, answered by to_bridge.
+# Where the node calls a service that it serves itself, its server sees this address.
+SERVICE_GATEWAY: Final = IPv4Address("169.254.218.122")
 SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
 # The halves of datapath.c by their -D: `walk`, and all others, which take about as long
 HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
@@ -124,6 +127,7 @@ def definitions(program: Program) -> dict[str, str]:
         "IN_CLUSTER_NETWORK(a)": _within(dict.fromkeys((*program.pod_networks, *program.cluster_networks))),
         "UPLINK_INDEX": str(program.uplink_index),
         "UPLINK_MAC": _mac_words(program.uplink_mac),
+        "SERVICE_GATEWAY": _wire(SERVICE_GATEWAY),
         "SERVICE_GATEWAY_MAC": _mac_words(SERVICE_GATEWAY_MAC),
         "IN_POD_NETWORK(a)": _within(program.pod_networks),
         "IN_SERVICE_NETWORK(a)": _within(program.service_networks),

@@ -96,8 +96,9 @@ def _up(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> str:
 
     To a service network that is the bridge, to an external or balancer's address the uplink.
     """
-    by_bridge = world.is_in_service_network(to.source)
-    if packet.source == to.source or by_bridge == (hook is Hook.FROM_POD):
+    by_bridge = world.is_in_service_network(to.source) or to.source == world.next_hop
+    there_already = {Hook.FROM_POD: by_bridge, Hook.FROM_UPLINK: not by_bridge}
+    if packet.source == to.source or there_already.get(hook, False):
         return NODE
     if by_bridge:
         return "bridge"

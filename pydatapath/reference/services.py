@@ -90,10 +90,13 @@ def seen_source(packet: Packet, hook: Hook, backend: Backend, world: World) -> s
     """The address that the backend sees: the caller's own wherever its answer comes back by this node anyway (C4).
 
     The node's for a pod that is balanced to itself (S29, C1), or its answer would never leave it; and for who comes
-    from elsewhere and is sent elsewhere (S49, S54), or the answer would go past this node.
+    from elsewhere and is sent elsewhere (S49, S54), or the answer would go past this node. Where the node calls what it
+    serves itself (S56), no address of its own may come in: its next hop's to services.
     """
     if hook is Hook.FROM_UPLINK and not world.is_here(backend.address):
         return world.uplink_address or world.node_address
+    if hook.is_egress and world.endpoints.get(backend.address) == NODE:
+        return world.next_hop
     return world.node_address if backend.address == packet.source else packet.source
 
 

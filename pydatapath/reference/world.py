@@ -94,6 +94,7 @@ class World:
     cluster_ips: frozenset[str] = frozenset()
     routes: tuple[Route, ...] = ()
     uplink_address: str = ""
+    next_hop: str = "169.254.218.122"  # of the node's own routes to services
     targets: frozenset[Address] = frozenset()
     draining: frozenset[Backend] = frozenset()
 

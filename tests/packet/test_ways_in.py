@@ -32,6 +32,7 @@ from packetbed import (
     udp,
 )
 
+from pydatapath.kernel.compile import SERVICE_GATEWAY
 from pydatapath.kernel.layout import EndpointKind
 
 POD_ELSEWHERE = "10.2.0.7"  # in the cluster's networks, behind the uplink
@@ -259,6 +260,21 @@ def test_S43_the_node_is_refused_where_nobody_serves_a_balancers_address(bed: Be
     bed.serve({f"{BALANCER}:80/TCP": Serving([], kind="load-balancer-ip")})
     outcome = bed.run(Hook.TO_UPLINK, tcp(UPLINK, 40000, BALANCER, 80))
     assert (outcome.verdict, outcome.ip.src, outcome.ip.payload.flags) == (REDIRECT, BALANCER, "RA")
+
+
+@pytest.mark.parametrize("hook", [Hook.TO_BRIDGE, Hook.TO_UPLINK], ids=["a cluster IP", "a balancer's"])
+def test_S56_the_node_calls_a_service_that_it_serves_itself(bed: Bed, hook: Hook):
+    """Such as the API server: no address of its own may come in from outside, so its server sees the next hop's."""
+    bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
+    called, source = (VIP, NODE) if hook is Hook.TO_BRIDGE else (BALANCER, UPLINK)
+    bed.serve({f"{called}:80/TCP": Serving([f"{UPLINK}:6443"], kind="load-balancer-ip")})
+    call = tcp(source, 40000, called, 80)
+    there = bed.run(hook, call)
+    assert (there.verdict, addresses(there)) == (REDIRECT, (str(SERVICE_GATEWAY), 40000, UPLINK, 6443))
+    assert there.packet[:6].hex(":") == MAC[NODE]
+    back = bed.run(Hook.TO_BRIDGE, answer_to(there))
+    assert (back.verdict, addresses(back)) == (REDIRECT, reverse(addresses(call)))
+    assert back.packet[:6].hex(":") == (MAC[NODE] if hook is Hook.TO_BRIDGE else UPLINK_MAC)
 
 
 # Session affinity

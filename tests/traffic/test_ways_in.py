@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from socket import SOCK_DGRAM, SOCK_STREAM
 
 import pytest
-from calls import KINDS, ask, ask_many, dial, pump
-from scene import PORT, VIP_PORT, Cluster
+from calls import KINDS, SECONDS, ask, ask_many, dial, pump
+from scene import PORT, VIP_PORT, Cluster, objects
 
+from pydatapath import EndpointSlice, schema
 from pydatapath.kernel.links import Links
 from pydatapath.lab import Host, Pod
 
@@ -161,3 +163,30 @@ def test_S48_a_service_on_the_nodes_own_address_leaves_its_other_ports_alone(clu
         listening.listen()
         with dial(cluster.lab.outside, (node.address, PORT)) as one, dial(cluster.lab.pod(1, 1), (node.address, PORT)):
             assert one.getpeername() == (node.address, PORT)
+
+
+@pytest.mark.parametrize("name", ["node", "pod", "outside"])
+@pytest.mark.parametrize("at", ["cluster-ip", "balancer"])
+def test_S56_a_service_that_the_node_itself_serves(cluster: Cluster, name: str, at: str):
+    """Such as the API server's: the node reaches it as others do, and these are seen as who they are."""
+    node, calling = cluster.lab.node(1), caller(cluster, name)
+    more = {"type": "LoadBalancer", "balancer": "203.0.113.30", "port": 443, "target": 6443}
+    made = objects("api", "10.96.3.9", [], **more)
+    (slice_,) = [one for one in made if isinstance(one, EndpointSlice)]
+    document = {**slice_.manifest, "endpoints": [{"addresses": [node.address], "nodeName": node.netns}]}
+    for datapath in cluster.datapaths.values():
+        datapath.apply([made[0], schema.parse(document, "test")])
+    address = "10.96.3.9" if at == "cluster-ip" else "203.0.113.30"
+    with node.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((node.address, 6443))
+        listening.listen()
+        listening.settimeout(SECONDS)
+        with dial(calling, (address, 443)) as one:
+            accepted, peer = listening.accept()
+            with accepted:
+                accepted.sendall(b"hello")
+                assert one.recv(100) == b"hello"
+                one.sendall(b"and back")
+                assert accepted.recv(100) == b"and back"
+    assert peer[0] == ("169.254.218.122" if name == "node" else calling.address)
