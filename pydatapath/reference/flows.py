@@ -51,12 +51,12 @@ class Flows:
         return entry.has_lost_its_backend(world) or self.has_ended(entry, now, opens=opens)
 
     def begins_anew(self, entry: Entry, moment: Moment) -> bool:
-        """Whether this packet of the flow begins a new one: by C9, N42, N95, or N102: a SYN to a gone backend."""
+        """Whether this packet of the flow begins a new one: by C9, N42, N95, or N102: a SYN to one gone or draining."""
         opens = moment.packet.opens
         return (
             entry.chooses_again(moment.world)
             or self.has_ended(entry, moment.now, opens=opens)
-            or (opens and not moment.world.serves(entry.backend))
+            or (opens and not moment.world.takes_new_flows(entry.backend))
         )
 
     def quick(self, moment: Moment) -> Entry | None:

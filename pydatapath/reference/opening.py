@@ -61,6 +61,7 @@ def _promote(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> En
         octets=counted.octets,
     )
     answer = replace(claimed, state=State.ESTABLISHED, last_seen=moment.now, packets=1, octets=moment.packet.length)
+    answer = answer.noting_its_end(moment.packet)  # N39: it may end its direction at once
     first = flows.main.get(caller_key)
     if first is not None and first.to != caller.to:
         if not flows.is_over(first, moment.world, moment.now, opens=True):

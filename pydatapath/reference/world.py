@@ -134,9 +134,12 @@ class World:
 
     def serves(self, backend: Backend | None) -> bool:
         """Whether a flow's backend serves still (C8, C9). None, a plain flow's, is never gone."""
-        if backend is None or backend in self.draining:
-            return True
-        return any(backend in service.inside or backend in service.outside for service in self.services.values())
+        return backend in self.draining or self.takes_new_flows(backend)
+
+    def takes_new_flows(self, backend: Backend | None) -> bool:
+        """Whether a flow's backend may be chosen still: it serves, and does not drain (S94, N102)."""
+        used = (service.inside + service.outside for service in self.services.values())
+        return backend is None or any(backend in backends for backends in used)
 
     def route(self, address: str) -> Route | None:
         """The way to an address: the longest prefix has it; None where none is known."""
