@@ -11,31 +11,12 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
-from histories import (
-    Again,
-    Answer,
-    Direct,
-    Lose,
-    Send,
-    Serve,
-    Step,
-    Wait,
-    entry_in,
-    flow_bytes,
-    frame,
-    packed,
-    ports_tried,
-    traceable,
-    tuple_bytes,
-    tuple_in,
-    tuple_of,
-    way_of,
-)
+from histories import Again, Answer, Direct, Lose, Send, Serve, Step, Wait, traceable, way_of
 from packetbed import (
     BACKEND,
     CLIENT,
@@ -54,15 +35,26 @@ from packetbed import (
     shown,
 )
 from packetbed import Hook as KernelHook
+from wire import (
+    entry_in,
+    expected_refusal,
+    flow_bytes,
+    frame,
+    packed,
+    ports_tried,
+    refusal,
+    told,
+    tuple_bytes,
+    tuple_in,
+    tuple_of,
+)
 
 from pydatapath.kernel import clock, libbpf, tables
-from pydatapath.kernel.layout import AFFINITY, FLOW, BackendState, Counter, EndpointKind, ServiceFlag, VipKind
+from pydatapath.kernel.layout import AFFINITY, FLOW, BackendState, Counter, EndpointKind
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import possible_cpus
-from pydatapath.plan import Live
-from pydatapath.plan import Run as Slots
 from pydatapath.reference import NODE as THE_NODE
-from pydatapath.reference import Address, Backend, Choice, Impossible, Model, Packet, Route, Service, Verdict, World
+from pydatapath.reference import Choice, FlowTuple, Impossible, Model, Packet, Route, Verdict, World
 
 __all__ = ["Run", "compare", "shortest"]
 
@@ -94,44 +86,52 @@ class Paused(Exception):
 
 
 class Twins:
-    """The kernel's programs and the model, at the same point of a history."""
+    """The kernel's programs and the model, at the same point of a history. `taken`: its steps, as they were taken."""
 
-    def __init__(self, bed: Bed, model: Model) -> None:
+    def __init__(self, bed: Bed, model: Model, taken: list[Step]) -> None:
         bed.reset()
         bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
         give_all_numbers_once(bed)
-        self.bed, self.model = bed, model
+        self.bed, self.model, self.taken = bed, model, taken
         self.now = 1_000_000.0  # the history's own time, in seconds
         self._ahead = jiffies_ahead(bed)
-        self._stamped = ticks()
-        self._waits = 0
+        self._stamped = self._ran = ticks()
         self._services: dict[str, Serving] = {}
-        self._sent: list[tuple[Send, Verdict]] = []
+        self._left: list[tuple[Send, Verdict]] = []
         self._flows: dict[str, dict[bytes, bytes]] = {"flows": {}, "half_open": {}}
+        self._served = True
         self._counted = counted(bed)
-        self.packets = 0
-        self._learn_services()
 
     # What happens
 
     def take(self, step: Step) -> None:
         """One step of a history, whatever it is; raises Differs. What it refers to may not be there: then nothing."""
+        for one in self._exactly(step):
+            self.taken.append(one)
+            match one:
+                case Send():
+                    self._send(one)
+                case Wait(seconds):
+                    self.now += seconds
+                    self._stamp_all()
+                case Serve(called, serving):
+                    self._serve(called, serving)
+                case Lose(key) if isinstance(key, FlowTuple):
+                    self._lose(key)
+
+    def _exactly(self, step: Step) -> list[Step]:
+        """The step, or what it is here where it says "one of the last"."""
         match step:
-            case Send():
-                self._send(step)
-            case Wait(seconds) if self._waits < WAITS:
-                self._waits += 1
-                self.now += seconds
-                self._stamp_all()
-            case Serve(called, serving):
-                self._serve(called, serving)
-            case Lose(place):
-                self._lose(place)
-            case Answer(back, flags) | Again(back, flags) if back < len(self._sent):
-                self._send(self._follow_up(step, *self._sent[-1 - back], flags))
-            case Direct(back, attempts) if back < len(self._sent):
-                for packet in self._direct(*self._sent[-1 - back], attempts):
-                    self._send(packet)
+            case Wait():
+                return [step] if sum(isinstance(one, Wait) for one in self.taken) < WAITS else []
+            case Lose(int() as place):
+                keys = [*self.model.flows.main, *self.model.flows.half_open]
+                return [Lose(keys[place])] if place < len(keys) else []
+            case Answer(back, flags) | Again(back, flags):
+                return [self._follow_up(step, *self._left[-1 - back], flags)] if back < len(self._left) else []
+            case Direct(back, attempt):
+                return [self._direct(*self._left[-1 - back], attempt)] if back < len(self._left) else []
+        return [step]
 
     @staticmethod
     def _follow_up(step: Step, sent: Send, verdict: Verdict, flags: str) -> Send:
@@ -143,30 +143,31 @@ class Twins:
         return Send(*way_of(packet), packet) if isinstance(step, Answer) else sent._replace(packet=packet)
 
     @staticmethod
-    def _direct(sent: Send, verdict: Verdict, attempts: tuple[int, ...]) -> list[Send]:
+    def _direct(sent: Send, verdict: Verdict, attempt: int) -> Send:
         """From who sent it, to where it went."""
-        flags = "S" if sent.packet.protocol == "TCP" else ""
-        packet = replace(verdict.packet, source=sent.packet.source, flags=flags, ttl=64)
-        ports = ports_tried(sent.packet)
-        return [sent._replace(packet=replace(packet, source_port=ports[attempt])) for attempt in attempts]
+        call = sent.packet
+        flags, port = "S" if call.protocol == "TCP" else "", ports_tried(call)[attempt]
+        packet = replace(verdict.packet, source=call.source, source_port=port, flags=flags, ttl=64)
+        return sent._replace(packet=packet)
 
     def _serve(self, called: str, serving: Serving | None) -> None:
         self._services.pop(called, None)
         if serving is not None:
             self._services[called] = serving
-        self.bed.serve(self._services)
-        self._learn_services()
+        self._served = False
 
-    def _learn_services(self) -> None:
-        self.model.world = told(tables.read_live(self.bed.maps, None), self.model.world)
+    def _serve_now(self) -> None:
+        """Several services that change one after the other are one change."""
+        if not self._served:
+            self.bed.serve(self._services)
+            self.model.world = told(self.model.world, tables.read_live(self.bed.maps, None))
+            self._served = True
 
-    def _lose(self, place: int) -> None:
-        keys = [*self.model.flows.main, *self.model.flows.half_open]
-        if place < len(keys):
-            self.model.flows.forget(keys[place])
-            for table, entries in self._flows.items():
-                self.bed.maps[table].delete(tuple_bytes(keys[place]))
-                entries.pop(tuple_bytes(keys[place]), None)
+    def _lose(self, key: FlowTuple) -> None:
+        self.model.flows.forget(key)
+        for table, entries in self._flows.items():
+            self.bed.maps[table].delete(tuple_bytes(key))
+            entries.pop(tuple_bytes(key), None)
 
     def _stamp_all(self) -> None:
         """Gives every entry the age that it has in the history, whatever time the test itself has taken."""
@@ -175,7 +176,8 @@ class Twins:
             for key, entry in table.items():
                 raw = bytearray(self._flows[name][tuple_bytes(key)])
                 STAMP.pack_into(raw, STAMP_AT, self._stamp(entry.last_seen))
-                self.bed.maps[name].update(tuple_bytes(key), bytes(raw))
+                self._flows[name][tuple_bytes(key)] = bytes(raw)
+            self.bed.maps[name].update_many(self._flows[name])
         for (client, service), (_, since) in self.model.chooser.affinity.items():
             key = packed(client) + struct.pack("=I", service)
             raw = self.bed.maps["affinities"].lookup(key)
@@ -187,13 +189,14 @@ class Twins:
 
     def _send(self, send: Send) -> None:
         """A packet, through both."""
+        self._serve_now()
         if ticks() - self._stamped > clock.HZ // 50:
             self._stamp_all()
         raw = frame(send.packet, MACS.get(send.device, ELSEWHERE_MAC))
         outcome = self.bed.run(KernelHook[send.hook.name], raw, device=send.device)
-        if ticks() - self._stamped > clock.HZ * STILL:
+        self._ran = ticks()
+        if self._ran - self._stamped > clock.HZ * STILL:
             raise Paused
-        self.packets += 1
         flows = {name: dict(self.bed.maps[name].items()) for name in self._flows}
         now_counted = counted(self.bed)
         moved = {
@@ -208,8 +211,11 @@ class Twins:
         check("counted", moved, dict.fromkeys(verdict.counted, 1))
         self._check_leaving(send, raw, outcome, verdict)
         self._check_flows()
+        if chosen.gave_up:
+            self._bind_all_the_same(send.packet)
         self._check_affinities()
-        self._sent.append((send, verdict))
+        if verdict.kind != "drop":
+            self._left.append((send, verdict))
 
     def _chosen(
         self, packet: Packet, outcome: Outcome, half_open: Mapping[bytes, bytes], moved: Mapping[str, int]
@@ -231,6 +237,19 @@ class Twins:
                 found = [one for one in backends if (one.number, one.generation) == (number, generation)]
                 return Choice(found[0] if found else None, tuple_of(key).destination_port)
         return Choice()
+
+    def _bind_all_the_same(self, packet: Packet) -> None:
+        """Who finds no port is bound to a backend before, as by kube-proxy; the model leaves that open (S74)."""
+        service = self.model.world.services.get(packet.tuple.called)
+        if service is not None and service.affinity:
+            _, *kept = self._kept(packet.source, service.number)
+            bound = {(one.number, one.generation): one for one in service.inside + service.outside}[tuple(kept)]
+            self.model.chooser.affinity[packet.source, service.number] = (bound, self.now)
+
+    def _kept(self, client: str, service: int) -> tuple[int, ...]:
+        """What a client keeps: since when, the number and generation of the backend."""
+        raw = self.bed.maps["affinities"].lookup(packed(client) + struct.pack("=I", service))
+        return (0, 0, 0) if raw is None else AFFINITY.unpack(raw)[:3]
 
     # What must be equal
 
@@ -262,13 +281,12 @@ class Twins:
 
     def _check_affinities(self) -> None:
         for (client, service), (backend, since) in self.model.chooser.affinity.items():
-            raw = self.bed.maps["affinities"].lookup(packed(client) + struct.pack("=I", service))
-            kept = (0, 0, 0) if raw is None else AFFINITY.unpack(raw)
-            check(f"what {client} keeps of {service}", kept[1:3], (backend.number, backend.generation))
-            self._check_age(f"what {client} keeps of {service}", kept[0], since)
+            stamp, *kept = self._kept(client, service)
+            check(f"what {client} keeps of {service}", kept, [backend.number, backend.generation])
+            self._check_age(f"what {client} keeps of {service}", stamp, since)
 
     def _check_age(self, what: str, stamp: int, then: float) -> None:
-        age, want = (ticks() + self._ahead - stamp) / clock.HZ, self.now - then
+        age, want = (self._ran + self._ahead - stamp) / clock.HZ, self.now - then
         if abs(age - want) > 0.4:
             raise Differs(f"{what}: {age:.2f} s old, model: {want:.2f} s")
 
@@ -277,44 +295,6 @@ def check(what: str, kernel: object, model: object) -> None:
     """Raises Differs where these are not equal."""
     if kernel != model:
         raise Differs(f"{what}: {kernel}\n  model: {model}")
-
-
-# What the kernel has, in the model's words
-
-
-def told(live: Live, world: World) -> World:
-    """The world with the services as the maps have them."""
-    backends = {
-        number: Backend(one.address.address, one.address.port, number, one.generation)
-        for number, one in live.backends.items()
-    }
-    draining = {number for number, one in live.backends.items() if one.draining}
-
-    def run(slots: Slots) -> tuple[Backend, ...]:
-        numbers = live.slots[slots.first_slot] if slots.slot_count else ()
-        return tuple(backends[number] for number in numbers)
-
-    services = {}
-    for at, called in live.services.items():
-        flags = called.flags
-        ranges = tuple(one.network for one in live.guards.ranges if one.service == called.number)
-        services[Address(at.address, at.port, at.protocol)] = Service(
-            called.number,
-            run(called.inside),
-            run(called.outside),
-            drop_inside=ServiceFlag.DROP_INSIDE in flags,
-            drop_outside=ServiceFlag.DROP_OUTSIDE in flags,
-            affinity=called.affinity,
-            sources=ranges if ServiceFlag.RANGES in flags else None,
-        )
-    drained = {live.backends[number].address for number in draining}
-    return replace(
-        world,
-        services=services,
-        cluster_ips=frozenset(at for at, kind in live.guards.vips.items() if kind is VipKind.CLUSTER),
-        targets=frozenset(Address(one.address, one.port, one.protocol) for one in drained),
-        draining=frozenset(backends[number] for number in draining),
-    )
 
 
 # The kernel's side
@@ -327,12 +307,14 @@ def ticks() -> int:
 
 def jiffies_ahead(bed: Bed) -> int:
     """How far jiffies are ahead of the coarse clock, by the stamp of a flow that begins now; it is forgotten again."""
-    target = tables.pack_address(tables.Address(BACKEND, 9, "TCP"))
+    began, target = ticks(), tables.pack_address(tables.Address(BACKEND, 9, "TCP"))
     bed.maps["targets"].update(target, struct.pack("=I", 1))
     bed.run(KernelHook.FROM_POD, frame(Packet(CLIENT, 9, BACKEND, 9, flags="S"), MAC[CLIENT]))
     ahead = next(entry.last_seen for entry in bed.entries("half_open").values()) - ticks()
     bed.forget_flows()
     bed.maps["targets"].delete(target)
+    if ticks() - began > clock.HZ * STILL / 2:
+        raise Paused
     return ahead
 
 
@@ -355,51 +337,38 @@ def counted(bed: Bed) -> dict[str, int]:
     return {one.name.lower(): sum(memoryview(raw)[one * size : (one + 1) * size].cast("Q")) for one in Counter}
 
 
-def refusal(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """Who is refused by whom, and what by: TCP's ports and RST, or ICMP's type, code and quotation."""
-    if raw[23] == 6:
-        return raw[26:30], raw[30:34], raw[34:38] + bytes([raw[47] & 4])
-    return raw[26:30], raw[30:34], raw[34:36] + raw[42:70]
-
-
-def expected_refusal(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """The same, from the packet that is refused (C2)."""
-    if raw[23] == 6:
-        return raw[30:34], raw[26:30], raw[36:38] + raw[34:36] + b"\4"
-    return raw[30:34], raw[26:30], b"\3\3" + raw[14:42]
-
-
 # Whole histories
 
 
 class Run(NamedTuple):
-    """What became of a history: on what the two differ, "" for nothing; after how many packets."""
+    """What became of a history: on what the two differ, "" for nothing; the steps until then, as they were taken."""
 
     difference: str
-    packets: int
+    steps: tuple[Step, ...]
 
 
-def compare(bed: Bed, steps: Iterable[Step], model: Callable[[World], Model] = Model) -> Run:
+def compare(bed: Bed, steps: Sequence[Step], model: Callable[[World], Model] = Model) -> Run:
     """Takes both through a history; again where the machine stood still meanwhile."""
     for _ in range(ATTEMPTS):
-        twins = Twins(bed, model(HERE))
+        taken: list[Step] = []
         try:
+            twins = Twins(bed, model(HERE), taken)
             for step in steps:
                 twins.take(step)
         except Paused:
             continue
         except Differs as differs:
-            return Run(str(differs), twins.packets)
-        return Run("", twins.packets)
+            return Run(str(differs), tuple(taken))
+        return Run("", tuple(taken))
     raise Paused(f"the machine stood still for over {STILL} s in {ATTEMPTS} attempts at one history")
 
 
-def shortest(bed: Bed, steps: Sequence[Step], model: Callable[[World], Model] = Model) -> list[Step]:
+def shortest(bed: Bed, run: Run, model: Callable[[World], Model] = Model) -> Run:
     """A history that differs, without the steps that it differs without."""
-    left, place = list(steps), len(steps) - 1
+    place = len(run.steps) - 1
     while place >= 0:
-        fewer = left[:place] + left[place + 1 :]
-        if compare(bed, fewer, model).difference:
-            left = fewer
-        place -= 1
-    return left
+        fewer = compare(bed, run.steps[:place] + run.steps[place + 1 :], model)
+        if fewer.difference:
+            run = fewer
+        place = min(place, len(run.steps)) - 1
+    return run

@@ -1,0 +1,150 @@
+"""Random histories, step by step through the kernel's programs and through the model: both must do the same.
+
+PYDATAPATH_DIFFERENTIAL=100000 PYDATAPATH_SEED=5000 pytest tests/packet/test_differential.py     others, and more
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from random import Random
+
+import pytest
+from histories import Send, Serve, Step, history, opening, step
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from packetbed import Bed
+from twins import Run, compare, shortest
+
+from pydatapath.reference import Backend, Chooser, Entry, Flows, FlowTuple, Hook, Model, Packet, Service, Verdict, World
+from pydatapath.reference.entry import Moment
+
+COUNT = int(os.environ.get("PYDATAPATH_DIFFERENTIAL", "5000"))
+FIRST = int(os.environ.get("PYDATAPATH_SEED", "0"))
+PATIENCE, SLOW = 60, 0.05  # seconds after which it ends where a history takes this long on average: in an emulator
+SOON = 200  # histories within which a fault must show
+
+
+def told(run: Run) -> str:
+    """The message of a history that differs."""
+    return "\n".join([f"after these {len(run.steps)} steps: {run.difference}", *(f"    {one!r}," for one in run.steps)])
+
+
+@pytest.mark.timeout(180 + COUNT // 20)
+def test_the_kernel_does_what_the_model_does(bed: Bed, capsys: pytest.CaptureFixture[str]):
+    """In thousands of histories, always the same ones."""
+    began, packets, done, spent = time.monotonic(), 0, 0, 0.0
+    while done < COUNT and not (spent > PATIENCE and spent > done * SLOW):
+        run = compare(bed, history(Random(FIRST + done)))
+        if run.difference:
+            pytest.fail(f"PYDATAPATH_SEED={FIRST + done}, {told(shortest(bed, run))}", pytrace=False)
+        packets += sum(isinstance(one, Send) for one in run.steps)
+        done, spent = done + 1, time.monotonic() - began
+    with capsys.disabled():
+        sys.stdout.write(f"\n{done:,} of {COUNT:,} histories, {packets:,} packets, {spent:.1f} s\n")
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Step]:
+    """As history makes them, each step a choice of its own, so that hypothesis may take it away."""
+    scope, steps = opening(draw(st.randoms(use_true_random=False)))
+    return steps + draw(st.lists(st.randoms(use_true_random=False).map(lambda rng: step(rng, scope)), max_size=40))
+
+
+@settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(histories())
+def test_hypothesis_finds_no_history_that_differs(bed: Bed, steps: list[Step]):
+    """Other ones each time, and the shortest if there is one."""
+    run = compare(bed, steps)
+    assert not run.difference, told(run)
+
+
+# Models with one fault each: a comparison that does not see these sees nothing
+
+
+class Unrefreshed(Flows):
+    """What comes after a second refreshes nothing."""
+
+    def follow(self, moment: Moment) -> Entry | None:
+        seen = {key: entry.last_seen for key, entry in self.main.items()}
+        found = super().follow(moment)
+        for key in seen.keys() & self.main.keys():
+            self.main[key] = replace(self.main[key], last_seen=seen[key])
+        return found
+
+
+class Unended(Flows):
+    """A SYN does not begin a closing connection anew."""
+
+    def has_ended(self, entry: Entry, now: float, *, opens: bool = False) -> bool:
+        return super().has_ended(entry, now)
+
+
+class Bound(Chooser):
+    """Affinity has no end."""
+
+    def _kept(self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float) -> Backend | None:
+        return super()._kept(key, service, used, 0)
+
+
+class Untranslated(Model):
+    """The port that was called is the backend's."""
+
+    def _to_backend(self, hook: Hook, packet: Packet, backend: Backend) -> Entry:
+        entry = super()._to_backend(hook, packet, backend)
+        return replace(entry, to=replace(entry.to, destination_port=packet.destination_port))
+
+
+class Unhidden(Model):
+    """Every backend sees the caller's own address, and a pod itself."""
+
+    def _to_backend(self, hook: Hook, packet: Packet, backend: Backend) -> Entry:
+        entry = super()._to_backend(hook, packet, backend)
+        return replace(entry, to=replace(entry.to, source=packet.source))
+
+
+class Unrouted(Model):
+    """No TTL falls."""
+
+    def _send(self, hook: Hook, packet: Packet, entry: Entry) -> Verdict:
+        verdict = super()._send(hook, packet, entry)
+        return replace(verdict, packet=replace(verdict.packet, ttl=packet.ttl))
+
+
+def made(world: World, flows: type[Flows] = Flows, chooser: type[Chooser] = Chooser) -> Model:
+    """A model of these parts."""
+    model = Model(world)
+    model.flows, model.chooser = flows(), chooser()
+    return model
+
+
+FAULTS: dict[str, Callable[[World], Model]] = {
+    one.__name__: one if issubclass(one, Model) else partial(made, **{part: one})
+    for part, one in (
+        ("flows", Unrefreshed),
+        ("flows", Unended),
+        ("chooser", Bound),
+        ("", Untranslated),
+        ("", Unhidden),
+        ("", Unrouted),
+    )
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_model_with_a_fault_differs_soon(bed: Bed, fault: str):
+    """Within the first of the histories, whatever the fault is about."""
+    runs = (compare(bed, history(Random(seed)), FAULTS[fault]) for seed in range(SOON))
+    assert any(run.difference for run in runs)
+
+
+def test_a_history_that_differs_is_told_without_what_does_not_matter(bed: Bed):
+    """Of a port that is not translated, a service and a call of it are left."""
+    runs = (compare(bed, history(Random(seed)), Untranslated) for seed in range(SOON))
+    run = shortest(bed, next(run for run in runs if run.difference), Untranslated)
+    assert [type(one) for one in run.steps] == [Serve, Send]
+    assert "left as" in told(run) or "in half_open" in told(run)
