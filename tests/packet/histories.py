@@ -160,21 +160,45 @@ def history(rng: Random) -> list[Step]:
     """Services, and then whatever happens."""
     scope, steps = opening(rng)
     steps += [step(rng, scope) for _ in range(rng.randrange(5, 55))]
-    if rng.randrange(16) == 0:
-        place = rng.randrange(len(scope.fronts), len(steps))
-        steps[place:place] = _crowd(rng, scope)
+    for incident in (_crowd, _race):
+        if rng.randrange(16) == 0:
+            place = rng.randrange(len(scope.fronts), len(steps))
+            steps[place:place] = incident(rng, scope)
     return steps
 
 
 def _crowd(rng: Random, scope: Scope) -> list[Step]:
     """A call of a service, for which most source ports are taken by direct connections to its only backend, or all."""
-    (hook, source), front, backend = rng.choice(scope.callers), rng.choice(scope.fronts), rng.choice(scope.places)
-    call = Packet(source, rng.choice(scope.ports), *_at(front), flags="S" if front.endswith("TCP") else "")
-    address, port, _ = _at(backend)
-    direct = replace(call, destination=address, destination_port=port)
-    device = device_of(source) if hook is Hook.FROM_POD else ""
-    packets = [replace(direct, source_port=port) for port in ports_tried(call)[: rng.choice([2, 4, 5, 5, 5])]] + [call]
-    return [Serve(front, Serving([backend])), *(Send(hook, device, one) for one in packets)]
+    call = _call(rng, scope)
+    address, port, _ = _at(backend := rng.choice(scope.places))
+    direct = replace(call.packet, destination=address, destination_port=port)
+    taken = ports_tried(call.packet)[: rng.choice([2, 4, 5, 5, 5])]
+    connections = [call._replace(packet=replace(direct, source_port=one)) for one in taken]
+    return [Serve(str(call.packet.tuple.called), Serving([backend])), *connections, call]
+
+
+def _race(rng: Random, scope: Scope) -> list[Step]:
+    """A first packet that is sent again, to another backend meanwhile; both answer, the second one late."""
+    call = _call(rng, scope)
+    front, (one, other) = str(call.packet.tuple.called), rng.sample(scope.places, 2)
+    between = [Answer(rng.choice(NEAR), rng.choice(["R", "FA"])), Again(0, "FA"), Wait(rng.choice(WAITS) + ODD)]
+    late = [Answer(back, "SA") for back in rng.sample(range(5), 3)]
+    return [
+        Serve(front, Serving([one])),
+        call,
+        Serve(front, Serving([other])),
+        call,
+        Answer(1, "SA"),
+        *rng.sample(between, rng.randrange(4)),
+        *late,
+    ]
+
+
+def _call(rng: Random, scope: Scope) -> Send:
+    """The first packet of somebody who calls a service."""
+    (hook, source), front = rng.choice(scope.callers), rng.choice(scope.fronts)
+    packet = Packet(source, rng.choice(scope.ports), *_at(front), flags="S" if front.endswith("TCP") else "")
+    return Send(hook, device_of(source) if hook is Hook.FROM_POD else "", packet)
 
 
 def _at(text: str, otherwise: Protocol = "TCP") -> tuple[str, int, Protocol]:
