@@ -160,7 +160,7 @@ def history(rng: Random) -> list[Step]:
     """Services, and then whatever happens."""
     scope, steps = opening(rng)
     steps += [step(rng, scope) for _ in range(rng.randrange(5, 55))]
-    for incident in (_crowd, _race):
+    for incident in (_crowd, _race, _return):
         if rng.randrange(16) == 0:
             place = rng.randrange(len(scope.fronts), len(steps))
             steps[place:place] = incident(rng, scope)
@@ -192,6 +192,15 @@ def _race(rng: Random, scope: Scope) -> list[Step]:
         *rng.sample(between, rng.randrange(4)),
         *late,
     ]
+
+
+def _return(rng: Random, scope: Scope) -> list[Step]:
+    """A client of a service with affinity comes back, by other ports, shortly before or after its backend's time."""
+    call = _call(rng, scope)
+    serving = Serving(rng.sample(scope.places, 3), affinity=10)
+    ports = [call.packet.source_port + more for more in range(1, 5)]
+    again = [call._replace(packet=replace(call.packet, source_port=port)) for port in ports]
+    return [Serve(str(call.packet.tuple.called), serving), call, Wait(rng.choice([9, 11]) + ODD), *again]
 
 
 def _call(rng: Random, scope: Scope) -> Send:
@@ -258,7 +267,7 @@ def _serving(rng: Random, scope: Scope, front: str) -> Serving:
         local,
         outside=rng.choice(sets),
         inside=rng.choice(sets),
-        affinity=rng.choice([0, 0, 10, 300]),
+        affinity=rng.choice([0, 0, 10, 10, 300]),
         kind=KINDS.get(front.split(":", maxsplit=1)[0], "cluster-ip"),
         sources=rng.choice([None, None, None, None, (), ("198.51.100.0/24", "10.1.0.2/31")]),
         draining=[one for one in scope.places if one not in {*cluster, *local} and rng.randrange(2)],

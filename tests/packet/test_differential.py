@@ -48,14 +48,19 @@ def test_the_kernel_does_what_the_model_does(bed: Bed, capsys: pytest.CaptureFix
         sys.stdout.write(f"\n{done:,} of {COUNT:,} histories, {packets:,} packets, {spent:.1f} s\n")
 
 
+# A step is a choice of its own, so that it may be taken away; what is in it comes from a seed, for as many choices as
+# `step` makes would leave hypothesis with histories of a packet or two
+seeds = st.integers(0, 0xFFFFFFFF).map(Random)
+
+
 @st.composite
 def histories(draw: st.DrawFn) -> list[Step]:
-    """As history makes them, each step a choice of its own, so that hypothesis may take it away."""
-    scope, steps = opening(draw(st.randoms(use_true_random=False)))
-    return steps + draw(st.lists(st.randoms(use_true_random=False).map(lambda rng: step(rng, scope)), max_size=40))
+    """As history makes them."""
+    scope, steps = opening(draw(seeds))
+    return steps + [step(draw(seeds), scope) for _ in range(draw(st.integers(0, 40)))]
 
 
-@settings(deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories())
 def test_hypothesis_finds_no_history_that_differs(bed: Bed, steps: list[Step]):
     """Always the same ones, and the shortest if there is one."""
