@@ -25,7 +25,8 @@ static inline bool is_egress(enum hook hook)
 
 /*
  * Marks a packet that one of our programs has walked and left to the stack or to a neighbour, so that the walk is not
- * walked again where it leaves. tc_index outlives routing; it is scrubbed neither there nor by a veth, hence walk_open.
+ * walked again where it leaves. tc_index outlives routing; it is scrubbed neither there nor by a veth, so every program
+ * clears it first.
  */
 #define WALKED 0xda7a
 
