@@ -54,27 +54,34 @@ def lab() -> None:
 @lab.command()
 @click.option("--nodes", default=2, show_default=True, metavar="N", help="How many nodes, 1 to 89.")
 @click.option("--pods", default=2, show_default=True, metavar="N", help="How many pods on each node, 0 to 244.")
+@click.option("--dual-stack", is_flag=True, help="IPv6 beside IPv4: each host has an address of both.")
 @_name
 @click.pass_obj
-def up(target: Target, nodes: int, pods: int, name: str) -> None:
+def up(target: Target, nodes: int, pods: int, dual_stack: bool, name: str) -> None:
     """Bring a lab up.
+
+    With --dual-stack, node N is 2001:db8:50::(10+N) too, its bridge fd00:10:244:N::1, and its pod I
+    fd00:10:244:N::(10+I): digits as in the IPv4 addresses.
 
     \b
     Examples:
       pydatapath lab up
       pydatapath lab up --nodes 3 --pods 4 --name big
+      pydatapath lab up --dual-stack
     """
     from pydatapath.lab import Lab, LabSpec
 
     start = time.monotonic()
-    made = Lab.up(LabSpec(name, nodes, pods))
+    made = Lab.up(LabSpec(name, nodes, pods, dual_stack))
     seconds = time.monotonic() - start
-    say(target, f"lab {name}: {_count(nodes, 'node')} with {_count(pods, 'pod')} each, up in {seconds:.2f} s")
+    size = f"{_count(nodes, 'node')} with {_count(pods, 'pod')} each{', IPv4 and IPv6' if dual_stack else ''}"
+    say(target, f"lab {name}: {size}, up in {seconds:.2f} s")
     option = "" if name == "lab" else f" --name {name}"
     say(target, f"  pydatapath lab show{option}")
     if made.pods:
-        pair = f"{made.pods[0].netns} -- ping -c 3 {made.pods[-1].address}"
-        say(target, f"  pydatapath lab exec {pair}")
+        caller, called = made.pods[0], made.pods[-1]
+        for address in (called.address, called.address6) if dual_stack else (called.address,):
+            say(target, f"  pydatapath lab exec {caller.netns} -- ping -c 3 {address}")
     say(target, f"  pydatapath lab down{option}")
 
 
@@ -118,11 +125,7 @@ def list_(output: str) -> None:
         click.echo("no lab is up; `pydatapath lab up` makes one", err=True)
         return
     head = ["LAB", "KIND", "NAMESPACE", "ADDRESS", "CONTAINERS", "CABLE"]
-    rows = [
-        (one.name, host.place.kind, host.netns, host.address, ",".join(host.containers), _cable(one, host))
-        for one in found
-        for host in one.hosts
-    ]
+    rows = [row for one in found for row in _rows(one)]
     columns = len(head) if output == "wide" else len(head) - 1
     table(head[:columns], [row[:columns] for row in rows])
 
@@ -201,20 +204,34 @@ def exec_(pod: str, command: tuple[str, ...]) -> None:
     find_host(name).become(argv, container=container)
 
 
+def _rows(one: Lab) -> list[tuple[str, ...]]:
+    """A lab's lines in the table, all columns."""
+    both = one.dual_stack
+    return [
+        (
+            one.name,
+            host.place.kind,
+            host.netns,
+            f"{host.address},{host.address6}" if both and host.address6 else host.address,
+            ",".join(host.containers),
+            _cable(one, host),
+        )
+        for host in one.hosts
+    ]
+
+
 def _as_json(one: Lab) -> dict[str, Any]:
-    """A lab as `list -o json` shows it."""
+    """A lab as `list -o json` shows it; `dual_stack` is null when that cannot be found out."""
+    both = one.dual_stack
+
+    def known(host: Host) -> dict[str, Any]:
+        return {"name": host.netns, "address": host.address, "address6": host.address6 if both else ""}
+
     nodes = [
-        {
-            "name": node.netns,
-            "address": node.address,
-            "pods": [
-                {"name": pod.netns, "address": pod.address, "containers": list(pod.containers)}
-                for pod in one.pods_of(node)
-            ],
-        }
+        {**known(node), "pods": [{**known(pod), "containers": list(pod.containers)} for pod in one.pods_of(node)]}
         for node in one.nodes
     ]
-    return {"name": one.name, "nodes": nodes, "outside": {"name": one.outside.netns, "address": one.outside.address}}
+    return {"name": one.name, "dual_stack": both, "nodes": nodes, "outside": known(one.outside)}
 
 
 def _cable(one: Lab, host: Host) -> str:

@@ -16,6 +16,8 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,14 +25,17 @@ from typing import Any, Self
 from pydatapath.errors import Conflict, DatapathError, KernelError, NotFound
 from pydatapath.kernel import netns as namespaces
 
-__all__ = ["Links", "create_namespace", "delete_namespace", "set_offloads", "write_sysctls"]
+__all__ = ["Address6", "Links", "addresses6", "create_namespace", "delete_namespace", "set_offloads", "write_sysctls"]
 
 CLONE_NEWNET = 0x40000000
+IFA_F_NODAD = 0x02
+IFA_F_TENTATIVE = 0x40
 MNT_DETACH = 2
 MS_BIND = 1 << 12
 MS_REC = 1 << 14
 MS_SHARED = 1 << 20
 NUD_PERMANENT = 0x80
+RTNH_F_ONLINK = 4
 SIOCETHTOOL = 0x8946
 
 # include/uapi/linux/ethtool.h, in an order that the kernel takes when they go off: segmentation needs scatter-gather,
@@ -94,6 +99,30 @@ def write_sysctls(netns: str, values: Mapping[str, str], *, optional: bool = Fal
             except OSError as error:
                 message = f"cannot set sysctl {name}={value} in {netns}: {error.strerror}"
                 raise KernelError(message, errno=error.errno or 0) from error
+
+
+@dataclass(frozen=True)
+class Address6:
+    """An IPv6 address that a device has; `tentative`: the kernel still asks whether it is another's."""
+
+    device: str
+    address: IPv6Address
+    tentative: bool
+
+
+def addresses6(netns: str) -> list[Address6]:
+    """The IPv6 addresses in the namespace called `netns`, without pyroute2; none where the kernel has no IPv6.
+
+    Raises NotFound where there is no such namespace, KernelError for who may not enter it.
+    """
+    with namespaces.entered(namespaces.path_of(netns)):
+        try:
+            text = Path("/proc/thread-self/net/if_inet6").read_text()
+        except FileNotFoundError:
+            return []
+    # Each line: the address's 32 digits, and in hex the index, the prefix length, the scope and the flags; the device.
+    rows = [line.split() for line in text.splitlines()]
+    return [Address6(row[5], IPv6Address(int(row[0], 16)), bool(int(row[4], 16) & IFA_F_TENTATIVE)) for row in rows]
 
 
 def set_offloads(netns: str, device: str, *, on: bool) -> None:
@@ -195,23 +224,33 @@ class Links:
         del self._indexes[device]
 
     def address(self, device: str, address: str) -> None:
-        """Add `address` (with its prefix length: `10.244.1.1/24`) to `device`."""
+        """Add `address` (with its prefix length: `10.244.1.1/24`, `fd00::1/64`) to `device`.
+
+        One of IPv6 is there to be used at once: nobody is asked whether it is another's.
+        """
         host, _, length = address.partition("/")
+        flags = {"flags": IFA_F_NODAD} if ":" in host else {}
         index = self.index(device)
         with self._attempt(f"add address {address} to {device}"):
-            self._ipr.addr("add", index=index, address=host, prefixlen=int(length))
+            self._ipr.addr("add", index=index, address=host, prefixlen=int(length), **flags)
 
-    def route(self, destination: str, *, via: str = "", device: str = "") -> None:
-        """Add a route to `destination` (a network or `default`) by way of `via`, `device` or both."""
+    def route(self, destination: str, *, via: str = "", device: str = "", onlink: bool = False) -> None:
+        """Add a route to `destination` (a network or `default`) by way of `via`, `device` or both.
+
+        `default` is IPv6's where `via` is such an address. `onlink`: `via` is behind `device`, whatever routes say.
+        """
+        family = socket.AF_INET6 if ":" in destination + via else socket.AF_INET
         how = ({"gateway": via} if via else {}) | ({"oif": self.index(device)} if device else {})
+        flags = {"flags": RTNH_F_ONLINK} if onlink else {}
         with self._attempt(f"add route to {destination} via {via or device}"):
-            self._ipr.route("add", dst=destination, **how)
+            self._ipr.route("add", family=family, dst=destination, **how, **flags)
 
     def neighbour(self, device: str, address: str, mac: str) -> None:
         """Add a permanent neighbour entry, so that nobody asks for `address` by ARP or ND."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         index = self.index(device)
         with self._attempt(f"add neighbour {address} at {mac} on {device}"):
-            self._ipr.neigh("add", ifindex=index, dst=address, lladdr=mac, state=NUD_PERMANENT)
+            self._ipr.neigh("add", family=family, ifindex=index, dst=address, lladdr=mac, state=NUD_PERMANENT)
 
     @contextlib.contextmanager
     def _attempt(self, what: str) -> Iterator[None]:

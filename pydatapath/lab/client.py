@@ -69,8 +69,13 @@ def ask(connected: socket.socket, message: str = "hello") -> Exchange:
 
 
 def _place(pair: Iterable[Any]) -> Place:
-    address, port = pair
+    address, port, *_ = pair  # of IPv6 it has a flow label and a scope too
     return str(address), int(port)
+
+
+def _text(place: Place) -> str:
+    address, port = place
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _main(arguments: list[str]) -> None:
@@ -81,7 +86,7 @@ def _main(arguments: list[str]) -> None:
     if as_json:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
         return
-    at, seen = ("{}:{}".format(*place) for place in (found.server_local, found.server_peer))
+    at, seen = _text(found.server_local), _text(found.server_peer)
     sys.stdout.write(f"{found.name} answered at {at} and saw {seen} call\n")
 
 

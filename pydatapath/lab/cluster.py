@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pydatapath import interrupts
-from pydatapath.errors import Conflict, NotFound
+from pydatapath.errors import Conflict, DatapathError, LabError, NotFound
 from pydatapath.kernel import links
 from pydatapath.kernel import netns as namespaces
 from pydatapath.lab import processes, topology
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Lab", "find_host", "labs"]
 
 SomeHost = TypeVar("SomeHost", bound="Host")
+
+IPV6_SECONDS = 5.0  # what interfaces get to be ready for IPv6; they need no millisecond
 
 
 class Lab:
@@ -62,6 +65,7 @@ class Lab:
                     with interruptible():
                         pass  # a Ctrl-C until here ends it now
                 _connect(plan)
+                _wait_for_ipv6(plan)
             except BaseException:
                 _remove(made)
                 raise
@@ -89,6 +93,12 @@ class Lab:
     def hosts(self) -> tuple[Host, ...]:
         """All its namespaces; the switch, which has no address, first."""
         return (Host(Place(self.name, "switch")), self.outside, *self.nodes, *self.pods)
+
+    @property
+    def dual_stack(self) -> bool | None:
+        """Whether it has IPv6 beside IPv4, as its namespaces say; None when that cannot be found out: without root."""
+        answers = [_has_ipv6(host) for host in (self.outside, *self.nodes)]
+        return None if set(answers) == {None} else any(answers)
 
     def node(self, number: int) -> Node:
         """Node `number`, from 1. Raises NotFound."""
@@ -139,26 +149,64 @@ def find_host(name: str) -> Host:
 
 def _connect(plan: Topology) -> None:
     """Put bridges, veths, addresses and routes into the namespaces of `plan`; one netlink socket is open at a time."""
+    _plug(plan)
+    _configure(plan)
+
+
+def _plug(plan: Topology) -> None:
+    """Bridges with their addresses, and veths."""
     for netns in {bridge.netns: None for bridge in plan.bridges}:
         with links.Links(netns) as inside:
             for bridge in plan.bridges:
                 if bridge.netns == netns:
                     inside.bridge(bridge.name, bridge.mac)
-                    if bridge.address:
-                        inside.address(bridge.name, bridge.address)
+                    for address in bridge.addresses:
+                        inside.address(bridge.name, address)
             for veth in plan.veths:
                 if veth.netns == netns:
                     inside.veth(veth.port, "eth0", veth.peer_netns, peer_mac=veth.mac, bridge=veth.bridge)
+
+
+def _configure(plan: Topology) -> None:
+    """The addresses of all eth0, and routes."""
     for space in plan.namespaces:
         with links.Links(space.name) as inside:
             inside.up("lo")
             for veth in plan.veths:
                 if veth.peer_netns == space.name:
-                    inside.address("eth0", veth.address)
+                    for address in veth.addresses:
+                        inside.address("eth0", address)
                     inside.up("eth0")
             for route in plan.routes:
                 if route.netns == space.name:
                     inside.route(route.destination, via=route.via)
+
+
+def _wait_for_ipv6(plan: Topology) -> None:
+    """Wait until the interfaces of a dual-stack lab can ask for neighbours: that takes a link-local address.
+
+    The kernel gives it when it has noticed that the cable is plugged in. Raises LabError where that does not happen.
+    """
+    deadline = time.monotonic() + IPV6_SECONDS
+    for veth in plan.veths:
+        for netns, device in ((veth.netns, veth.bridge), (veth.peer_netns, "eth0")) if veth.address6 else ():
+            while not _is_ready(netns, device):
+                if time.monotonic() > deadline:
+                    raise LabError(f"{device} of {netns} is not ready for IPv6 after {IPV6_SECONDS:.0f} s")
+                time.sleep(0.001)
+
+
+def _is_ready(netns: str, device: str) -> bool:
+    found = [one for one in links.addresses6(netns) if one.device == device]
+    return any(one.address.is_link_local for one in found) and not any(one.tentative for one in found)
+
+
+def _has_ipv6(host: Host) -> bool | None:
+    """Whether a host has its address of a dual-stack lab, None when it cannot be asked."""
+    try:
+        return any(str(one.address) == host.address6 for one in links.addresses6(host.netns))
+    except DatapathError:
+        return None
 
 
 def _remove(names: Sequence[str]) -> list[Instance]:

@@ -42,6 +42,11 @@ class Host:
         return self.place.address
 
     @property
+    def address6(self) -> str:
+        """The IPv6 address that eth0 has in a dual-stack lab, "" for the switch; `Lab.dual_stack` tells."""
+        return self.place.address6
+
+    @property
     def containers(self) -> tuple[str, ...]:
         """The names of its containers; (): it is not divided into any."""
         return topology.containers_of(self.place)
@@ -124,6 +129,16 @@ class Node(Host):
     def gateway(self) -> str:
         """The address of its bridge: `10.244.1.1`."""
         return topology.pod_gateway(self.number)
+
+    @property
+    def pod_cidr6(self) -> str:
+        """The IPv6 network of its pods in a dual-stack lab: `fd00:10:244:1::/64`."""
+        return topology.pod_cidr6(self.number)
+
+    @property
+    def gateway6(self) -> str:
+        """The IPv6 address of its bridge in a dual-stack lab: `fd00:10:244:1::1`."""
+        return topology.pod_gateway6(self.number)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import time
 from collections import Counter as Tally
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from socket import SOCK_DGRAM, SOCK_STREAM, SocketKind
+from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_STREAM, AddressFamily, SocketKind
 
 from pydatapath.lab import Host
 
-__all__ = ["KINDS", "SECONDS", "Address", "Answer", "Answers", "ask", "ask_many", "dial", "pump", "volley"]
+__all__ = ["KINDS", "SECONDS", "Address", "Answer", "Answers", "ask", "ask_many", "dial", "family_of", "pump", "volley"]
 
 Address = tuple[str, int]
 
@@ -44,6 +44,20 @@ class Answers:
         return Tally(one.name for one in self.answers)
 
 
+def family_of(target: Address) -> AddressFamily:
+    """IPv6 where the address has a colon."""
+    return AF_INET6 if ":" in target[0] else AF_INET
+
+
+def _pair(place: tuple[str, int, *tuple[object, ...]]) -> Address:
+    """Address and port; of IPv6, sockets have a flow label and a scope too."""
+    return place[0], place[1]
+
+
+def _ends(connected: socket.socket) -> tuple[Address, Address]:
+    return _pair(connected.getsockname()), _pair(connected.getpeername())
+
+
 def read(data: bytes, message: str, own: Address, source: Address) -> Answer:
     """The server's answer to `message`. Raises ValueError where it is the answer to anything else."""
     name, address, port, said = data.decode().split(" ", 3)
@@ -54,7 +68,7 @@ def read(data: bytes, message: str, own: Address, source: Address) -> Answer:
 
 def dial(host: Host, target: Address, kind: SocketKind = SOCK_STREAM, own: Address | None = None) -> socket.socket:
     """A socket in `host` that is connected to `target`, from `own` if given, also if another socket is there."""
-    made = host.socket(kind=kind)
+    made = host.socket(family_of(target), kind)
     try:
         made.settimeout(SECONDS)
         if own:
@@ -76,7 +90,7 @@ def ask(connected: socket.socket, message: str = "hello") -> Answer:
         if not part:
             raise ConnectionError("the connection ended before the answer did")
         data += part
-    return read(data, message, connected.getsockname(), connected.getpeername())
+    return read(data, message, *_ends(connected))
 
 
 def ask_many(host: Host, kind: SocketKind, target: Address, count: int, at_once: int = 32) -> Answers:
@@ -102,7 +116,7 @@ def ask_many(host: Host, kind: SocketKind, target: Address, count: int, at_once:
 
 
 def _begin(selector: selectors.EpollSelector, kind: SocketKind, target: Address, message: str, found: Answers) -> None:
-    calling = socket.socket(type=kind)
+    calling = socket.socket(family_of(target), kind)
     try:
         calling.setblocking(False)
         if kind == SOCK_DGRAM:
@@ -123,8 +137,8 @@ def _go_on(selector: selectors.EpollSelector, key: selectors.SelectorKey, target
             selector.modify(calling, selectors.EVENT_READ, key.data)
             return
         data, source = calling.recvfrom(2048)
-        source = source or calling.getpeername()
-        answer = read(data, key.data, calling.getsockname(), source)
+        source = _pair(source or calling.getpeername())
+        answer = read(data, key.data, _pair(calling.getsockname()), source)
         if source != target:
             found.failures.append(f"{key.data}: asked {target}, answered by {source}")
         else:
@@ -145,7 +159,7 @@ def volley(sockets: Mapping[str, socket.socket], rounds: int = 300) -> None:
         for label, one in sockets.items():
             one.send(f"{label} {number}".encode())
         for label, one in sockets.items():
-            read(one.recv(2048), f"{label} {number}", one.getsockname(), one.getpeername())
+            read(one.recv(2048), f"{label} {number}", *_ends(one))
 
 
 class _Stream:
@@ -157,7 +171,7 @@ class _Stream:
         self.rest = b""
         self.came = 0
         self.socket = connected
-        self.ends = connected.getsockname(), connected.getpeername()
+        self.ends = _ends(connected)
 
     def send(self) -> bool:
         """False: all is sent."""

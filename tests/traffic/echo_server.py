@@ -3,15 +3,16 @@
     python -I -S echo_server.py NAME PORT...
 
 A line or a datagram MESSAGE is answered with `NAME PEER_ADDRESS PEER_PORT MESSAGE`. One process serves thousands of
-connections; it prints `ready` when all ports are open.
+connections; it prints `ready` when all ports are open. Each port is open for IPv4 and, where there is such, for IPv6.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 
-ANY = "0.0.0.0"  # noqa: S104 - a pod is all there is
+ANY = ("0.0.0.0", "::")  # noqa: S104 - a pod is all there is
 BACKLOG = 4096
 RECEIVE_BUFFER = 4 << 20  # bytes: a burst of datagrams waits, it is not lost
 
@@ -25,7 +26,7 @@ class Lines(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-        self.prefix = "{} {} {} ".format(self.name, *transport.get_extra_info("peername")).encode()
+        self.prefix = said(self.name, transport.get_extra_info("peername"))
 
     def data_received(self, data: bytes) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
@@ -48,17 +49,32 @@ class Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
 
-    def datagram_received(self, data: bytes, peer: tuple[str, int]) -> None:
-        self.transport.sendto("{} {} {} ".format(self.name, *peer).encode() + data, peer)
+    def datagram_received(self, data: bytes, peer: tuple[object, ...]) -> None:
+        self.transport.sendto(said(self.name, peer) + data, peer)
+
+
+def said(name: str, peer: tuple[object, ...]) -> bytes:
+    """What stands before the message; an IPv6 peer has a flow label and a scope too."""
+    return f"{name} {peer[0]} {peer[1]} ".encode()
+
+
+def datagrams_at(address: str, port: int) -> socket.socket:
+    """A UDP socket of the address's family, and of no other."""
+    made = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    if made.family == socket.AF_INET6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    made.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BUFFER)  # SO_RCVBUFFORCE
+    made.bind((address, port))
+    return made
 
 
 async def serve(name: str, ports: list[int]) -> None:
     """Answer at all ports, for ever."""
     loop = asyncio.get_running_loop()
     for port in ports:
-        await loop.create_server(lambda: Lines(name), ANY, port, backlog=BACKLOG)
-        transport, _ = await loop.create_datagram_endpoint(lambda: Datagrams(name), (ANY, port))
-        transport.get_extra_info("socket").setsockopt(1, 33, RECEIVE_BUFFER)  # SOL_SOCKET, SO_RCVBUFFORCE
+        for address in ANY if socket.has_dualstack_ipv6() else ANY[:1]:
+            await loop.create_server(lambda: Lines(name), address, port, backlog=BACKLOG)
+            await loop.create_datagram_endpoint(lambda: Datagrams(name), sock=datagrams_at(address, port))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.Event().wait()

@@ -36,7 +36,11 @@ def objects(
     balancer: str = "",
     **spec: object,
 ) -> list[Service | EndpointSlice]:
-    """A service at `vip`, over TCP and UDP, and the slice of its backends. `spec`: more of Service.spec."""
+    """A service at `vip`, over TCP and UDP, and the slice of its backends, of the family of `vip`.
+
+    `spec`: more of Service.spec.
+    """
+    six = ":" in vip
     kinds = [{"name": kind.lower(), "protocol": kind} for kind in ("TCP", "UDP")]
     service = {
         "apiVersion": "v1",
@@ -53,9 +57,11 @@ def objects(
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
+        "addressType": "IPv6" if six else "IPv4",
         "ports": [{**kind, "port": target} for kind in kinds],
-        "endpoints": [{"addresses": [pod.address], "nodeName": pod.node.netns} for pod in pods],
+        "endpoints": [
+            {"addresses": [pod.address6 if six else pod.address], "nodeName": pod.node.netns} for pod in pods
+        ],
     }
     return [schema.parse(service, "test"), schema.parse(backends, "test")]
 
@@ -76,11 +82,11 @@ class Cluster:
         self.datapaths: dict[int, Datapath] = {}
         self._servers: dict[str, subprocess.Popen[str]] = {}
 
-    def load(self, *nodes: int) -> None:
-        """Load the datapath on these nodes."""
+    def load(self, *nodes: int, **more: Any) -> None:
+        """Load the datapath on these nodes. `more`: of Options, or other values for what stands here."""
         for number in nodes:
             name = self.lab.node(number).netns
-            options = Options(node_name=name, cluster_cidr=("10.244.0.0/16",))
+            options = Options(**{"node_name": name, "cluster_cidr": ("10.244.0.0/16",), **more})
             self.datapaths[number] = Datapath.load(options, netns=name)
 
     def apply(self, name: str, vip: str, pods: Iterable[Pod], **more: Any) -> None:
@@ -120,12 +126,20 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster_up(name: str, *, nodes: int = 2, pods: int = 3, loaded: Iterable[int] = (1,)) -> Iterator[Cluster]:
-    """A cluster for the length of the block; nothing of it stays."""
-    with Lab.up(LabSpec(name, nodes=nodes, pods=pods)) as lab:
+def cluster_up(
+    name: str,
+    *,
+    nodes: int = 2,
+    pods: int = 3,
+    loaded: Iterable[int] = (1,),
+    dual_stack: bool = False,
+    **options: Any,
+) -> Iterator[Cluster]:
+    """A cluster for the length of the block; nothing of it stays. `options`: as in `Cluster.load`."""
+    with Lab.up(LabSpec(name, nodes=nodes, pods=pods, dual_stack=dual_stack)) as lab:
         cluster = Cluster(lab)
         try:
-            cluster.load(*loaded)
+            cluster.load(*loaded, **options)
             yield cluster
         finally:
             cluster.close()

@@ -87,6 +87,17 @@ def test_sysctls_are_as_planned(lab: Lab):
     assert read(lab.node(1), "cat", "/proc/sys/net/ipv4/conf/br0/send_redirects") == "0\n"
 
 
+def test_without_the_flag_there_is_no_ipv6_but_link_local(lab: Lab):
+    for host in lab.hosts:
+        own = [one.address for one in links.addresses6(host.netns)]
+        assert [one for one in own if not one.is_link_local and not one.is_loopback] == []
+        found = ip(host.netns, "-6", "address", "show", "scope", "global")
+        assert [one for device in found for one in device.get("addr_info", [])] == []
+        assert {route["dst"] for route in ip(host.netns, "-6", "route")} == {"fe80::/64"}
+        assert read(host, "cat", "/proc/sys/net/ipv6/conf/all/forwarding") == "0\n"
+    assert lab.dual_stack is Lab.open(NAME).dual_stack is False
+
+
 def test_pods_and_nodes_reach_each_other(lab: Lab):
     pod = lab.pod(1, 1)
     for address in (lab.pod(1, 2).address, lab.pod(2, 1).address, lab.node(1).gateway, lab.node(2).address):

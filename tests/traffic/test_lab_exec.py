@@ -144,16 +144,23 @@ def test_the_command_line_goes_up_and_down(lab: Lab):
     assert [one for one in json.loads(result.output) if one["name"] == name] == [
         {
             "name": name,
+            "dual_stack": False,
             "nodes": [
                 {
                     "name": f"{name}-node1",
                     "address": "192.168.50.11",
+                    "address6": "",
                     "pods": [
-                        {"name": f"{name}-node1-pod1", "address": "10.244.1.11", "containers": ["app", "sidecar"]}
+                        {
+                            "name": f"{name}-node1-pod1",
+                            "address": "10.244.1.11",
+                            "address6": "",
+                            "containers": ["app", "sidecar"],
+                        }
                     ],
                 }
             ],
-            "outside": {"name": f"{name}-outside", "address": "192.168.50.100"},
+            "outside": {"name": f"{name}-outside", "address": "192.168.50.100", "address6": ""},
         }
     ]
     assert command_line("show", "--name", name).output.splitlines() == [

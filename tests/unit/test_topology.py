@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
 from pydatapath.errors import LabError
 from pydatapath.lab.topology import (
     UPLINK_NETWORK,
+    UPLINK_NETWORK6,
     LabSpec,
     Place,
     containers_of,
     parse_place,
     places_of,
+    pod_cidr6,
     topology_of,
 )
 
 TWO_BY_TWO = topology_of(LabSpec())
+DUAL = topology_of(LabSpec(dual_stack=True))
 
 
 def test_the_default_lab_has_these_namespaces():
@@ -76,11 +79,19 @@ def test_only_nodes_forward_and_check_the_way_back():
 
 
 @pytest.mark.parametrize(
-    "spec", [LabSpec(nodes=1, pods=0), LabSpec(nodes=1, pods=244), LabSpec(nodes=89, pods=3)], ids=str
+    "spec",
+    [
+        LabSpec(nodes=1, pods=0),
+        LabSpec(nodes=1, pods=244),
+        LabSpec(nodes=89, pods=3),
+        LabSpec(nodes=1, pods=244, dual_stack=True),
+        LabSpec(nodes=89, pods=3, dual_stack=True),
+    ],
+    ids=str,
 )
 def test_no_two_things_share_a_name_a_mac_or_an_address(spec: LabSpec):
     plan = topology_of(spec)
-    addresses = [veth.address for veth in plan.veths] + [bridge.address for bridge in plan.bridges if bridge.address]
+    addresses = [address for thing in (*plan.veths, *plan.bridges) for address in thing.addresses]
     macs = [thing.mac for thing in (*plan.veths, *plan.bridges)]
     ports = [(veth.netns, veth.port) for veth in plan.veths]
     names = [space.name for space in plan.namespaces]
@@ -92,8 +103,70 @@ def test_no_two_things_share_a_name_a_mac_or_an_address(spec: LabSpec):
         assert (address.network == uplink) == (veth.bridge == "uplink")
 
 
+def test_ipv6_stands_beside_ipv4_and_takes_nothing_away():
+    """Veth by veth and bridge by bridge: the rest is the same."""
+    assert [replace(veth, address6="") for veth in DUAL.veths] == list(TWO_BY_TWO.veths)
+    assert [replace(bridge, address6="") for bridge in DUAL.bridges] == list(TWO_BY_TWO.bridges)
+    assert [route for route in DUAL.routes if ":" not in route.via] == list(TWO_BY_TWO.routes)
+    for space, dual in zip(TWO_BY_TWO.namespaces, DUAL.namespaces, strict=True):
+        assert (space.name, space.optional) == (dual.name, dual.optional)
+        assert space.sysctls.items() <= dual.sysctls.items()
+
+
+def test_ipv6_addresses_read_as_the_ipv4_ones_do():
+    assert [(veth.peer_netns, veth.address6) for veth in DUAL.veths] == [
+        ("lab-outside", "2001:db8:50::100/64"),
+        ("lab-node1", "2001:db8:50::11/64"),
+        ("lab-node2", "2001:db8:50::12/64"),
+        ("lab-node1-pod1", "fd00:10:244:1::11/64"),
+        ("lab-node1-pod2", "fd00:10:244:1::12/64"),
+        ("lab-node2-pod1", "fd00:10:244:2::11/64"),
+        ("lab-node2-pod2", "fd00:10:244:2::12/64"),
+    ]
+    assert [(bridge.netns, bridge.address6) for bridge in DUAL.bridges] == [
+        ("lab-switch", ""),
+        ("lab-node1", "fd00:10:244:1::1/64"),
+        ("lab-node2", "fd00:10:244:2::1/64"),
+    ]
+    assert Place("x", node=89).address6 == "2001:db8:50::99"
+    assert Place("x", node=89, pod=244).address6 == "fd00:10:244:89::254"
+
+
+def test_ipv6_routes_lead_where_the_ipv4_ones_do():
+    assert [(route.netns, route.destination, route.via) for route in DUAL.routes if ":" in route.via] == [
+        ("lab-node1", "fd00:10:244:2::/64", "2001:db8:50::12"),
+        ("lab-node2", "fd00:10:244:1::/64", "2001:db8:50::11"),
+        ("lab-node1", "default", "2001:db8:50::100"),
+        ("lab-node2", "default", "2001:db8:50::100"),
+        ("lab-node1-pod1", "default", "fd00:10:244:1::1"),
+        ("lab-node1-pod2", "default", "fd00:10:244:1::1"),
+        ("lab-node2-pod1", "default", "fd00:10:244:2::1"),
+        ("lab-node2-pod2", "default", "fd00:10:244:2::1"),
+    ]
+
+
+def test_only_nodes_of_a_dual_stack_lab_forward_ipv6():
+    """`default` too: it is what interfaces have that come later."""
+    for where in ("all", "default"):
+        name = f"net/ipv6/conf/{where}/forwarding"
+        assert {space.name for space in DUAL.namespaces if space.sysctls.get(name) == "1"} == {"lab-node1", "lab-node2"}
+        assert not [space for space in TWO_BY_TWO.namespaces if name in space.sysctls]
+
+
+def test_ipv6_addresses_are_written_as_the_kernel_writes_them_and_lie_in_their_network():
+    plan = topology_of(LabSpec(nodes=89, pods=2, dual_stack=True))
+    for thing in (*plan.veths, *plan.bridges):
+        if thing.address6:
+            assert str(ipaddress.ip_interface(thing.address6)) == thing.address6
+    for veth in plan.veths:
+        place = parse_place(veth.peer_netns)
+        network = pod_cidr6(place.node) if place.kind == "pod" else UPLINK_NETWORK6
+        assert str(ipaddress.ip_interface(veth.address6).network) == network
+
+
 def test_a_spec_is_plain_data():
     assert topology_of(LabSpec("a", 3, 1)) == topology_of(LabSpec(name="a", nodes=3, pods=1))
+    assert topology_of(LabSpec("a", 3, 1, True)) == topology_of(LabSpec(name="a", nodes=3, pods=1, dual_stack=True))
     with pytest.raises(FrozenInstanceError):
         LabSpec().nodes = 3  # type: ignore[misc]
 
@@ -149,11 +222,11 @@ def test_a_lab_is_where_a_switch_is():
 
 def test_places_know_their_addresses():
     places = [Place("x", "switch"), Place("x", "outside"), Place("x", node=3), Place("x", node=3, pod=4)]
-    assert [(place.kind, place.short_name, place.address) for place in places] == [
-        ("switch", "switch", ""),
-        ("outside", "outside", "192.168.50.100"),
-        ("node", "node3", "192.168.50.13"),
-        ("pod", "node3-pod4", "10.244.3.14"),
+    assert [(place.kind, place.short_name, place.address, place.address6) for place in places] == [
+        ("switch", "switch", "", ""),
+        ("outside", "outside", "192.168.50.100", "2001:db8:50::100"),
+        ("node", "node3", "192.168.50.13", "2001:db8:50::13"),
+        ("pod", "node3-pod4", "10.244.3.14", "fd00:10:244:3::14"),
     ]
 
 
