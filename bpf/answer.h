@@ -4,7 +4,7 @@
  * counters.
  *
  * TCP is answered by a RST, so that the caller knows at once even where ICMP is filtered (S41); all else by ICMP port
- * unreachable, from the address that was called. No answer ever answers an error or a RST, and none is larger than 96
+ * unreachable, from the address that was called. No answer ever answers an error or a RST, and none is larger than its packet and 48
  * bytes: nobody's packets are multiplied. No caller has a limit of its own (S45); all together have a generous one, so that
  * forged sources gain little.
  */
@@ -57,6 +57,7 @@ static inline void answer_turn_ethernet(struct ethhdr *ethernet)
 }
 
 /* The addresses exchanged, with a TTL of our own. */
+#if FAMILY == 4
 static inline void answer_turn_ip(struct iphdr *ip)
 {
 	__be32 source = ip->saddr;
@@ -67,20 +68,34 @@ static inline void answer_turn_ip(struct iphdr *ip)
 	ip->check = ~sum_fold16((__u16)~ip->check + (__u16)~bpf_htons(ip->ttl << 8) + bpf_htons(ANSWER_TTL << 8));
 	ip->ttl = ANSWER_TTL;
 }
+#else
+static inline void answer_turn_ip(struct ipv6hdr *ip)
+{
+	struct address source = ip_source(ip), destination = ip_destination(ip);
+
+#pragma unroll
+	for (int i = 0; i < WORDS; i++) {
+		ip->saddr.s6_addr32[i] = destination.words[i];
+		ip->daddr.s6_addr32[i] = source.words[i];
+	}
+	ip->hop_limit = ANSWER_TTL;
+}
+#endif
 
 /* C3: a service's address answers a ping itself (S39). icmp_is_echo has seen that the header is there. */
 static inline int answer_echo(struct __sk_buff *skb, enum hook hook, struct packet *packet)
 {
-	struct icmphdr *icmp = packet->transport;
+	__u8 *icmp = packet->transport;
+	__sum16 *check = packet->transport + 2; /* of both families' ICMP */
 
 	if (!answer_is_allowed())
 		return drop(DROP_ANSWER_LIMIT);
-	if ((void *)(icmp + 1) > (void *)(long)skb->data_end)
+	if ((void *)icmp + sizeof(icmp_header) > (void *)(long)skb->data_end)
 		return TC_ACT_SHOT;
 	answer_turn_ethernet(packet->ethernet);
 	answer_turn_ip(packet->ip);
-	icmp->checksum = ~sum_fold16((__u16)~icmp->checksum + (__u16)~bpf_htons(ICMP_ECHO << 8));
-	icmp->type = ICMP_ECHOREPLY;
+	*check = ~sum_fold16((__u16)~*check + (__u16)~bpf_htons(ICMP_TYPE_ECHO << 8) + bpf_htons(ICMP_TYPE_ECHO_REPLY << 8));
+	icmp[0] = ICMP_TYPE_ECHO_REPLY;
 	return answer_leave(skb, hook);
 }
 
@@ -92,7 +107,6 @@ static inline int answer_echo(struct __sk_buff *skb, enum hook hook, struct pack
  */
 static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct packet *packet)
 {
-	struct iphdr *ip = packet->ip;
 	struct tcphdr *tcp = packet->tcp;
 	struct tcp_words *words = (void *)tcp, old;
 	__u8 flags = packet->tcp_flags;
@@ -103,10 +117,10 @@ static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct pac
 	if ((void *)(tcp + 1) > (void *)(long)skb->data_end || (flags & TCP_RST) || skb->gso_segs > 1)
 		return TC_ACT_SHOT;
 	old = *words;
-	length = bpf_ntohs(ip->tot_len) - ip->ihl * 4 - tcp->doff * 4;
+	length = ip_total_length(packet->ip) - (packet->transport_offset - IP_OFFSET) - tcp->doff * 4;
 	length += !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
 	answer_turn_ethernet(packet->ethernet);
-	answer_turn_ip(ip);
+	answer_turn_ip(packet->ip);
 	words->ports = old.ports << 16 | old.ports >> 16;
 	words->seq = flags & TCP_ACK ? old.ack : 0;
 	words->ack = flags & TCP_ACK ? 0 : bpf_htonl(bpf_ntohl(old.seq) + length);
@@ -118,46 +132,83 @@ static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct pac
 	return answer_leave(skb, hook);
 }
 
-/* An answer of ICMP over IPv4: what stands between the Ethernet header and the packet that it is about. */
+/* An ICMP error: what stands between the Ethernet header and the packet that it is about. */
 struct icmp_head {
-	struct iphdr ip;
-	struct icmphdr icmp;
+	ip_header ip;
+	icmp_header icmp;
 };
 
+#if FAMILY == 4
 /*
  * RFC 1122 3.2.2.1: destination unreachable, port unreachable. The quoted header's own checksum makes its sum 0, so the
- * ICMP checksum is that of its first word and the quoted 8 bytes. Ends the validity of the packet's pointers.
+ * ICMP checksum is that of its first word and the quoted 8 bytes.
  */
+static inline void answer_head(struct __sk_buff *skb, const struct packet *packet, __u32 quoted, struct icmp_head *head)
+{
+	const struct udphdr *udp = packet->udp;
+	const __u16 *words = (const __u16 *)&head->ip;
+	__u64 sum;
+
+	head->ip.version = 4;
+	head->ip.ihl = 5;
+	head->ip.tos = 0xc0; /* RFC 1812 4.3.2.5: internetwork control */
+	head->ip.tot_len = bpf_htons(sizeof(*head) + quoted);
+	head->ip.frag_off = bpf_htons(0x4000); /* don't fragment: the identification may stay 0 (RFC 6864) */
+	head->ip.ttl = ANSWER_TTL;
+	head->ip.protocol = IPPROTO_ICMP;
+	head->ip.saddr = packet->ip->daddr;
+	head->ip.daddr = packet->ip->saddr;
+	head->icmp.type = ICMP_DEST_UNREACH;
+	head->icmp.code = ICMP_PORT_UNREACH;
+	sum = (__u64)udp->source + udp->dest + udp->len + udp->check + bpf_htons(ICMP_DEST_UNREACH << 8 | ICMP_PORT_UNREACH);
+	head->icmp.checksum = ~sum_fold16(sum);
+	sum = 0;
+#pragma unroll
+	for (int i = 0; i < sizeof(head->ip) / 2; i++)
+		sum += words[i];
+	head->ip.check = ~sum_fold16(sum);
+}
+#else
+/*
+ * RFC 4443 3.1: destination unreachable, port unreachable; its checksum covers a pseudo-header and all that is quoted.
+ * That is as little as IPv4 quotes, and not all that would fit: nobody's packets are multiplied.
+ */
+static inline void answer_head(struct __sk_buff *skb, const struct packet *packet, __u32 quoted, struct icmp_head *head)
+{
+	__u64 sum = bpf_htons(sizeof(head->icmp) + quoted) + bpf_htons(IPPROTO_ICMPV6) +
+		    bpf_htons(ICMPV6_DEST_UNREACH << 8 | ICMPV6_PORT_UNREACH);
+	__u32 words[2] = {};
+
+	head->ip.version = 6;
+	head->ip.payload_len = bpf_htons(sizeof(head->icmp) + quoted);
+	head->ip.nexthdr = IPPROTO_ICMPV6;
+	head->ip.hop_limit = ANSWER_TTL;
+#pragma unroll
+	for (int i = 0; i < WORDS; i++) {
+		head->ip.saddr.s6_addr32[i] = packet->ip->daddr.s6_addr32[i];
+		head->ip.daddr.s6_addr32[i] = packet->ip->saddr.s6_addr32[i];
+		sum += (__u64)head->ip.saddr.s6_addr32[i] + head->ip.daddr.s6_addr32[i];
+	}
+	head->icmp.icmp6_type = ICMPV6_DEST_UNREACH;
+	head->icmp.icmp6_code = ICMPV6_PORT_UNREACH;
+	/* All headers are of so many times 8 bytes */
+	for (int i = 0; i < (sizeof(head->ip) + EXTENSION_BYTES + ICMP_QUOTE) / 8; i++) {
+		if (i * 8 >= quoted || bpf_skb_load_bytes(skb, IP_OFFSET + i * 8, words, sizeof(words)))
+			break;
+		sum += (__u64)words[0] + words[1];
+	}
+	head->icmp.icmp6_cksum = ~sum_fold16(sum);
+}
+#endif
+
+/* Ends the validity of the packet's pointers. */
 static inline int answer_unreachable(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
 {
 	__u32 quoted = packet->transport_offset - IP_OFFSET + ICMP_QUOTE;
-	const struct udphdr *udp = packet->udp;
-	struct icmp_head head = {
-		.ip = {
-			.version = 4,
-			.ihl = 5,
-			.tos = 0xc0, /* RFC 1812 4.3.2.5: internetwork control */
-			.tot_len = bpf_htons(sizeof(head) + quoted),
-			.frag_off = bpf_htons(0x4000), /* don't fragment: the identification may stay 0 (RFC 6864) */
-			.ttl = ANSWER_TTL,
-			.protocol = IPPROTO_ICMP,
-			.saddr = packet->ip->daddr,
-			.daddr = packet->ip->saddr,
-		},
-		.icmp = {.type = ICMP_DEST_UNREACH, .code = ICMP_PORT_UNREACH},
-	};
-	const __u16 *words = (const __u16 *)&head.ip;
+	struct icmp_head head = {};
 	struct ethhdr *ethernet;
-	__u64 sum = 0;
 
-	sum = (__u64)udp->source + udp->dest + udp->len + udp->check + bpf_htons(ICMP_DEST_UNREACH << 8 | ICMP_PORT_UNREACH);
-	head.icmp.checksum = ~sum_fold16(sum);
-	sum = 0;
-#pragma unroll
-	for (int i = 0; i < sizeof(head.ip) / 2; i++)
-		sum += words[i];
-	head.ip.check = ~sum_fold16(sum);
-
+	answer_head(skb, packet, quoted, &head);
 	if (bpf_skb_change_tail(skb, IP_OFFSET + quoted, 0) ||
 	    bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, IP_OFFSET, &head, sizeof(head), 0))
@@ -173,7 +224,7 @@ static inline int answer_refuse(struct __sk_buff *skb, enum hook hook, struct pa
 {
 	if (!answer_is_allowed())
 		return drop(DROP_ANSWER_LIMIT);
-	if (packet->ip->protocol == IPPROTO_TCP)
+	if (packet->protocol == IPPROTO_TCP)
 		return answer_reset(skb, hook, packet);
 	return answer_unreachable(skb, hook, packet);
 }

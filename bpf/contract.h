@@ -11,20 +11,36 @@
 #ifndef PYDATAPATH_CONTRACT_H
 #define PYDATAPATH_CONTRACT_H
 
-#if LAYOUT_VERSION != 2
-#error "contract.h has layout 2: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
+#if LAYOUT_VERSION != 3
+#error "contract.h has layout 3: LAYOUT_VERSION in pydatapath/kernel/layout.py says otherwise"
 #endif
 
-/* A packet's addresses and ports. The key of a flow: the tuple as the packet arrives. 16 bytes, no padding. */
+/* Everything is compiled once for each family. Maps that hold addresses are each family's own, and end in FAMILY_NAME. */
+#if FAMILY == 4
+#define WORDS 1
+#define FAMILY_NAME ""
+#elif FAMILY == 6
+#define WORDS 4
+#define FAMILY_NAME "6"
+#else
+#error "FAMILY is 4 or 6"
+#endif
+
+/* An IP address as it stands in a packet. */
+struct address {
+	__be32 words[WORDS];
+};
+
+/* A packet's addresses and ports. The key of a flow: the tuple as the packet arrives. No padding but `zero`. */
 struct tuple {
-	__be32 source;
-	__be32 destination;
+	struct address source;
+	struct address destination;
 	__be16 source_port;
 	__be16 destination_port;
-	__u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+	__u8 protocol; /* IPPROTO_TCP, IPPROTO_UDP or IPPROTO_SCTP */
 	__u8 zero[3];
 };
-_Static_assert(sizeof(struct tuple) == 16, "layout 2");
+_Static_assert(sizeof(struct tuple) == (FAMILY == 4 ? 16 : 40), "layout 3");
 
 /* One direction of a flow. Its other direction has the key reverse(to). */
 struct flow {
@@ -36,34 +52,42 @@ struct flow {
 	__u32 generation;   /* of that backend when it was chosen */
 	__u8 state;	    /* FLOW_NEW, FLOW_ESTABLISHED; closing is told by both directions' flags */
 	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN; FLOW_FIN, FLOW_RST: this direction has sent one */
-	__u8 zero[14];	    /* with its key, a flow fills two cache lines of the kernel's table exactly */
+	__u8 zero[14];	    /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
+#if FAMILY == 6
+	__u8 more_zero[16];
+#endif
 };
-_Static_assert(sizeof(struct flow) == 64, "layout 2");
+_Static_assert(sizeof(struct flow) == (FAMILY == 4 ? 64 : 104), "layout 3");
 
-/* A fragmented datagram: what its later fragments, which have no ports, are known by (RFC 791 3.2). 12 bytes. */
+/* A fragmented datagram: what its later fragments, which have no ports, are known by (RFC 791 3.2, RFC 8200 4.5). */
 struct fragment_key {
-	__be32 source;
-	__be32 destination;
-	__be16 identification;
-	__u8 protocol;
-	__u8 zero;
+	struct address source;
+	struct address destination;
+	__be32 identification; /* IPv4's 16 bits are the first two bytes */
+	__u8 protocol;	       /* 0 for IPv6, where later fragments need not name the first one's */
+	__u8 zero[3];
 };
-_Static_assert(sizeof(struct fragment_key) == 12, "layout 2");
+_Static_assert(sizeof(struct fragment_key) == (FAMILY == 4 ? 16 : 40), "layout 3");
 
 /* What its first fragment's addresses became. */
 struct fragment {
 	__u64 first_seen; /* jiffies */
-	__be32 source;
-	__be32 destination;
+	struct address source;
+	struct address destination;
 };
-_Static_assert(sizeof(struct fragment) == 16, "layout 2");
+_Static_assert(sizeof(struct fragment) == (FAMILY == 4 ? 16 : 40), "layout 3");
 
-/* A packet between `walk`, which has decided what it becomes, and `leave`, which does it. */
+/*
+ * A packet between `walk`, which has decided what it becomes, and `leave`, which does it; and what is too large for the
+ * 512 bytes of `walk`'s stack.
+ */
 struct leaving {
 	struct tuple key;
 	struct tuple to;
+	struct flow flow;
+	struct flow other; /* its other direction */
 };
-_Static_assert(sizeof(struct leaving) == 32, "layout 2");
+_Static_assert(sizeof(struct leaving) == (FAMILY == 4 ? 160 : 288), "layout 3");
 
 /* How many answers a CPU has made of late (C2). */
 struct answered {
@@ -71,16 +95,16 @@ struct answered {
 	__u32 count;
 	__u32 zero;
 };
-_Static_assert(sizeof(struct answered) == 16, "layout 2");
+_Static_assert(sizeof(struct answered) == 16, "layout 3");
 
 /* Where a service is called, and where a backend listens. */
 struct transport_address {
-	__be32 address;
+	struct address address;
 	__be16 port;
 	__u8 protocol;
 	__u8 zero;
 };
-_Static_assert(sizeof(struct transport_address) == 8, "layout 2");
+_Static_assert(sizeof(struct transport_address) == (FAMILY == 4 ? 8 : 20), "layout 3");
 
 /* Slots one after the other, each the number of a backend. */
 struct run {
@@ -102,22 +126,22 @@ struct service {
 	__u32 flags;
 	__u32 zero;
 };
-_Static_assert(sizeof(struct service) == 32, "layout 2");
+_Static_assert(sizeof(struct service) == 32, "layout 3");
 
 /* Who may call a service port that has source ranges: the key of a longest-prefix match (Documentation/bpf/map_lpm_trie). */
 struct source_range {
 	__u32 prefix_length; /* bits: 32 of the number, and those of the network */
 	__u32 service;	     /* the service port's number */
-	__be32 network;
+	struct address network;
 };
-_Static_assert(sizeof(struct source_range) == 12, "layout 2");
+_Static_assert(sizeof(struct source_range) == (FAMILY == 4 ? 12 : 24), "layout 3");
 
 /* A client of a service port with session affinity: the key of what it keeps (S73, S75). */
 struct client {
-	__be32 address;
+	struct address address;
 	__u32 service; /* the service port's number */
 };
-_Static_assert(sizeof(struct client) == 8, "layout 2");
+_Static_assert(sizeof(struct client) == (FAMILY == 4 ? 8 : 20), "layout 3");
 
 /* The backend that a client keeps. */
 struct affinity {
@@ -127,18 +151,19 @@ struct affinity {
 	__u32 position; /* in the run of slots when it was chosen: where to look first */
 	__u32 zero;
 };
-_Static_assert(sizeof(struct affinity) == 24, "layout 2");
+_Static_assert(sizeof(struct affinity) == 24, "layout 3");
 
-/* One endpoint of one service port. */
+/* One endpoint of one service port. One array for both families: an IPv4 address is mapped (RFC 4291 2.5.5.2). */
 struct backend {
-	__be32 address;
+	__be32 address[4];
 	__be16 port;
 	__u8 protocol;
 	__u8 state;	  /* BACKEND_UNUSED, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE */
 	__u32 generation; /* raised when the number is given to another backend */
 	__u32 service;	  /* its service port's number */
+	__u32 zero;
 };
-_Static_assert(sizeof(struct backend) == 16, "layout 2");
+_Static_assert(sizeof(struct backend) == 32, "layout 3");
 
 /* Who answers to an address on this machine. */
 struct endpoint {
@@ -147,6 +172,6 @@ struct endpoint {
 	__u8 kind; /* ENDPOINT_POD, ENDPOINT_NODE */
 	__u8 zero;
 };
-_Static_assert(sizeof(struct endpoint) == 12, "layout 2");
+_Static_assert(sizeof(struct endpoint) == 12, "layout 3");
 
 #endif

@@ -26,19 +26,16 @@
 #include "forward.h"
 #include "answer.h"
 
-/* The words of skb->cb that tell `walk` the hook, and what the hook's program has seen of the flow */
-#define CB_HOOK 0
-#define CB_FLOW 1
+/* What the hook's program has seen of the flow */
 enum seen_flow { NO_FLOW, KNOWN_FLOW, SYN };
 
-/* Their places in the program array */
-#define WALK 0
-#define LEAVE 1
-
-/* Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions */
-BPF_TABLE_PINNED("prog", u32, u32, walks, 2, PROGRAM_DIRECTORY "/walks");
+/*
+ * Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions. WALK and
+ * LEAVE are this family's places in it; IPV6_HOOKS (0: IPv6 is not loaded) is the place of IPv6's first hook program.
+ */
+BPF_TABLE_PINNED("prog", u32, u32, walks, PROGRAMS, PROGRAM_DIRECTORY "/walks");
 /* Tail calls have no arguments but skb->cb, which is too small. Per CPU: a tc program is not interrupted by another. */
-BPF_TABLE_PINNED("percpu_array", u32, struct leaving, leaving, ONE, MAP_DIRECTORY "/leaving");
+BPF_TABLE_PINNED("percpu_array", u32, struct leaving, leaving, ONE, MAP_DIRECTORY "/leaving" FAMILY_NAME);
 
 /* Not ours: to the stack as it came. But what goes to the node's next hop for services finds nobody there. */
 static inline int pass(struct __sk_buff *skb, enum hook hook)
@@ -53,6 +50,37 @@ static inline int pass(struct __sk_buff *skb, enum hook hook)
 
 /* The two halves are compiled side by side, each in a process of its own: half the time of a first load */
 #if WITH_OTHERS
+/* The hooks hold IPv4's programs; an IPv6 packet goes on in its own by a tail call, and is not slower for it */
+static inline int pass_to_family(struct __sk_buff *skb, enum hook hook)
+{
+	struct ethhdr *ethernet = (void *)(long)skb->data;
+
+	if (FAMILY == 4 && IPV6_HOOKS && (void *)(ethernet + 1) <= (void *)(long)skb->data_end &&
+	    ethernet->h_proto == bpf_htons(ETH_P_IPV6))
+		walks.call(skb, IPV6_HOOKS + hook);
+	return pass(skb, hook);
+}
+
+/* On the loopback interface only calls of services are ours, the node's own node ports: all else costs two lookups */
+static inline bool is_called(const struct packet *packet)
+{
+	struct tuple key = packet_tuple(packet);
+	struct transport_address called = called_address(&key);
+
+	return services.lookup(&called) != NULL;
+}
+
+#endif
+
+/* N87: a source that only a packet from this node can have. Before any flow is looked for, which it might pass for. */
+static inline bool is_spoofed(enum hook hook, const struct packet *packet)
+{
+	struct address source = ip_source(packet->ip), destination = ip_destination(packet->ip);
+
+	return hook == FROM_UPLINK && (COMES_FROM_HERE(source) || address_equal(&source, &destination));
+}
+
+#if WITH_OTHERS
 static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 {
 	struct packet packet;
@@ -66,16 +94,21 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		if (is_egress(hook))
 			return PASS;
 	}
-	parsed = packet_parse(skb, &packet);
+	parsed = packet_parse(skb, &packet, PLAIN_HEADERS);
 	if (parsed == PARSED_OTHER)
-		return pass(skb, hook);
+		return pass_to_family(skb, hook);
+	if (hook == TO_LOOPBACK && parsed != PARSED)
+		return PASS;
+	if (parsed == PARSED && is_spoofed(hook, &packet))
+		return drop(DROP_SPOOFED);
 	if (parsed == PARSED && (packet.tcp_flags & TCP_SYN)) {
 		/* The walk's business, whatever is known of it */
 		seen = SYN;
 	} else if (parsed == PARSED) {
 		key = packet_tuple(&packet);
 		flow = flows.lookup(&key);
-		if (flow && flow_is_ordinary(flow, &packet)) {
+		/* SCTP's checksum is too much code for here */
+		if (flow && packet.protocol != IPPROTO_SCTP && flow_is_ordinary(flow, &packet)) {
 			flow_count(flow, &packet);
 			if (packet.tcp_flags & (TCP_FIN | TCP_RST))
 				flow_note_closing(flow, packet.tcp_flags);
@@ -87,6 +120,8 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		if (flow)
 			seen = KNOWN_FLOW;
 	}
+	if (hook == TO_LOOPBACK && !flow && !is_called(&packet))
+		return PASS;
 	skb->cb[CB_HOOK] = hook;
 	skb->cb[CB_FLOW] = seen;
 	walks.call(skb, WALK);
@@ -98,26 +133,37 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 
 #if WITH_WALK
 /* What to do with a packet if it is the first of a flow: `flow` is filled in where it becomes one. */
-enum kind { KIND_PASS, KIND_FLOW, KIND_NO_BACKEND, KIND_NO_PORT, KIND_NOT_HERE, KIND_NOT_ALLOWED, KIND_NO_SERVICE };
+enum kind {
+	KIND_PASS,
+	KIND_FLOW,
+	KIND_NO_BACKEND,
+	KIND_NO_PORT,
+	KIND_NOT_HERE,
+	KIND_NOT_ALLOWED,
+	KIND_NO_SERVICE,
+	KIND_POD_GONE,
+};
 
 /*
  * What the backend sees of who calls: the caller's own address wherever the answer comes back by this node anyway, else
  * the node's (C4). So it is the node's for a pod that is balanced to itself (S29), and for a client from elsewhere that
  * is sent elsewhere. Where the node calls and is the backend, too, no address of its own may come in: the next hop's.
  */
-static inline __be32 seen_source(enum hook hook, const struct tuple *key, const struct tuple *to)
+static inline struct address seen_source(enum hook hook, const struct tuple *key, const struct tuple *to)
 {
-	struct endpoint *backend = endpoints.lookup((__be32 *)&to->destination);
+	struct endpoint *backend = endpoints.lookup((struct address *)&to->destination);
 
 	if (!backend && hook == FROM_UPLINK)
 		return UPLINK_ADDRESS;
 	if (backend && backend->kind == ENDPOINT_NODE && is_egress(hook))
 		return SERVICE_GATEWAY;
-	return to->destination == key->source ? NODE_ADDRESS : key->source;
+	if (address_equal(&to->destination, &key->source))
+		return NODE_ADDRESS;
+	return key->source;
 }
 
 /* What leaves by an uplink was met when it came in, unless it is the node's own: for an external or balancer's address */
-static inline bool calls_services(enum hook hook, __be32 source)
+static inline bool calls_services(enum hook hook, struct address source)
 {
 	struct endpoint *sender;
 
@@ -152,20 +198,21 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		return KIND_FLOW;
 	}
 	/* C2: a cluster IP has no other ports (S37), the address that no service owns none (S38) */
-	if (calls_services(hook, key->source) && vip_kind(key->destination) == VIP_CLUSTER)
+	if (calls_services(hook, key->source) && vip_kind(&key->destination) == VIP_CLUSTER)
 		return KIND_NO_PORT;
 	return !is_egress(hook) && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
 }
 
+/* IPv6's neighbour discovery is ICMP, and tells its sender as any packet does */
 static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
 {
-	__be32 sender;
+	struct address sender;
 
-	if (parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP) {
-		endpoint_learn(skb, packet->ethernet, packet->ip->saddr);
-	} else if (parsed == PARSED_ARP && !bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender))) {
-		endpoint_learn(skb, packet->ethernet, sender);
-	}
+	if (parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP)
+		sender = ip_source(packet->ip);
+	else if (parsed != PARSED_ARP || bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender)))
+		return;
+	endpoint_learn(skb, packet->ethernet, sender);
 }
 
 static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, struct packet *packet)
@@ -176,6 +223,9 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 		return answer_refuse(skb, hook, packet);
 	case KIND_NO_PORT:
 		count(DROP_NO_SERVICE);
+		return answer_refuse(skb, hook, packet);
+	case KIND_POD_GONE:
+		count(DROP_POD_GONE);
 		return answer_refuse(skb, hook, packet);
 	case KIND_NOT_HERE:
 		return drop(DROP_POLICY);
@@ -190,72 +240,92 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 
 static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *packet)
 {
-	enum parsed parsed = packet_parse(skb, packet);
+	enum parsed parsed = packet_parse(skb, packet, ALL_HEADERS);
 
 	/* Of an ICMP error what it quotes must be in reach, too */
 	if (parsed != PARSED_SHORT && parsed != PARSED_ICMP)
 		return parsed;
 	/* Length 0: all of it. A frame whose headers are not in the linear part is rare, and short enough. */
-	if (bpf_skb_pull_data(skb, skb->len < 128 ? skb->len : 128))
+	if (bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES))
 		return PARSED_MALFORMED;
-	parsed = packet_parse(skb, packet);
+	parsed = packet_parse(skb, packet, ALL_HEADERS);
 	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
 }
 
-/* Of no datagram that we know: the stack's, but for one to a service's address, which would be lost there unnamed. */
-static inline int pass_fragment(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+/* Whether a packet is for a service's own address */
+static inline bool is_for_vip(enum hook hook, const struct packet *packet)
 {
-	if (calls_services(hook, packet->ip->saddr) && vip_kind(packet->ip->daddr))
-		return drop(DROP_FRAGMENT);
-	count(PASS_FRAGMENT);
+	struct address destination = ip_destination(packet->ip);
+
+	return calls_services(hook, ip_source(packet->ip)) && vip_kind(&destination);
+}
+
+/* What has no ports in sight: the stack's, but for a service's address, where it would be lost unnamed. */
+static inline int pass_unread(struct __sk_buff *skb, enum hook hook, const struct packet *packet, u32 passed, u32 dropped)
+{
+	if (is_for_vip(hook, packet))
+		return drop(dropped);
+	count(passed);
 	return pass(skb, hook);
 }
 
-/* A packet of a flow, or the first of one. True: it is translated, `to` what it becomes; else `verdict` is the end. */
-static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_flow seen, struct packet *packet,
-			     struct tuple *key, struct tuple *to, int *verdict)
+/* C8: whether an address is a pod's whose interface is no more. `unknown`: the answer for one that nobody has here. */
+static inline bool pod_is_gone(const struct address *address, bool unknown)
 {
-	struct flow flow = {};
+	struct address asked = *address;
+	struct endpoint *endpoint = endpoints.lookup(&asked);
+	u32 interface;
+
+	if (!endpoint)
+		return unknown && IN_POD_NETWORK(asked);
+	interface = endpoint->interface;
+	return endpoint->kind == ENDPOINT_POD && !interfaces.lookup(&interface);
+}
+
+/* A packet of a flow, or the first of one. True: it is translated, `of->to` what it becomes; else `verdict` is the end. */
+static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_flow seen, struct packet *packet,
+			     struct leaving *of, int *verdict)
+{
+	struct tuple *key = &of->key;
+	struct flow *flow = &of->flow;
 	/* In the order in which a flow moves, so that it is never missed; and most that come here open a connection */
-	enum followed followed = flow_follow_half_open(key, packet, &flow);
+	enum followed followed = flow_follow_half_open(key, packet, flow, &of->other);
 	enum kind kind;
 
-	if (followed == NOT_FOUND && seen != NO_FLOW && flow_follow(key, packet, &flow))
+	if (followed == NOT_FOUND && seen != NO_FLOW && flow_follow(key, packet, flow, &of->other))
 		followed = FOLLOWED;
 	if (followed == TOO_LATE) {
 		*verdict = drop(DROP_LATE_ANSWER);
 		return false;
 	}
+	/*
+	 * C8: a backend that is in no slice any more and has lost its interface, too, will not answer; and a node answers for
+	 * its own pods, whoever has sent the packet here.
+	 */
+	if ((followed == FOLLOWED && flow_is_forsaken(flow) && pod_is_gone(&flow->to.destination, true)) ||
+	    (hook == FROM_UPLINK && pod_is_gone(&key->destination, false))) {
+		if (followed == FOLLOWED)
+			flow_end(key, flow);
+		*verdict = refuse(skb, hook, KIND_POD_GONE, packet);
+		return false;
+	}
 	if (followed == NOT_FOUND) {
-		kind = classify(hook, key, &flow);
+		kind = classify(hook, key, flow);
 		if (kind != KIND_FLOW) {
 			*verdict = refuse(skb, hook, kind, packet);
 			return false;
 		}
-		if (!flow_begin(key, &flow, packet)) {
+		if (!flow_begin(key, flow, packet, &of->other)) {
 			*verdict = drop(DROP_PORTS_TAKEN);
 			return false;
 		}
 	}
-	if (flow.flags & FLOW_PLAIN) {
+	if (flow->flags & FLOW_PLAIN) {
 		*verdict = is_egress(hook) ? PASS : pass_walked(skb);
 		return false;
 	}
-	*to = flow.to;
+	of->to = flow->to;
 	return true;
-}
-
-static inline int walk_decide(struct __sk_buff *skb, const struct tuple *key, const struct tuple *to)
-{
-	u32 one = 0;
-	struct leaving *packet = leaving.lookup(&one);
-
-	if (!packet)
-		return TC_ACT_SHOT; /* never: it is an array */
-	packet->key = *key;
-	packet->to = *to;
-	walks.call(skb, LEAVE);
-	return drop(DROP_REWRITE);
 }
 
 int walk(struct __sk_buff *skb)
@@ -264,39 +334,47 @@ int walk(struct __sk_buff *skb)
 	/* Set, though unread where parsing fails: LLVM 14 may spill what is not, and the verifier refuses ("!read_ok") */
 	struct packet packet = {};
 	struct quoted quoted = {};
-	struct tuple key = {}, to = {};
 	enum seen_flow seen = skb->cb[CB_FLOW];
 	enum parsed parsed = pull_and_parse(skb, &packet);
+	u32 one = 0;
+	struct leaving *of = leaving.lookup(&one);
 	int verdict;
 
+	if (!of)
+		return TC_ACT_SHOT; /* never: it is an array */
+	if (has_addresses(parsed) && is_spoofed(hook, &packet))
+		return drop(DROP_SPOOFED);
 	if (hook == FROM_POD && seen != KNOWN_FLOW)
 		learn(skb, parsed, &packet);
 	switch (parsed) {
 	case PARSED_ICMP:
-		if (icmp_is_echo(skb, &packet) && calls_services(hook, packet.ip->saddr) && vip_kind(packet.ip->daddr))
+		if (icmp_is_echo(skb, &packet) && is_for_vip(hook, &packet))
 			return answer_echo(skb, hook, &packet);
-		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &key, &to))
+		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &of->key, &of->to))
 			return pass(skb, hook);
 		break;
 	case PARSED_FRAGMENT:
-		if (!fragment_find(&packet, &key, &to))
-			return pass_fragment(skb, hook, &packet);
+		if (!fragment_find(&packet, &of->key, &of->to))
+			return pass_unread(skb, hook, &packet, PASS_FRAGMENT, DROP_FRAGMENT);
 		break;
 	case PARSED:
 	case PARSED_FIRST:
-		key = packet_tuple(&packet);
-		if (!walk_flow(skb, hook, seen, &packet, &key, &to, &verdict))
+		of->key = packet_tuple(&packet);
+		if (!walk_flow(skb, hook, seen, &packet, of, &verdict))
 			return verdict;
 		if (parsed == PARSED_FIRST)
-			fragment_note(&packet, &to);
+			fragment_note(&packet, &of->to);
 		break;
+	case PARSED_UNREADABLE:
+		return pass_unread(skb, hook, &packet, PASS_HEADERS, DROP_HEADERS);
 	case PARSED_MALFORMED:
 		count(PASS_MALFORMED);
 		return pass(skb, hook);
 	default:
 		return pass(skb, hook);
 	}
-	return walk_decide(skb, &key, &to);
+	walks.call(skb, LEAVE);
+	return drop(DROP_REWRITE);
 }
 
 #endif
@@ -316,7 +394,7 @@ int leave(struct __sk_buff *skb)
 		return TC_ACT_SHOT; /* never: it is an array */
 	key = decided->key;
 	to = decided->to;
-	switch (packet_parse(skb, &packet)) {
+	switch (packet_parse(skb, &packet, ALL_HEADERS)) {
 	case PARSED:
 	case PARSED_FIRST:
 		shape = SEGMENT;
@@ -332,6 +410,8 @@ int leave(struct __sk_buff *skb)
 	default:
 		return drop(DROP_REWRITE); /* never: `walk` has seen it */
 	}
+	if (shape == SEGMENT && !rewrite_prepare_sctp(skb, &packet, &key, &to))
+		return drop(DROP_REWRITE);
 	return forward(skb, skb->cb[CB_HOOK], &packet, &key, &to, shape, &quoted);
 }
 
@@ -353,5 +433,10 @@ int to_bridge(struct __sk_buff *skb)
 int to_uplink(struct __sk_buff *skb)
 {
 	return walk_fast(skb, TO_UPLINK);
+}
+
+int to_loopback(struct __sk_buff *skb)
+{
+	return walk_fast(skb, TO_LOOPBACK);
 }
 #endif

@@ -8,13 +8,13 @@
  *
  * There, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
  * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a connection costs to open.
- * UDP's are two: one-way traffic lives there for long, and keeps its backend while others come and go.
+ * UDP's and SCTP's are two: one-way traffic lives there for long, and keeps its backend while others come and go.
  */
 #ifndef PYDATAPATH_FLOW_H
 #define PYDATAPATH_FLOW_H
 
-BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, MAX_FLOW_ENTRIES, MAP_DIRECTORY "/flows");
-BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, half_open, MAX_HALF_OPEN_ENTRIES, MAP_DIRECTORY "/half_open");
+BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, MAX_FLOW_ENTRIES, MAP_DIRECTORY "/flows" FAMILY_NAME);
+BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, half_open, MAX_HALF_OPEN_ENTRIES, MAP_DIRECTORY "/half_open" FAMILY_NAME);
 BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, MAP_DIRECTORY "/backends");
 
 /* jiffies: 0.7 ns to read, where the cheapest clock in ns costs 21 */
@@ -51,6 +51,12 @@ static inline bool flow_chooses_again(const struct flow *flow)
 	return !(flow->flags & FLOW_REPLY) && flow_lost_backend(flow);
 }
 
+/* C8: a client's packet to a backend that is gone from its service, of any protocol: is its pod gone, too? */
+static inline bool flow_is_forsaken(const struct flow *flow)
+{
+	return !(flow->flags & FLOW_REPLY) && backend_is_gone(flow->backend, flow->generation);
+}
+
 /*
  * FIN from both sides, or RST from one, and the connection is closing: its entries live on for TIME_WAIT's sake. Each
  * direction's entry notes its own packets only, so that closing costs the hot path one write.
@@ -66,6 +72,8 @@ static inline u64 flow_timeout(const struct flow *flow, bool closing)
 {
 	if (flow->to.protocol == IPPROTO_UDP)
 		return flow->state == FLOW_NEW ? TIMEOUT_UDP_NEW : TIMEOUT_UDP_ESTABLISHED;
+	if (flow->to.protocol == IPPROTO_SCTP)
+		return flow->state == FLOW_NEW ? TIMEOUT_SCTP_NEW : TIMEOUT_SCTP_ESTABLISHED;
 	if (flow->state == FLOW_NEW)
 		return TIMEOUT_TCP_NEW;
 	return closing ? TIMEOUT_TCP_CLOSING : TIMEOUT_TCP_ESTABLISHED;
@@ -116,7 +124,7 @@ static inline void flow_count(struct flow *flow, const struct packet *packet)
 /* The hot path's question: does this packet ask for no more than being counted, rewritten and sent? */
 static inline bool flow_is_ordinary(const struct flow *flow, const struct packet *packet)
 {
-	return now() - flow->last_seen < HZ && !flow_chooses_again(flow);
+	return now() - flow->last_seen < HZ && !flow_is_forsaken(flow);
 }
 
 static inline void flow_note_closing(struct flow *flow, u8 tcp_flags)
@@ -137,27 +145,25 @@ static inline void flow_forget_reset(struct flow *flow, u8 tcp_flags)
 		flow->flags &= ~FLOW_RST;
 }
 
-/* The entry that a flow's other direction must have */
-static inline struct flow flow_opposite(const struct flow *flow, const struct tuple *key)
+/* Fills in the entry that a flow's other direction must have */
+static inline void flow_opposite(const struct flow *flow, const struct tuple *key, struct flow *opposite)
 {
-	struct flow opposite = {
-		.to = tuple_reverse(key),
-		.last_seen = now(),
-		.backend = flow->backend,
-		.generation = flow->generation,
-		.state = flow->state,
-		.flags = (flow->flags ^ FLOW_REPLY) & (FLOW_REPLY | FLOW_PLAIN),
-	};
-
-	return opposite;
+	__builtin_memset(opposite, 0, sizeof(*opposite));
+	opposite->to = tuple_reverse(key);
+	opposite->last_seen = now();
+	opposite->backend = flow->backend;
+	opposite->generation = flow->generation;
+	opposite->state = flow->state;
+	opposite->flags = (flow->flags ^ FLOW_REPLY) & (FLOW_REPLY | FLOW_PLAIN);
 }
 
 /*
  * A packet of a flow in the main table. False: there is none, or none that still holds.
  * Both directions are refreshed by either, so that one-way traffic keeps both and the LRU sees them equally recent; a
- * direction that is gone is made anew (N5).
+ * direction that is gone is made anew (N5). `opposite` is room for it.
  */
-static inline bool flow_follow(const struct tuple *key, const struct packet *packet, struct flow *found)
+static inline bool flow_follow(const struct tuple *key, const struct packet *packet, struct flow *found,
+			       struct flow *opposite)
 {
 	struct flow *flow = flows.lookup((struct tuple *)key), *other;
 	struct tuple other_key, answered = tuple_reverse(key);
@@ -184,9 +190,8 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	if (other) {
 		other->last_seen = found->last_seen;
 	} else {
-		struct flow opposite = flow_opposite(found, key);
-
-		flows.update(&other_key, &opposite);
+		flow_opposite(found, key, opposite);
+		flows.update(&other_key, opposite);
 	}
 	return true;
 }
@@ -196,30 +201,31 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
  * False: a live flow has the sender's tuple by now. The set of backends has changed between two SYNs, and the other
  * backend was quicker: this answer must not reach the client.
  */
-static inline bool flow_promote(struct tuple *key, struct flow *flow, const struct packet *packet)
+static inline bool flow_promote(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *other)
 {
 	struct tuple other_key = tuple_reverse(&flow->to), over;
-	struct flow *first, other = flow_opposite(flow, key);
-	bool paired = flow->to.protocol == IPPROTO_UDP;
+	bool paired = flow->to.protocol != IPPROTO_TCP;
+	struct flow *first;
 
-	other.packets = flow->packets;
-	other.bytes = flow->bytes;
+	flow_opposite(flow, key, other);
+	other->packets = flow->packets;
+	other->bytes = flow->bytes;
 	if (paired) {
 		first = half_open.lookup(&other_key);
 		if (first) {
-			other.packets = first->packets;
-			other.bytes = first->bytes;
+			other->packets = first->packets;
+			other->bytes = first->bytes;
 		}
 	}
-	other.state = FLOW_ESTABLISHED;
+	other->state = FLOW_ESTABLISHED;
 	flow->state = FLOW_ESTABLISHED;
-	flow->last_seen = other.last_seen;
+	flow->last_seen = other->last_seen;
 	flow->packets = 1;
 	flow->bytes = packet->length;
 	flow_note_closing(flow, packet->tcp_flags);
-	if (flows.insert(&other_key, &other)) {
+	if (flows.insert(&other_key, other)) {
 		first = flows.lookup(&other_key);
-		if (first && !tuple_equal(&first->to, &other.to)) {
+		if (first && !tuple_equal(&first->to, &other->to)) {
 			if (!flow_is_over(first, TCP_SYN)) {
 				half_open.delete(key);
 				return false;
@@ -228,7 +234,7 @@ static inline bool flow_promote(struct tuple *key, struct flow *flow, const stru
 			over = tuple_reverse(&first->to);
 			flows.delete(&over);
 		}
-		flows.update(&other_key, &other);
+		flows.update(&other_key, other);
 	}
 	flows.update(key, flow);
 	half_open.delete(key);
@@ -296,23 +302,35 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
  * False: another has it.
  */
 static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_key, const struct flow *flow,
-				   u8 tcp_flags)
+				   u8 tcp_flags, struct flow *again)
 {
-	struct flow *reply = half_open.lookup(reply_key), again;
+	struct flow *reply = half_open.lookup(reply_key);
 	struct tuple answered = tuple_reverse(key);
 
 	if (reply && tuple_equal(&reply->to, &answered)) {
 		reply->last_seen = flow->last_seen;
 		return true;
 	}
-	again = flow_opposite(flow, key);
-	return flow_claim_reply(reply_key, &again, tcp_flags) != TAKEN;
+	flow_opposite(flow, key, again);
+	return flow_claim_reply(reply_key, again, tcp_flags) != TAKEN;
+}
+
+/* Both directions, wherever they stand */
+static inline void flow_end(struct tuple *key, const struct flow *flow)
+{
+	struct tuple other_key = tuple_reverse(&flow->to);
+
+	flows.delete(&other_key);
+	flows.delete(key);
+	half_open.delete(&other_key);
+	half_open.delete(key);
 }
 
 enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
 
 /* A packet of a flow that has had no reply yet; the reply itself promotes it. */
-static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found)
+static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found,
+						  struct flow *other)
 {
 	struct flow *flow = half_open.lookup(key);
 	struct tuple other_key;
@@ -333,11 +351,11 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 		return FOLLOWED;
 	}
 	if (found->flags & FLOW_REPLY)
-		return flow_promote(key, found, packet) ? FOLLOWED : TOO_LATE;
+		return flow_promote(key, found, packet, other) ? FOLLOWED : TOO_LATE;
 	flow->last_seen = now();
 	flow_count(flow, packet);
 	found->last_seen = flow->last_seen;
-	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags))
+	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags, other))
 		return FOLLOWED;
 	half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
 	return NOT_FOUND;
@@ -347,10 +365,10 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
  * Enters a new flow. Where the reply's tuple is taken, another source port is tried, the same ones for the same tuple:
  * the peer sees that one, the sender never learns of it. False: no port found in the given number of tries.
  */
-static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet)
+static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *reply)
 {
-	bool paired = key->protocol == IPPROTO_UDP;
-	struct flow reply, *winner;
+	bool paired = key->protocol != IPPROTO_TCP;
+	struct flow *winner;
 	struct tuple reply_key;
 	enum claim claim;
 
@@ -358,13 +376,13 @@ static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct
 	flow->packets = 1;
 	flow->bytes = packet->length;
 	for (u32 try = 1; try <= CLAIM_TRIES; try++) {
-		reply = flow_opposite(flow, key);
+		flow_opposite(flow, key, reply);
 		if (!paired) {
-			reply.packets = flow->packets;
-			reply.bytes = flow->bytes;
+			reply->packets = flow->packets;
+			reply->bytes = flow->bytes;
 		}
 		reply_key = tuple_reverse(&flow->to);
-		claim = flow_claim_reply(&reply_key, &reply, packet->tcp_flags);
+		claim = flow_claim_reply(&reply_key, reply, packet->tcp_flags);
 		if (claim != TAKEN)
 			goto claimed;
 		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (tuple_hash(key, try) & CLAIM_PORT_MASK));

@@ -1,11 +1,22 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * Where a translated packet goes: a pod's interface, the node itself, another machine, or the stack. Map: endpoints.
+ * Where a translated packet goes: a pod's interface, the node itself, another machine, or the stack. Maps: endpoints,
+ * interfaces.
  */
 #ifndef PYDATAPATH_FORWARD_H
 #define PYDATAPATH_FORWARD_H
 
-BPF_TABLE_PINNED("lru_hash", __be32, struct endpoint, endpoints, MAX_ENDPOINTS, MAP_DIRECTORY "/endpoints");
+BPF_TABLE_PINNED("lru_hash", struct address, struct endpoint, endpoints, MAX_ENDPOINTS,
+		 MAP_DIRECTORY "/endpoints" FAMILY_NAME);
+
+/*
+ * The pods' interfaces, by index: the kernel takes an entry away with its interface. It is a device map (pydatapath makes
+ * it before; bcc 0.26 has no name for BPF_MAP_TYPE_DEVMAP_HASH), and is looked into only.
+ */
+BPF_TABLE_PINNED("hash", u32, u32, interfaces, MAX_ENDPOINTS, MAP_DIRECTORY "/interfaces");
+
+/* Every namespace's loopback interface has this index */
+#define LOOPBACK_INDEX 1
 
 /* bcc 0.26's own prototype lacks the parameters for the next hop */
 static long (*redirect_neigh)(u32, struct bpf_redir_neigh *, int, u64) = (void *)BPF_FUNC_redirect_neigh;
@@ -16,11 +27,12 @@ enum hook {
 	FROM_UPLINK, /* tc ingress of an uplink */
 	TO_BRIDGE,   /* tc egress of the bridge: what the node itself sends to pods and services */
 	TO_UPLINK,   /* tc egress of an uplink: what the node itself sends to other machines */
+	TO_LOOPBACK, /* tc egress of the loopback interface: what the node sends to its own node ports */
 };
 
 static inline bool is_egress(enum hook hook)
 {
-	return hook == TO_BRIDGE || hook == TO_UPLINK;
+	return hook == TO_BRIDGE || hook == TO_UPLINK || hook == TO_LOOPBACK;
 }
 
 /*
@@ -49,27 +61,67 @@ struct route {
 	enum way way;
 	u32 interface;
 	bool known_neighbour; /* its MAC is known now */
-	__be32 next_hop;
+	struct address next_hop;
 };
+
+#if FAMILY == 4
+static inline void route_ask(struct bpf_fib_lookup *asked, const ip_header *ip, const struct tuple *to)
+{
+	asked->tos = ip->tos;
+	asked->ipv4_src = to->source.words[0];
+	asked->ipv4_dst = to->destination.words[0];
+}
+
+static inline struct address route_next_hop(const struct bpf_fib_lookup *asked)
+{
+	return address_of(asked->ipv4_dst);
+}
+
+static inline void neighbour_set(struct bpf_redir_neigh *neighbour, const struct address *address)
+{
+	neighbour->ipv4_nh = address->words[0];
+}
+#else
+static inline void route_ask(struct bpf_fib_lookup *asked, const ip_header *ip, const struct tuple *to)
+{
+	asked->flowinfo = *(const __be32 *)ip & bpf_htonl(0x0fffffff); /* traffic class and flow label */
+#pragma unroll
+	for (int i = 0; i < WORDS; i++) {
+		asked->ipv6_src[i] = to->source.words[i];
+		asked->ipv6_dst[i] = to->destination.words[i];
+	}
+}
+
+static inline struct address route_next_hop(const struct bpf_fib_lookup *asked)
+{
+	return address_at(asked->ipv6_dst);
+}
+
+static inline void neighbour_set(struct bpf_redir_neigh *neighbour, const struct address *address)
+{
+#pragma unroll
+	for (int i = 0; i < WORDS; i++)
+		neighbour->ipv6_nh[i] = address->words[i];
+}
+#endif
 
 /* To another machine: as the routing table says. */
 static inline void route_lookup(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 				struct route *route)
 {
 	struct bpf_fib_lookup asked = {
-		.family = AF_INET,
+		.family = AF_FAMILY,
 		.l4_protocol = to->protocol,
 		.ifindex = skb->ifindex,
-		.tos = packet->ip->tos,
-		.ipv4_src = to->source,
-		.ipv4_dst = to->destination,
 	};
-	long answer = bpf_fib_lookup(skb, &asked, sizeof(asked), 0);
+	long answer;
 
+	route_ask(&asked, packet->ip, to);
+	answer = bpf_fib_lookup(skb, &asked, sizeof(asked), 0);
 	route->known_neighbour = answer == BPF_FIB_LKUP_RET_SUCCESS;
 	route->way = route->known_neighbour || answer == BPF_FIB_LKUP_RET_NO_NEIGH ? WAY_NEIGHBOUR : WAY_STACK;
 	route->interface = asked.ifindex;
-	route->next_hop = asked.ipv4_dst;
+	route->next_hop = route_next_hop(&asked);
 }
 
 /* Same-subnet traffic keeps its TTL, routed traffic loses one (RFC 1812 5.3.1); what the node sends is not routed. */
@@ -92,16 +144,29 @@ static inline int leave_to_pod(struct __sk_buff *skb, enum hook hook, u32 interf
 	return bpf_redirect_peer(interface, 0);
 }
 
+static inline bool is_nodes_own(const struct address *address)
+{
+	struct address asked = *address;
+	struct endpoint *known = endpoints.lookup(&asked);
+
+	return known && known->kind == ENDPOINT_NODE;
+}
+
 /*
  * Where a packet for the node's own socket must come in: by the interface where the route to its new source leads, or a
- * reverse path filter would drop it. To a service network (and the next hop there) that is the bridge, to an external or
- * balancer's address the uplink. 0: where it is already, as what comes from the peer itself.
+ * reverse path filter would drop it. To a service network (and the next hop there) that is the bridge, to the node's own
+ * address the loopback interface, to an external or balancer's address the uplink. 0: where it is already, as what comes
+ * from the peer itself.
  */
 static inline u32 arrival(enum hook hook, const struct tuple *key, const struct tuple *to, u32 bridge)
 {
-	bool by_bridge = IN_SERVICE_NETWORK(to->source) || to->source == SERVICE_GATEWAY;
+	struct address gateway = SERVICE_GATEWAY;
+	bool by_bridge = IN_SERVICE_NETWORK(to->source) || address_equal(&to->source, &gateway);
 
-	if (key->source == to->source || (hook == FROM_POD && by_bridge) || (hook == FROM_UPLINK && !by_bridge))
+	if (!by_bridge && is_nodes_own(&to->source))
+		return LOOPBACK_INDEX;
+	if (address_equal(&key->source, &to->source) || (hook == FROM_POD && by_bridge) ||
+	    (hook == FROM_UPLINK && !by_bridge))
 		return 0;
 	return by_bridge ? bridge : UPLINK_INDEX;
 }
@@ -117,6 +182,15 @@ static inline void write_uplink_mac(struct ethhdr *ethernet)
 	to[2] = mac[2];
 }
 
+static inline void write_loopback_mac(struct ethhdr *ethernet)
+{
+	volatile __u16 *to = (void *)ethernet->h_dest;
+
+	to[0] = 0;
+	to[1] = 0;
+	to[2] = 0;
+}
+
 static inline int leave_to_node(struct __sk_buff *skb, u32 interface)
 {
 	return interface ? bpf_redirect(interface, BPF_F_INGRESS) : pass_walked(skb);
@@ -124,7 +198,7 @@ static inline int leave_to_node(struct __sk_buff *skb, u32 interface)
 
 static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, const struct route *route)
 {
-	struct bpf_redir_neigh next_hop = {.nh_family = AF_INET, .ipv4_nh = route->next_hop};
+	struct bpf_redir_neigh next_hop = {.nh_family = AF_FAMILY};
 
 	/* It may leave by a bridge: a pod of this node that has not been heard of yet */
 	skb->tc_index = WALKED;
@@ -132,6 +206,7 @@ static inline int leave_to_neighbour(struct __sk_buff *skb, enum hook hook, cons
 	 * answered (__neigh_update in net/core/neighbour.c): to the services' gateway. Hence one that fits, by the helper. */
 	if (is_egress(hook) && !route->known_neighbour)
 		return redirect_neigh(route->interface, NULL, 0, 0);
+	neighbour_set(&next_hop, &route->next_hop);
 	return redirect_neigh(route->interface, &next_hop, sizeof(next_hop), 0);
 }
 
@@ -153,8 +228,8 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	struct endpoint *endpoint = NULL;
 
 	/* The node's own direct connection, under another port, is on its way already */
-	if (hook != TO_UPLINK || key->destination != to->destination) {
-		endpoint = endpoints.lookup((__be32 *)&to->destination);
+	if (hook != TO_UPLINK || !address_equal(&key->destination, &to->destination)) {
+		endpoint = endpoints.lookup((struct address *)&to->destination);
 		if (endpoint) {
 			route.way = endpoint->kind == ENDPOINT_NODE ? WAY_NODE : WAY_POD;
 			route.interface = endpoint->interface;
@@ -163,16 +238,18 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 		}
 	}
 	if (is_routed(hook, route.way)) {
-		if (packet->ip->ttl <= 1)
+		if (ip_hops(packet->ip) <= 1)
 			return PASS; /* the stack answers time exceeded */
 		if (route.way != WAY_STACK)
-			rewrite_ttl(packet->ip);
+			rewrite_hops(packet->ip);
 	}
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
 	if (route.way == WAY_NODE) {
 		route.interface = arrival(hook, key, to, route.interface);
-		if (route.interface && route.interface == UPLINK_INDEX)
+		if (route.interface == LOOPBACK_INDEX)
+			write_loopback_mac(packet->ethernet);
+		else if (route.interface && route.interface == UPLINK_INDEX)
 			write_uplink_mac(packet->ethernet);
 	}
 	if (shape == ERROR)
@@ -196,7 +273,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 }
 
 /* As a bridge learns: whoever sends from a pod's interface is to be found there. */
-static inline void endpoint_learn(struct __sk_buff *skb, const struct ethhdr *ethernet, __be32 address)
+static inline void endpoint_learn(struct __sk_buff *skb, const struct ethhdr *ethernet, struct address address)
 {
 	struct endpoint *known = endpoints.lookup(&address);
 	struct endpoint seen = {.interface = skb->ifindex, .kind = ENDPOINT_POD};

@@ -8,15 +8,15 @@
 #ifndef PYDATAPATH_FRAGMENT_H
 #define PYDATAPATH_FRAGMENT_H
 
-BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS, MAP_DIRECTORY "/fragments");
+BPF_TABLE_PINNED("lru_hash", struct fragment_key, struct fragment, fragments, MAX_FRAGMENTS, MAP_DIRECTORY "/fragments" FAMILY_NAME);
 
-static inline struct fragment_key fragment_key_of(const struct iphdr *ip)
+static inline struct fragment_key fragment_key_of(const struct packet *packet)
 {
 	struct fragment_key key = {
-		.source = ip->saddr,
-		.destination = ip->daddr,
-		.identification = ip->id,
-		.protocol = ip->protocol,
+		.source = ip_source(packet->ip),
+		.destination = ip_destination(packet->ip),
+		.identification = packet->identification,
+		.protocol = fragment_protocol(packet->ip),
 	};
 
 	return key;
@@ -25,7 +25,7 @@ static inline struct fragment_key fragment_key_of(const struct iphdr *ip)
 /* N63: what becomes of the first fragment becomes of the others; not only until the last one, which may not come last */
 static inline void fragment_note(const struct packet *packet, const struct tuple *to)
 {
-	struct fragment_key key = fragment_key_of(packet->ip);
+	struct fragment_key key = fragment_key_of(packet);
 	struct fragment fragment = {.first_seen = now(), .source = to->source, .destination = to->destination};
 
 	fragments.update(&key, &fragment);
@@ -34,7 +34,7 @@ static inline void fragment_note(const struct packet *packet, const struct tuple
 /* The addresses of a later fragment, and what they become. False: its first one was not seen, or long ago. */
 static inline bool fragment_find(const struct packet *packet, struct tuple *key, struct tuple *to)
 {
-	struct fragment_key of = fragment_key_of(packet->ip);
+	struct fragment_key of = fragment_key_of(packet);
 	struct fragment *first = fragments.lookup(&of);
 
 	if (!first || now() - first->first_seen > TIMEOUT_FRAGMENTS * HZ)

@@ -12,50 +12,47 @@
 
 /* The quoted packet, as far as RFC 792 promises it: an IP header and 8 bytes (N51) */
 struct quoted {
-	struct iphdr *ip;
+	ip_header *ip;
 	__be16 *ports; /* source, destination */
 	struct tuple tuple;
 };
 
-/* Errors are of types 3 (unreachable), 11 (time exceeded) and 12 (parameter problem). A redirect is not forwarded (N60). */
-static inline bool icmp_is_error(__u8 type)
-{
-	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
-}
-
 static inline bool icmp_is_echo(const struct __sk_buff *skb, const struct packet *packet)
 {
-	struct icmphdr *icmp = packet->transport;
+	icmp_header *icmp = packet->transport;
 
-	return (void *)(icmp + 1) <= (void *)(long)skb->data_end && icmp->type == ICMP_ECHO && icmp->code == 0;
+	return (void *)(icmp + 1) <= (void *)(long)skb->data_end && ((__u8 *)icmp)[0] == ICMP_TYPE_ECHO &&
+	       ((__u8 *)icmp)[1] == 0;
 }
 
-/* Fills in `quoted`. False: no error, or none about TCP or UDP. */
+static inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
+
+/* Fills in `quoted`. False: no error, or none about TCP, UDP or SCTP. */
 static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *packet, struct quoted *quoted)
 {
 	void *end = (void *)(long)skb->data_end;
-	struct icmphdr *icmp = packet->transport;
-	struct iphdr *ip = (void *)(icmp + 1);
+	icmp_header *icmp = packet->transport;
+	ip_header *ip = (void *)(icmp + 1);
 	__u32 length;
 
-	if ((void *)(ip + 1) > end || !icmp_is_error(icmp->type))
+	if ((void *)(ip + 1) > end || !icmp_is_error(((__u8 *)icmp)[0]))
 		return false;
-	length = ip->ihl * 4;
-	/* A later fragment has no ports to be found by */
-	if (ip->version != 4 || length < sizeof(*ip) || (ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET)))
-		return false;
-	if (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP)
+	length = ip_quoted_length(ip);
+	if (length == 0 || !has_ports(ip_protocol(ip)))
 		return false;
 	quoted->ip = ip;
 	quoted->ports = (void *)ip + length;
 	if ((void *)quoted->ports + 8 > end)
 		return false;
 	quoted->tuple = (struct tuple){
-		.source = ip->saddr,
-		.destination = ip->daddr,
+		.source = ip_source(ip),
+		.destination = ip_destination(ip),
 		.source_port = quoted->ports[0],
 		.destination_port = quoted->ports[1],
-		.protocol = ip->protocol,
+		.protocol = ip_protocol(ip),
 	};
 	return true;
 }
@@ -80,9 +77,9 @@ static inline bool icmp_find_way(const struct tuple *tuple, struct tuple *key, s
 }
 
 /*
- * The quoted packet becomes what the error's receiver has sent. Returns what that changes in the ICMP checksum: nothing
- * for the header, whose own checksum makes up for its addresses; for UDP, the checksum that stands in the 8 bytes makes
- * up for ports and addresses, which it covers; TCP's is quoted by few, and read by nobody (RFC 5508 REQ-3).
+ * The quoted packet becomes what the error's receiver has sent. Returns what that changes in the ICMP checksum. IPv4's
+ * header makes up for its addresses by its own checksum, IPv6's does not. For UDP, the checksum that stands in the 8 bytes
+ * makes up for ports and addresses, which it covers; TCP's is quoted by few, and read by nobody (RFC 5508 REQ-3).
  */
 static inline __u64 icmp_rewrite_quoted(struct quoted *quoted, const struct tuple *sent)
 {
@@ -101,7 +98,7 @@ static inline __u64 icmp_rewrite_quoted(struct quoted *quoted, const struct tupl
 			*check = 0xffff; /* RFC 768 */
 		ports += sum_change(before, *check);
 	}
-	return ports;
+	return FAMILY == 4 ? ports : ports + addresses;
 }
 
 /*
@@ -111,14 +108,18 @@ static inline __u64 icmp_rewrite_quoted(struct quoted *quoted, const struct tupl
 static inline void icmp_rewrite(struct packet *packet, struct quoted *quoted, const struct tuple *key,
 				const struct tuple *to)
 {
-	struct icmphdr *icmp = packet->transport;
-	struct tuple sent = tuple_reverse(to), from = {.source = packet->ip->saddr, .destination = packet->ip->daddr};
+	__sum16 *check = packet->transport + 2; /* of both families' ICMP */
+	struct tuple sent = tuple_reverse(to);
+	struct tuple from = {.source = ip_source(packet->ip), .destination = ip_destination(packet->ip)};
 	struct tuple outer = {.source = from.source, .destination = to->destination};
+	__u64 change;
 
-	if (from.source == key->source)
+	if (address_equal(&from.source, &key->source))
 		outer.source = to->source;
-	icmp->checksum = ~sum_fold16((__u16)~icmp->checksum + icmp_rewrite_quoted(quoted, &sent));
-	rewrite_addresses(packet->ip, &from, &outer);
+	change = icmp_rewrite_quoted(quoted, &sent);
+	/* ICMPv6's checksum covers the addresses of its own packet, too (RFC 4443 2.3) */
+	change += rewrite_addresses(packet->ip, &from, &outer) * (FAMILY == 6);
+	*check = ~sum_fold16((__u16)~*check + change);
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * Reading a packet: Ethernet, IPv4, TCP, UDP. Pure: no map, no helper.
+ * Reading a packet: Ethernet, IP, then TCP, UDP or SCTP. Pure: no map, no helper. The family's own header is read by
+ * ipv4.h or ipv6.h, which give the same names to different things.
  *
  * packet_parse checks every bound once and hands on typed pointers. They are good until a helper that may move the
  * packet is called.
@@ -8,21 +9,16 @@
 #ifndef PYDATAPATH_PACKET_H
 #define PYDATAPATH_PACKET_H
 
-#include <linux/icmp.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
-#include <linux/ip.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 
 #define IP_OFFSET sizeof(struct ethhdr)
-#define IP_FRAGMENT_OFFSET 0x1fff /* RFC 791 3.1 */
-#define IP_MORE_FRAGMENTS 0x2000
 
 #define ARP_SENDER_OFFSET (sizeof(struct ethhdr) + 14) /* RFC 826: after five 16-bit fields' worth and one MAC */
 
-/* From <sys/socket.h> and <linux/if_packet.h>, which the header shim keeps out */
-#define AF_INET 2
+/* From <linux/if_packet.h>, which the header shim keeps out */
 #define PACKET_HOST 0
 
 #define offsetof(type, field) __builtin_offsetof(type, field)
@@ -32,94 +28,142 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-enum parsed {
-	PARSED,		  /* TCP or UDP over IPv4, whole headers in reach */
-	PARSED_FIRST,	  /* as above, the first fragment of several */
-	PARSED_ARP,	  /* of interest only for learning */
-	PARSED_ICMP,	  /* over IPv4, its header in reach */
-	PARSED_OTHER,	  /* a protocol that is not ours: the stack's */
-	PARSED_FRAGMENT,  /* a later fragment, which has no ports; only `ip` and `length` are set */
-	PARSED_SHORT,	  /* the headers may lie outside the linear part: pull and try again */
-	PARSED_MALFORMED, /* lengths that lie: never rewritten, the stack drops it */
+/* RFC 9260 3.1. The kernel's own struct is not among its UAPI headers. */
+struct sctp_header {
+	__be16 source;
+	__be16 dest;
+	__be32 verification_tag;
+	__le32 checksum; /* CRC32c (RFC 9260 appendix A) */
 };
+
+/* The words of skb->cb: what tells `walk` the hook, and what the hook's program has seen of the flow; room for ipv6.h */
+#define CB_HOOK 0
+#define CB_FLOW 1
+#define CB_LENGTH 2
+#define CB_PROTOCOL 3
+#define CB_IDENTIFICATION 4
+
+enum parsed {
+	PARSED,		   /* TCP, UDP or SCTP, whole headers in reach */
+	PARSED_FIRST,	   /* as above, the first fragment of several */
+	PARSED_ARP,	   /* of interest only for learning */
+	PARSED_ICMP,	   /* the family's ICMP, its header in reach */
+	PARSED_OTHER,	   /* a protocol that is not ours: the stack's */
+	PARSED_FRAGMENT,   /* a later fragment, which has no ports; nothing behind `identification` is set */
+	PARSED_SHORT,	   /* the headers may lie outside the linear part, or are many: `walk` tries again */
+	PARSED_UNREADABLE, /* more headers than are followed; only `ip` and `length` are set */
+	PARSED_MALFORMED,  /* lengths that lie: never rewritten, the stack drops it */
+};
+
+/* Whether `ip` is set */
+static inline bool has_addresses(enum parsed parsed)
+{
+	return parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP || parsed == PARSED_FRAGMENT ||
+	       parsed == PARSED_UNREADABLE;
+}
+
+/* How far to read: the programs at the hooks look at packets as nearly all are, `walk` and `leave` at all. */
+enum reading { PLAIN_HEADERS, ALL_HEADERS };
+
+#if FAMILY == 4
+#include "ipv4.h"
+#else
+#include "ipv6.h"
+#endif
 
 struct packet {
 	struct ethhdr *ethernet;
-	struct iphdr *ip;
+	ip_header *ip;
+	__u32 length;	       /* bytes of layer 3 */
+	__be32 identification; /* of a fragment */
 	union {
 		struct tcphdr *tcp;
 		struct udphdr *udp;
+		struct sctp_header *sctp;
 		void *transport;
 	};
 	__u32 transport_offset; /* from the frame's first byte */
-	__u32 length;		/* bytes of layer 3 */
-	__u8 tcp_flags;		/* TCP_FIN | ...; 0 for UDP */
+	__u8 protocol;
+	__u8 tcp_flags; /* TCP_FIN | ...; TCP_SYN for SCTP's INIT; else 0 */
+	bool is_first;	/* fragment of several */
+	__le32 crc_change; /* what new ports change in an SCTP checksum */
 };
 
-/* `transport` is the length that TCP's or UDP's own header gives, `least` the shortest there is */
-static inline bool packet_length_lies(const struct __sk_buff *skb, const struct iphdr *ip, __u32 ip_length,
-				      __u32 transport, __u32 least)
+/* `transport` is the length that the protocol's own header gives, `least` the shortest there is */
+static inline bool packet_length_lies(const struct __sk_buff *skb, const struct packet *packet, __u32 transport,
+				      __u32 least)
 {
-	__u32 total = bpf_ntohs(ip->tot_len);
+	__u32 total = ip_total_length(packet->ip);
 
 	/* A GSO packet over 64 KiB (BIG TCP) has no total length: Linux commit b1a78b9b9886, in v6.3 */
 	if (total == 0)
 		return skb->gso_segs == 0;
-	return transport < least || total < ip_length + transport || total > skb->len - IP_OFFSET;
+	return transport < least || total < packet->transport_offset - IP_OFFSET + transport || total > skb->len - IP_OFFSET;
 }
 
-static inline enum parsed packet_parse_icmp(struct packet *packet, void *end)
+/* RFC 9260 3.3.2 and 8.5.1: an INIT is alone in its packet, under a verification tag of 0 */
+static inline bool sctp_opens(const struct sctp_header *sctp, const void *end)
 {
-	return packet->transport + sizeof(struct icmphdr) > end ? PARSED_SHORT : PARSED_ICMP;
+	const __u8 *chunk_type = (const void *)(sctp + 1);
+
+	return sctp->verification_tag == 0 && (const void *)(chunk_type + 1) <= end && *chunk_type == 1;
 }
 
-static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *packet)
+static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *packet, enum reading reading)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *ethernet = data;
-	struct iphdr *ip = (void *)(ethernet + 1);
-	__u32 ip_length, transport_length, least;
-	bool first;
+	ip_header *ip = (void *)(ethernet + 1);
+	__u32 transport_length, least;
+	struct ip_reading read = {};
+	enum parsed parsed;
 
 	if ((void *)(ethernet + 1) > end)
 		return PARSED_SHORT;
 	packet->ethernet = ethernet;
-	if (ethernet->h_proto == bpf_htons(ETH_P_ARP))
+	if (FAMILY == 4 && ethernet->h_proto == bpf_htons(ETH_P_ARP))
 		return PARSED_ARP;
-	if (ethernet->h_proto != bpf_htons(ETH_P_IP))
+	if (ethernet->h_proto != bpf_htons(ETH_P_FAMILY))
 		return PARSED_OTHER;
 	if ((void *)(ip + 1) > end)
 		return PARSED_SHORT;
-	ip_length = ip->ihl * 4;
-	if (ip->version != 4 || ip_length < sizeof(*ip))
-		return PARSED_MALFORMED;
 	packet->ip = ip;
 	packet->length = skb->len - IP_OFFSET;
 	packet->tcp_flags = 0;
-	if (ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET))
-		return PARSED_FRAGMENT;
+	parsed = ip_read(skb, ip, end, reading, &read);
+	packet->identification = read.identification;
+	if (parsed != PARSED)
+		return parsed;
 
-	first = ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS);
-	packet->transport = (void *)ip + ip_length;
-	packet->transport_offset = IP_OFFSET + ip_length;
-	if (ip->protocol == IPPROTO_TCP) {
+	packet->protocol = read.protocol;
+	packet->is_first = read.is_first;
+	packet->transport = (void *)ip + read.length;
+	packet->transport_offset = IP_OFFSET + read.length;
+	if (read.protocol == IPPROTO_TCP) {
 		if ((void *)(packet->tcp + 1) > end)
 			return PARSED_SHORT;
 		transport_length = packet->tcp->doff * 4;
 		least = sizeof(struct tcphdr);
 		packet->tcp_flags = ((__u8 *)packet->tcp)[13];
-	} else if (ip->protocol == IPPROTO_UDP) {
+	} else if (read.protocol == IPPROTO_UDP) {
 		if ((void *)(packet->udp + 1) > end)
 			return PARSED_SHORT;
 		/* A part is enough: RFC 9868 has options behind it. Of a datagram in fragments it is the whole's. */
 		least = sizeof(struct udphdr);
-		transport_length = first ? least : bpf_ntohs(packet->udp->len);
+		transport_length = read.is_first ? least : bpf_ntohs(packet->udp->len);
+	} else if (read.protocol == IPPROTO_SCTP) {
+		if ((void *)(packet->sctp + 1) > end)
+			return PARSED_SHORT;
+		transport_length = least = sizeof(struct sctp_header);
+		packet->tcp_flags = sctp_opens(packet->sctp, end) ? TCP_SYN : 0;
+	} else if (read.protocol == IPPROTO_FAMILY_ICMP && !read.is_first) {
+		return packet->transport + sizeof(icmp_header) > end ? PARSED_SHORT : PARSED_ICMP;
 	} else {
-		return ip->protocol == IPPROTO_ICMP && !first ? packet_parse_icmp(packet, end) : PARSED_OTHER;
+		return PARSED_OTHER;
 	}
-	if (packet_length_lies(skb, ip, ip_length, transport_length, least))
+	if (packet_length_lies(skb, packet, transport_length, least))
 		return PARSED_MALFORMED;
-	return first ? PARSED_FIRST : PARSED;
+	return read.is_first ? PARSED_FIRST : PARSED;
 }
 
 /* By hand: LLVM 14 makes a call of a 6-byte memcmp, which BPF has not. Both are at even addresses. */
@@ -130,15 +174,15 @@ static inline bool mac_equal(const void *one, const void *other)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
-/* TCP and UDP begin alike: source port, destination port */
+/* TCP, UDP and SCTP begin alike: source port, destination port */
 static inline struct tuple packet_tuple(const struct packet *packet)
 {
 	struct tuple tuple = {
-		.source = packet->ip->saddr,
-		.destination = packet->ip->daddr,
+		.source = ip_source(packet->ip),
+		.destination = ip_destination(packet->ip),
 		.source_port = packet->udp->source,
 		.destination_port = packet->udp->dest,
-		.protocol = packet->ip->protocol,
+		.protocol = packet->protocol,
 	};
 
 	return tuple;
@@ -157,9 +201,18 @@ static inline struct tuple tuple_reverse(const struct tuple *tuple)
 	return reversed;
 }
 
+static inline bool address_equal(const struct address *one, const struct address *other)
+{
+#pragma unroll
+	for (int i = 0; i < WORDS; i++)
+		if (one->words[i] != other->words[i])
+			return false;
+	return true;
+}
+
 static inline bool tuple_equal(const struct tuple *one, const struct tuple *other)
 {
-	return one->source == other->source && one->destination == other->destination &&
+	return address_equal(&one->source, &other->source) && address_equal(&one->destination, &other->destination) &&
 	       one->source_port == other->source_port && one->destination_port == other->destination_port;
 }
 
@@ -169,9 +222,14 @@ static inline bool tuple_equal(const struct tuple *one, const struct tuple *othe
  */
 static inline __u32 tuple_hash(const struct tuple *tuple, __u32 salt)
 {
-	__u64 mixed = ((__u64)tuple->source << 32 | tuple->destination) * 0x9e3779b97f4a7c15;
+	__u64 mixed = 0;
 
-	mixed ^= mixed >> 32;
+#pragma unroll
+	for (int i = 0; i < WORDS; i++) {
+		mixed ^= (__u64)tuple->source.words[i] << 32 | tuple->destination.words[i];
+		mixed *= 0x9e3779b97f4a7c15;
+		mixed ^= mixed >> 32;
+	}
 	mixed += (__u64)tuple->source_port << 48 | (__u64)tuple->destination_port << 32 | tuple->protocol << 24 | salt;
 	mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
 	mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111eb;

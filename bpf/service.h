@@ -6,18 +6,18 @@
 #ifndef PYDATAPATH_SERVICE_H
 #define PYDATAPATH_SERVICE_H
 
-BPF_TABLE_PINNED("hash", struct transport_address, struct service, services, MAX_SERVICES, MAP_DIRECTORY "/services");
+BPF_TABLE_PINNED("hash", struct transport_address, struct service, services, MAX_SERVICES, MAP_DIRECTORY "/services" FAMILY_NAME);
 BPF_TABLE_PINNED("array", u32, u32, slots, MAX_SLOTS, MAP_DIRECTORY "/slots");
 /* Every address and port where a backend listens, with the number of its backends */
-BPF_TABLE_PINNED("hash", struct transport_address, u32, targets, MAX_BACKENDS, MAP_DIRECTORY "/targets");
+BPF_TABLE_PINNED("hash", struct transport_address, u32, targets, MAX_BACKENDS, MAP_DIRECTORY "/targets" FAMILY_NAME);
 
 /* loadBalancerSourceRanges: those that may call; the value says nothing. Flag 1: BPF_F_NO_PREALLOC, a trie's must */
-BPF_TABLE_PINNED("lpm_trie", struct source_range, u32, ranges, MAX_RANGES, MAP_DIRECTORY "/ranges", 1);
+BPF_TABLE_PINNED("lpm_trie", struct source_range, u32, ranges, MAX_RANGES, MAP_DIRECTORY "/ranges" FAMILY_NAME, 1);
 /* Every address that is a service's own: VIP_CLUSTER or VIP_EXTERNAL */
-BPF_TABLE_PINNED("hash", __be32, u32, vips, MAX_SERVICES, MAP_DIRECTORY "/vips");
+BPF_TABLE_PINNED("hash", struct address, u32, vips, MAX_SERVICES, MAP_DIRECTORY "/vips" FAMILY_NAME);
 
 /* S79: one entry for a client, whichever of the service port's addresses it calls */
-BPF_TABLE_PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, MAP_DIRECTORY "/affinities");
+BPF_TABLE_PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, MAP_DIRECTORY "/affinities" FAMILY_NAME);
 
 /* Who calls: a pod or the node itself, or anybody else. S50 to S53: they may have different backends. */
 enum caller { INSIDE, OUTSIDE };
@@ -47,17 +47,22 @@ static inline enum choice service_without_backend(const struct service *service,
 }
 
 /* S62 to S64: everybody is looked at by his own address, and before it matters who is there to answer (S67) */
-static inline bool service_allows(const struct service *service, __be32 source)
+static inline bool service_allows(const struct service *service, const struct address *source)
 {
-	struct source_range asked = {.prefix_length = 64, .service = service->number, .network = source};
+	struct source_range asked = {
+		.prefix_length = 32 + 32 * WORDS,
+		.service = service->number,
+		.network = *source,
+	};
 
 	return !(service->flags & SERVICE_RANGES) || ranges.lookup(&asked);
 }
 
 /* Whether an address is a service's own, and of which kind: VIP_CLUSTER, VIP_EXTERNAL, or 0 */
-static inline u32 vip_kind(__be32 address)
+static inline u32 vip_kind(const struct address *address)
 {
-	u32 *kind = vips.lookup(&address);
+	struct address asked = *address;
+	u32 *kind = vips.lookup(&asked);
 
 	return kind ? *kind : 0;
 }
@@ -109,7 +114,7 @@ static inline enum choice service_choose(const struct tuple *key, enum caller ca
 
 	if (!service)
 		return NO_SERVICE;
-	if (!service_allows(service, key->source))
+	if (!service_allows(service, &key->source))
 		return NOT_ALLOWED;
 	client.service = service->number;
 	run = caller == INSIDE ? service->inside : service->outside;
@@ -127,7 +132,7 @@ static inline enum choice service_choose(const struct tuple *key, enum caller ca
 	backend = backends.lookup(&number);
 	if (!backend || backend->state == BACKEND_GONE)
 		return NO_BACKEND;
-	flow->to.destination = backend->address;
+	flow->to.destination = backend_address(backend);
 	flow->to.destination_port = backend->port;
 	flow->backend = number;
 	flow->generation = backend->generation;

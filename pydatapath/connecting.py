@@ -1,4 +1,4 @@
-"""What load does to a host, and its undoing: programs at tc hooks, clsact, the node's routes to its services.
+"""What load does to a host, and its undoing: programs at tc hooks, clsact, the node's routes to its services, a sysctl.
 
 Each change is noted in the records before it is made, so that it is found after a crash, too; what may refuse is asked
 before anything is exchanged. Everything here works in the namespace that the calling thread is in.
@@ -9,23 +9,29 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pydatapath.errors import DatapathError, KernelError, NotFound
 from pydatapath.instance import Instance
-from pydatapath.kernel import libbpf, tc
-from pydatapath.kernel.compile import SERVICE_GATEWAY
-from pydatapath.kernel.layout import Hook
+from pydatapath.kernel import libbpf, sysctl, tc
+from pydatapath.kernel.compile import SERVICE_GATEWAYS
+from pydatapath.kernel.layout import Family, Hook
 from pydatapath.node import Node
 from pydatapath.records import HostChange, Records
 
 if TYPE_CHECKING:
     from pydatapath.kernel.attach import Attacher
+    from pydatapath.kernel.host import Interface
+    from pydatapath.node import Network
 
 __all__ = ["connect", "disconnect", "reconnect"]
+
+# The value of net.ipv4.conf.lo.accept_local that we need: answers for the node's own calls of its node ports come in by
+# the loopback from an address of the node's own, which the kernel takes for forged otherwise (fib_validate_source)
+ACCEPT_LOCAL: Final = "1"
 
 
 def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
@@ -38,14 +44,16 @@ def connect(records: Records, instance: Instance, node: Node, programs: Path) ->
     with Attacher() as attacher, _opened(programs, {one.hook for one in node.attachments}) as descriptors:
         for one in node.attachments:
             attacher.refuse_foreign(one.interface.index, one.interface.name, one.hook, instance.name)
-        _connect_routes(records, attacher, node)
-        for one in node.attachments:
-            interface = one.interface
-            records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
-            if not tc.has_clsact(interface.index):
-                records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
-                attacher.add_clsact(interface.index, interface.name)
-            attacher.attach(interface.index, interface.name, one.hook, descriptors[one.hook], instance.name)
+        with _taken_back(records, attacher):
+            _connect_routes(records, attacher, node)
+            _connect_loopback(records, node)
+            for one in node.attachments:
+                interface = one.interface
+                records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
+                if not tc.has_clsact(interface.index):
+                    records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
+                    attacher.add_clsact(interface.index, interface.name)
+                attacher.attach(interface.index, interface.name, one.hook, descriptors[one.hook], instance.name)
         _drop_others(records, attacher, instance, node)
 
 
@@ -81,15 +89,10 @@ def disconnect(instance: Instance) -> None:
             with _collected(failed):
                 attacher.delete_all_service_routes()
             changes = {}
-        for subject in changes.get(HostChange.CLSACT, ()):
-            with _collected(failed):
-                _delete_clsact(attacher, subject)
-        for subject in changes.get(HostChange.ROUTE, ()):
-            with _collected(failed):
-                _delete_route(attacher, subject)
-        for subject in changes.get(HostChange.NEIGHBOUR, ()):
-            with _collected(failed), contextlib.suppress(OSError):
-                attacher.delete_service_gateway(socket.if_nametoindex(subject))
+        for kind, undo in UNDOING.items():
+            for subject in changes.get(kind, ()):
+                with _collected(failed):
+                    undo(attacher, subject)
     if failed:
         raise failed[0]
 
@@ -109,44 +112,102 @@ def _recorded(instance: Instance) -> dict[HostChange, list[str]] | None:
     return None
 
 
+@contextlib.contextmanager
+def _taken_back(records: Records, attacher: Attacher) -> Iterator[None]:
+    """Where the block fails, what it did is undone. Filters are `reconnect`'s business, and clsact stays with them."""
+    before = {kind: set(records.host_changes(kind)) for kind in UNDOING if kind is not HostChange.CLSACT}
+    try:
+        yield
+    except BaseException:
+        for kind, known in before.items():
+            for subject in set(records.host_changes(kind)) - known:
+                with contextlib.suppress(DatapathError):
+                    UNDOING[kind](attacher, subject)
+                    records.forget_host_change(kind, subject)
+        records.commit()
+        raise
+
+
 def _drop_others(records: Records, attacher: Attacher, instance: Instance, node: Node) -> None:
-    """What an earlier load hung where nothing belongs now."""
+    """What an earlier load did and nobody needs now."""
     filters = {f"{one.interface.name} {one.hook.name}" for one in node.attachments}
     for subject in set(records.host_changes(HostChange.FILTER)) - filters:
         name, hook = subject.split()
         with contextlib.suppress(OSError):  # an interface that is gone has taken its filters along
             attacher.detach(socket.if_nametoindex(name), name, Hook[hook], instance.name)
         records.forget_host_change(HostChange.FILTER, subject)
-    used = {f"{one.interface.name} {one.interface.index}" for one in node.attachments}
-    for subject in set(records.host_changes(HostChange.CLSACT)) - used:
-        _delete_clsact(attacher, subject)
-        records.forget_host_change(HostChange.CLSACT, subject)
+    needed = _needed(node)
+    for kind, undo in UNDOING.items():
+        for subject in records.host_changes(kind):
+            if not needed[kind](subject):
+                undo(attacher, subject)
+                records.forget_host_change(kind, subject)
+
+
+def _needed(node: Node) -> dict[HostChange, Callable[[str], bool]]:
+    """Whether a node needs what was done to the host, by kind and subject."""
+    routes = list(_routes(node))
+    loopback = _loopback(node)
+    neighbours = {f"{bridge.name} {_gateway(network)}" for network, bridge in routes}
+    # Records of an earlier version, which knew IPv4 only, name the bridge alone
+    neighbours |= {bridge.name for network, bridge in routes if isinstance(network, IPv4Network)}
+    return {
+        HostChange.CLSACT: {f"{one.interface.name} {one.interface.index}" for one in node.attachments}.__contains__,
+        HostChange.ROUTE: {f"{network} {bridge.name}" for network, bridge in routes}.__contains__,
+        HostChange.NEIGHBOUR: neighbours.__contains__,
+        HostChange.SYSCTL: lambda subject: loopback is not None and subject.startswith(f"{_accept_local(loopback)}="),
+    }
+
+
+def _routes(node: Node) -> Iterator[tuple[Network, Interface]]:
+    """The networks that the node reaches by the datapath, each with the bridge that the way leads over."""
+    for bridge in node.bridges[:1]:
+        for family, scope in node.scopes.items():
+            if scope.service_networks:
+                # The next hop is a source, too, where the node calls itself by a service: its answers go there
+                for network in (*scope.service_networks, ip_network(SERVICE_GATEWAYS[family])):
+                    yield network, bridge
+
+
+def _gateway(network: Network) -> IPv4Address | IPv6Address:
+    return SERVICE_GATEWAYS[Family(network.version)]
 
 
 def _connect_routes(records: Records, attacher: Attacher, node: Node) -> None:
-    bridges = node.bridges[:1]
-    # The next hop is a source, too, where the node calls itself by a service: its answers go there
-    networks = [*node.service_networks, IPv4Network(SERVICE_GATEWAY)] if node.service_networks else []
-    wanted = {f"{network} {bridge.name}" for network in networks for bridge in bridges}
-    for network in networks:
-        for bridge in bridges:
-            subject = f"{network} {bridge.name}"
-            if attacher.has_service_route(network, bridge.index):
-                records.note_host_change(HostChange.ROUTE, subject)
-                continue
-            records.note_host_change(HostChange.NEIGHBOUR, bridge.name)
-            # Noted before it is made; deleting it goes by our protocol number, so another's route is never meant
-            records.note_host_change(HostChange.ROUTE, subject)
-            attacher.add_service_route(network, bridge.index, _source(node, bridge.index))
-    for subject in set(records.host_changes(HostChange.ROUTE)) - wanted:
-        _delete_route(attacher, subject)
-        records.forget_host_change(HostChange.ROUTE, subject)
+    for network, bridge in _routes(node):
+        # Noted before it is made; deleting it goes by our protocol number, so another's route is never meant
+        records.note_host_change(HostChange.NEIGHBOUR, f"{bridge.name} {_gateway(network)}")
+        records.note_host_change(HostChange.ROUTE, f"{network} {bridge.name}")
+        if not attacher.has_service_route(network, bridge.index):
+            attacher.add_service_route(network, bridge.index, _source(node, bridge, Family(network.version)))
 
 
-def _source(node: Node, bridge: int) -> IPv4Address:
+def _source(node: Node, bridge: Interface, family: Family) -> IPv4Address | IPv6Address:
     """The address that the node's own packets to services carry: the bridge's, else the node's."""
-    own = [at.ip for one in node.bridges if one.index == bridge for at in one.addresses]
-    return (own or [node.masquerade_address])[0]
+    shown = node.scopes[family].masquerade_address
+    assert shown is not None, "a family with service networks has an address"
+    return next((at.ip for at in bridge.addresses if at.version == family), shown)
+
+
+def _connect_loopback(records: Records, node: Node) -> None:
+    """Lets the answers for the node's own calls of its IPv4 node ports in."""
+    loopback = _loopback(node)
+    if loopback is None:
+        return
+    name = _accept_local(loopback)
+    before = sysctl.read(name)
+    if before not in (ACCEPT_LOCAL, None):
+        records.note_host_change(HostChange.SYSCTL, f"{name}={before}")
+        sysctl.write(name, ACCEPT_LOCAL)
+
+
+def _loopback(node: Node) -> Interface | None:
+    """Where node ports of IPv4 are called."""
+    return node.loopback if node.scopes[Family.IPV4].node_port_addresses else None
+
+
+def _accept_local(loopback: Interface) -> str:
+    return f"net/ipv4/conf/{loopback.name}/accept_local"
 
 
 @contextlib.contextmanager
@@ -171,4 +232,28 @@ def _delete_clsact(attacher: Attacher, subject: str) -> None:
 def _delete_route(attacher: Attacher, subject: str) -> None:
     network, bridge = subject.split()
     with contextlib.suppress(OSError, NotFound):
-        attacher.delete_service_route(IPv4Network(network), socket.if_nametoindex(bridge))
+        attacher.delete_service_route(ip_network(network), socket.if_nametoindex(bridge))
+
+
+def _delete_neighbour(attacher: Attacher, subject: str) -> None:
+    """By bridge and next hop; records of an earlier version, which knew IPv4 only, name the bridge alone."""
+    bridge, _, gateway = subject.partition(" ")
+    with contextlib.suppress(OSError):
+        index = socket.if_nametoindex(bridge)
+        attacher.delete_service_gateway(ip_address(gateway or str(SERVICE_GATEWAYS[Family.IPV4])), index)
+
+
+def _restore_sysctl(_: Attacher, subject: str) -> None:
+    """As it was before us, unless somebody has set it to something else since."""
+    name, before = subject.rsplit("=", 1)
+    if sysctl.read(name) == ACCEPT_LOCAL:
+        sysctl.write(name, before)
+
+
+# How each kind of change to the host is taken back, in this order
+UNDOING: Final[Mapping[HostChange, Callable[[Attacher, str], None]]] = {
+    HostChange.CLSACT: _delete_clsact,
+    HostChange.ROUTE: _delete_route,
+    HostChange.NEIGHBOUR: _delete_neighbour,
+    HostChange.SYSCTL: _restore_sysctl,
+}

@@ -13,12 +13,12 @@ import socket
 from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from typing import Self
 
 from pydatapath import applying, editing, instance, plan
 from pydatapath.applying import Outcome
-from pydatapath.errors import Conflict, NotFound
+from pydatapath.errors import Conflict, ManifestError, NotFound, Refused
 from pydatapath.instance import Instance
 from pydatapath.kernel import flowtable, libbpf, netns, tables, tc
 from pydatapath.kernel.layout import MAPS, Hook, MapType
@@ -81,14 +81,31 @@ class Datapath:
     # Objects
 
     def apply(
-        self, objects: Iterable[Service | EndpointSlice], *, prune: bool = False, dry_run: bool = False
+        self,
+        objects: Iterable[Service | EndpointSlice],
+        *,
+        prune: bool = False,
+        dry_run: bool = False,
+        keep_going: bool = False,
+        faults: Sequence[ManifestError] = (),
     ) -> list[Outcome]:
         """Makes these objects, all or none; with `prune` deletes all others. Says what became of each.
 
-        Raises Conflict where an address is taken, KernelError where a map is full.
+        `faults` are those that could not be read, as `manifests.read(..., keep_going=True)` gives them. Raises Refused,
+        with an error for each of these and for each object that claims what another one has. With `keep_going` nothing
+        is raised for them: all others are made, and what is refused, or could not be read, stays as it was. Raises
+        KernelError where a map is full.
         """
         with self.instance.locked(), Records(self.instance.records) as records:
-            outcomes = applying.apply(records, self._maps, objects, prune=prune, dry_run=dry_run)
+            outcomes = applying.apply(
+                records,
+                self._maps,
+                objects,
+                prune=prune,
+                dry_run=dry_run,
+                keep_going=keep_going,
+                faults=faults,
+            )
             if dry_run:
                 records.rollback()
             return outcomes
@@ -111,7 +128,8 @@ class Datapath:
     ) -> list[Outcome]:
         """Adds a service made by hand, with backends (address, port or None for the target port).
 
-        Without `cluster_ip` it gets a free one of the service networks. Raises Conflict where it exists.
+        Without `cluster_ip` it gets a free one of the service networks. Raises Conflict where it exists, or its address
+        is taken.
         """
         namespace, name = split_key(key)
         with self.instance.locked(), Records(self.instance.records) as records:
@@ -121,12 +139,15 @@ class Datapath:
             address = cluster_ip or editing.free_cluster_ip(networks, records.used_addresses())
             service = editing.new_service(namespace, name, address, ports)
             slices = editing.add_backends(service, [], [(*one, self._node_of(records, one[0])) for one in backends])
-            return applying.apply(records, self._maps, [service, *slices])
+            try:
+                return applying.apply(records, self._maps, [service, *slices])
+            except Refused as refused:  # one service, one error
+                raise refused.errors[0] from None
 
     @staticmethod
     def _node_of(records: Records, address: str) -> str:
         """This node's name where the address is one of its pod networks', else "": not known."""
-        own = any(IPv4Address(address) in IPv4Network(network) for network in records.get("pod_networks", []))
+        own = any(ip_address(address) in ip_network(network) for network in records.get("pod_networks", []))
         return str(records.get("node_name", "")) if own else ""
 
     def delete_service(self, key: str) -> list[Outcome]:
@@ -247,7 +268,7 @@ class Datapath:
         """All of it: where it hangs, what the maps hold, and what is not as load left it (drift)."""
         with Records(self.instance.records) as records:
             interfaces, drift = self._interfaces(records)
-            maps, lost = self._map_statuses()
+            maps, lost = self._map_statuses(records)
             if records.get(applying.UNFINISHED):
                 lost.append("a change was interrupted before it reached the maps: `pydatapath load` finishes it")
             return Status(
@@ -265,6 +286,7 @@ class Datapath:
                 flows=flowtable.count_flows(self._maps),
                 counters=tables.counters(self._maps),
                 drift=tuple(dict.fromkeys(drift + lost)),
+                conflicts=tuple(str(one) for one in records.shadows()),
             )
 
     def _interfaces(self, records: Records) -> tuple[list[InterfaceStatus], list[str]]:
@@ -291,14 +313,17 @@ class Datapath:
                 found[name] = replace(known, programs=known.programs + programs)
         return list(found.values()), drift
 
-    def _map_statuses(self) -> tuple[list[MapStatus], list[str]]:
+    def _map_statuses(self, records: Records) -> tuple[list[MapStatus], list[str]]:
         found, drift = [], []
+        families = applying.here(records).families
         for name, contract in MAPS.items():
+            if not contract.is_of(families):
+                continue
             if not (self.instance.map_pins / name).exists():
                 drift.append(f"the map {name} is no longer pinned: `pydatapath load` makes a new one")
                 continue
             table = self._maps[name]
-            counted = contract.type in (MapType.HASH, MapType.LRU_HASH)
+            counted = contract.type in (MapType.HASH, MapType.LRU_HASH, MapType.DEVMAP_HASH)
             found.append(
                 MapStatus(
                     name,

@@ -44,23 +44,39 @@ class _TextError(Exception):
         self.line = line
 
 
-def documents(text: str, source: str) -> list[tuple[int, object]]:
+def documents(text: str, source: str) -> Iterator[tuple[int, object]]:
     """The documents of a file, each with the line it begins on; empty ones are left out.
 
     Text that begins like JSON is read as such; where that fails and the name does not promise JSON, it is YAML, which
-    may begin with a brace too.
+    may begin with a brace too. Raises ManifestError behind the last document that can be read.
     """
     try:
-        if source.endswith(".json") or _BRACE.match(text):
-            try:
-                return _json(text)
-            except json.JSONDecodeError as error:
-                if source.endswith(".json"):
-                    raise _TextError(f"not JSON: {error.msg}", error.lineno) from None
-        return [(line, document) for line, document in _Yaml(text).documents() if document is not None]
+        yield from _documents(text, source)
     except _TextError as error:
         line = f":{error.line}" if error.line else ""
         raise ManifestError(f"{source}{line}: {error}") from None
+
+
+def _documents(text: str, source: str) -> Iterator[tuple[int, object]]:
+    if source.endswith(".json"):
+        try:
+            yield from _json(text)
+        except json.JSONDecodeError as error:
+            raise _TextError(f"not JSON: {error.msg}", error.lineno) from None
+        return
+    found: list[tuple[int, object]] = []
+    if _BRACE.match(text):
+        try:
+            found.extend(_json(text))
+        except json.JSONDecodeError:
+            found.clear()
+        except _TextError:
+            yield from found
+            raise
+    if found:
+        yield from found
+        return
+    yield from ((line, document) for line, document in _Yaml(text).documents() if document is not None)
 
 
 def to_yaml(manifests: Iterable[Mapping[str, Any]]) -> str:
@@ -76,10 +92,9 @@ def to_yaml(manifests: Iterable[Mapping[str, Any]]) -> str:
 # JSON
 
 
-def _json(text: str) -> list[tuple[int, object]]:
+def _json(text: str) -> Iterator[tuple[int, object]]:
     """One JSON document after the other; JSONDecodeError where the text is not JSON."""
     decoder = json.JSONDecoder(object_pairs_hook=_json_object, parse_constant=_json_constant)
-    found: list[tuple[int, object]] = []
     position = 0
     while (position := _end_of_space(text, position)) < len(text):
         line = text.count("\n", 0, position) + 1
@@ -92,8 +107,7 @@ def _json(text: str) -> list[tuple[int, object]]:
         except ValueError:  # int() refuses 4,300 digits and more
             raise _TextError("holds a whole number of more than 64 bits", line) from None
         if document is not None:
-            found.append((line, document))
-    return found
+            yield line, document
 
 
 def _end_of_space(text: str, position: int) -> int:

@@ -37,6 +37,8 @@ class PortSpec:
 def free_cluster_ip(networks: Iterable[str], used: set[str]) -> str:
     """The first address of the service networks that no service has. Raises DatapathError where all are taken."""
     for network in networks:
+        if ":" in network:
+            continue
         for address in IPv4Network(network, strict=False).hosts():
             if str(address) not in used:
                 return str(address)

@@ -2,6 +2,7 @@
 
     DatapathError                  everything raised on purpose; str() is one sentence: object, fault
     + ManifestError                a Kubernetes object that cannot be taken, with its field path
+    + Refused                      an apply that was not done, with one of the others here for each bad object
     + NotFound                     a service, backend, interface or namespace that is not there
     + Conflict                     something is there already, or somebody else holds it
     + NotLoaded, AlreadyLoaded     the instance is not in the state that the command needs
@@ -17,6 +18,9 @@ Every error may carry a `hint`: what to do about it, for the `Hint:` line of the
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Final
+
 __all__ = [
     "AlreadyLoaded",
     "CompileError",
@@ -28,6 +32,7 @@ __all__ = [
     "ManifestError",
     "NotFound",
     "NotLoaded",
+    "Refused",
     "Unsupported",
     "VerifierError",
 ]
@@ -42,7 +47,33 @@ class DatapathError(Exception):
 
 
 class ManifestError(DatapathError):
-    """A Kubernetes object is malformed; the message names kind, namespace/name and field path."""
+    """A Kubernetes object is malformed; the message names kind, namespace/name and field path.
+
+    `key` is kind, namespace and name of the object that it is about, None where that could not be read.
+    """
+
+    key: tuple[str, str, str] | None = None
+
+
+class Refused(DatapathError):
+    """Objects cannot be taken, and nothing was done. `errors` has one error for each, in the order of the objects.
+
+    str() tells the first ones and counts the rest, `hint` has each of their hints once.
+    """
+
+    TOLD: Final = 20  # a longer list hides its own beginning
+
+    def __init__(self, errors: Iterable[DatapathError]) -> None:
+        self.errors = tuple(errors)
+        hints = dict.fromkeys(one.hint for one in self.errors if one.hint)
+        super().__init__("; ".join(self.sentences), hint="; ".join(hints))
+
+    @property
+    def sentences(self) -> Sequence[str]:
+        """One for each of the first errors, and how many more there are."""
+        told = [str(one) for one in self.errors[: self.TOLD]]
+        more = len(self.errors) - len(told)
+        return [*told, f"and {more} more"] if more else told
 
 
 class NotFound(DatapathError):

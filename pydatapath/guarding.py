@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
-from pydatapath.kernel.layout import VipKind
+from pydatapath.kernel.layout import Family, VipKind
 
-__all__ = ["Guard", "GuardChange", "Guards", "SourceRange", "guard_change", "ipv4_ranges"]
+__all__ = ["Guard", "GuardChange", "Guards", "SourceRange", "guard_change", "ranges_of"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class SourceRange:
-    """A network (canonical IPv4 text) from which the service port of this number may be called."""
+    """A network (canonical text) from which the service port of this number may be called."""
 
     service: int
     network: str
@@ -69,7 +69,7 @@ def guard_change(
     )
 
 
-def ipv4_ranges(source_ranges: Iterable[str]) -> tuple[str, ...]:
-    """Those of loadBalancerSourceRanges that are of version 4, each once."""
-    found = (ip_network(text, strict=False) for text in source_ranges)
-    return tuple(sorted({str(one) for one in found if one.version == 4}))
+def ranges_of(source_ranges: Iterable[str], family: Family) -> tuple[str, ...]:
+    """Those of loadBalancerSourceRanges that are of a family, each once."""
+    found = (ip_network(text, strict=False) for text in source_ranges if Family.of(text) is family)
+    return tuple(sorted({str(one) for one in found}))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,9 +21,9 @@ from pydatapath.errors import DatapathError, KernelError
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
 from pydatapath.kernel import bpffs, compile, netns
-from pydatapath.kernel.layout import BACKEND, ENDPOINT, BackendState, EndpointKind
+from pydatapath.kernel.layout import BACKEND, ENDPOINT, MAPS, BackendState, EndpointKind, Family
 from pydatapath.kernel.maps import Maps
-from pydatapath.node import Node, Options, resolve
+from pydatapath.node import Node, Options, Scope, resolve
 from pydatapath.records import Records
 from pydatapath.version import __version__
 
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["clean_up", "load", "require_root", "unload"]
 
 # The facts that a plan is made of (applying.here), and what they are before the first load
-_PLACE: Final[Mapping[str, object]] = {"node_name": "", "node_port_addresses": [], "zone": "", "algorithm": "random"}
+_PLACE: Final[Mapping[str, object]] = {
+    "node_name": "",
+    "node_port_addresses": [],
+    "zone": "",
+    "algorithm": "random",
+    "families": [Family.IPV4],
+}
+_U32: Final = struct.Struct("=I")
 
 
 def load(instance: Instance, options: Options) -> Node:
@@ -73,6 +81,7 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
                 "node_port_addresses": [str(address) for address in node.node_port_addresses],
                 "zone": node.zone,
                 "algorithm": options.algorithm,
+                "families": node.families,
             }
         )
         try:
@@ -83,6 +92,7 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
             raise
         _remember(records, instance, node, options)
     _keep(instance, staging)
+    _drop_family_maps(instance, node.families)
 
 
 def _plan_as_before(records: Records, maps: Maps, place: Mapping[str, object]) -> None:
@@ -131,19 +141,27 @@ def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options
         compile.Program(
             instance.map_pins,
             staging,
-            node.masquerade_address,
-            node.pod_networks,
-            node.service_networks,
-            tuple(dict.fromkeys(one.hook for one in node.attachments)),
-            sizes,
-            uplink_address=node.addresses[0] if node.addresses else None,
+            ipv4=_programs_scope(node.scopes[Family.IPV4]),
+            ipv6=_programs_scope(node.scopes[Family.IPV6]) if Family.IPV6 in node.scopes else None,
+            hooks=tuple(dict.fromkeys(one.hook for one in node.attachments)),
+            sizes=sizes,
             uplink_index=node.uplinks[0].index if node.uplinks else 0,
             uplink_mac=node.uplinks[0].mac if node.uplinks else "00:00:00:00:00:00",
-            cluster_networks=node.cluster_networks,
         ),
     )
     for pin in instance.map_pins.iterdir():
         pin.chmod(0o600)
+
+
+def _programs_scope(scope: Scope) -> compile.Scope:
+    """What the programs of one family know of the node."""
+    return compile.Scope(
+        node_address=scope.masquerade_address,
+        pod_networks=scope.pod_networks,
+        service_networks=scope.service_networks,
+        uplink_address=next(iter(scope.addresses), None),
+        cluster_networks=scope.cluster_networks,
+    )
 
 
 def _remember(records: Records, instance: Instance, node: Node, options: Options) -> None:
@@ -160,21 +178,44 @@ def _remember(records: Records, instance: Instance, node: Node, options: Options
 
 
 def _seed(maps: Maps, node: Node, seen: Host) -> None:
-    """What the programs rely on: backend 0 means none; who answers to an address, as far as the host knows."""
-    maps["backends"].update(bytes(4), BACKEND.pack(bytes(4), bytes(2), 0, BackendState.UNUSED, 0, 0))
+    """What the programs rely on: backend 0 means none; which interfaces are pods'; who answers to an address, as far as
+    the host knows.
+    """
+    maps["backends"].update(bytes(4), BACKEND.pack(bytes(16), bytes(2), 0, BackendState.UNUSED, 0, 0))
     ports = {one.index for one in node.pods}
+    _seed_interfaces(maps, ports)
+    for family in node.families:
+        entries = _endpoints(node, seen, family)
+        endpoints = maps[f"endpoints{family.suffix}"]
+        known = dict(endpoints.items())
+        endpoints.delete_many(key for key, value in known.items() if key not in entries and _is_stale(value, ports))
+        endpoints.update_many(entries)
+
+
+def _seed_interfaces(maps: Maps, ports: Collection[int]) -> None:
+    """The pods' interfaces. The kernel looks them up in the namespace that we are in."""
+    wanted = {_U32.pack(index): _U32.pack(index) for index in ports}
+    interfaces = maps["interfaces"]
+    known = [key for key, _ in interfaces.items()]
+    interfaces.update_many(wanted)
+    interfaces.delete_many(key for key in known if key not in wanted)
+
+
+def _endpoints(node: Node, seen: Host, family: Family) -> dict[bytes, bytes]:
+    """Who answers to an address of a family: pods behind the ports of a bridge, and the node itself."""
+    ports = {one.index for one in node.pods}
+    networks = node.scopes[family].pod_networks
     entries = {
-        neighbour.address.packed: ENDPOINT.pack(neighbour.port, _mac(neighbour.mac), EndpointKind.POD)
-        for neighbour in seen.neighbours
-        if neighbour.port in ports and any(neighbour.address in network for network in node.pod_networks)
+        one.address.packed: ENDPOINT.pack(one.port, _mac(one.mac), EndpointKind.POD)
+        for one in seen.neighbours
+        if one.address.version == family and one.port in ports and any(one.address in network for network in networks)
     }
     # What comes for the node's own addresses comes in by the bridge, where its route to the services leads
     for bridge in node.bridges[:1]:
         for address in seen.addresses:
-            entries[address.packed] = ENDPOINT.pack(bridge.index, _mac(bridge.mac), EndpointKind.NODE)
-    known = dict(maps["endpoints"].items())
-    maps["endpoints"].delete_many(key for key, value in known.items() if key not in entries and _is_stale(value, ports))
-    maps["endpoints"].update_many(entries)
+            if address.version == family:
+                entries[address.packed] = ENDPOINT.pack(bridge.index, _mac(bridge.mac), EndpointKind.NODE)
+    return entries
 
 
 def _is_stale(endpoint: bytes, ports: set[int]) -> bool:
@@ -188,11 +229,18 @@ def _mac(text: str) -> bytes:
 
 
 def _keep(instance: Instance, programs: Path) -> None:
-    """The staged programs are the running ones now, and all others are over."""
-    for folder in instance.pins.glob(f"{instance.program_pins.name}*"):
-        if folder != programs:
+    """The staged programs are the running ones now, and all others are over; so are the maps of other layouts."""
+    for folder in [*instance.pins.glob(f"{instance.program_pins.name}*"), *instance.pins.glob("maps_v*")]:
+        if folder not in (programs, instance.map_pins):
             bpffs.remove_tree(folder)
     programs.rename(instance.program_pins)
+
+
+def _drop_family_maps(instance: Instance, families: Collection[Family]) -> None:
+    """The maps that no program has any more, because their family is not loaded."""
+    for contract in MAPS.values():
+        if not contract.is_of(families):
+            (instance.map_pins / contract.name).unlink(missing_ok=True)
 
 
 def _recover(instance: Instance, programs: Path, *, fresh: bool, foreign_pins: bool) -> None:
@@ -202,6 +250,8 @@ def _recover(instance: Instance, programs: Path, *, fresh: bool, foreign_pins: b
             connecting.disconnect(instance)
         else:
             with Records(instance.records) as records:
+                # What a family that was to come had is nobody's; done first, for the programs may refuse
+                _drop_family_maps(instance, records.get("families", _PLACE["families"]))
                 connecting.reconnect(records, instance)
         bpffs.remove_tree(programs)
     if fresh:

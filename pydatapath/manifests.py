@@ -1,11 +1,12 @@
-"""Kubernetes manifests from files, folders and standard input to model objects, all of them or none.
+"""Kubernetes manifests from files, folders and standard input to model objects.
 
     loaded = read(["web.yaml", "services/", "-"])
     loaded.objects                                # Service and EndpointSlice
     loaded.skipped                                # ["Deployment default/web"]: known, and none of our business
+    loaded.faults                                 # with keep_going: what could not be taken, and why
 
-What comes in may be large, broken or hostile. Reading ends in objects or in one ManifestError, in bounded time and
-memory; no device, no waiting for a pipe that nobody writes to, no code run by a tag.
+What comes in may be large, broken or hostile. Reading ends in objects and in a ManifestError for each bad one, in
+bounded time and memory; no device, no waiting for a pipe that nobody writes to, no code run by a tag.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from pydatapath.documents import documents, to_yaml
-from pydatapath.errors import ManifestError
-from pydatapath.fields import items_of, printable
+from pydatapath.errors import ManifestError, Refused
+from pydatapath.fields import LABEL, SUBDOMAIN, items_of, printable
 from pydatapath.kinds import API_VERSIONS, kind_of, title
 from pydatapath.model import EndpointSlice, Service
 from pydatapath.schema import build, checked, parse
@@ -31,37 +32,32 @@ __all__ = ["MAX_BYTES", "Loaded", "parse", "read", "to_yaml"]
 
 MAX_BYTES: Final = 100_000_000  # 600,000 endpoints; what is larger is not a manifest
 _SUFFIXES: Final = (".yaml", ".yml", ".json")
-_TOLD: Final = 3  # further errors that a hint names: more would hide the first
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What `read` found, in the order of the files: the objects, and the titles of those that it did not take."""
+    """What `read` found, in the order of the files: the objects, the titles of those that are none of ours, and an
+    error for each that is bad.
+    """
 
     objects: list[Service | EndpointSlice] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    faults: list[ManifestError] = field(default_factory=list)
 
 
-def read(paths: Iterable[str]) -> Loaded:
+def read(paths: Iterable[str], *, keep_going: bool = False) -> Loaded:
     """The objects of all `paths`: files, folders (their *.yaml, *.yml and *.json, not deeper), or "-", standard input.
 
-    Raises one ManifestError when anything is wrong anywhere: the first fault is its message, its hint names the next.
+    Raises Refused, with every fault there is, where anything is wrong anywhere; with `keep_going` it gives what is
+    good, and the faults beside it. Of a file that cannot be read to its end the documents before that are taken.
     """
     reader = _Reader()
     with _collector_resting():
         for path in paths:
             reader.take_path(path)
-    if reader.errors:
-        raise _one_error(reader.errors)
+    if reader.loaded.faults and not keep_going:
+        raise Refused(reader.loaded.faults)
     return reader.loaded
-
-
-def _one_error(errors: list[ManifestError]) -> ManifestError:
-    first, *others = errors
-    if not others:
-        return first
-    told = "; ".join(str(error) for error in others[:_TOLD])
-    return ManifestError(str(first), hint=f"and {len(others)} more: {told}{'; ...' if len(others) > _TOLD else ''}")
 
 
 @contextmanager
@@ -81,7 +77,6 @@ class _Reader:
 
     def __init__(self) -> None:
         self.loaded = Loaded()
-        self.errors: list[ManifestError] = []
         self._places: dict[tuple[str, str], str] = {}  # where each object stands
 
     def take_path(self, path: str) -> None:
@@ -89,19 +84,20 @@ class _Reader:
             for name in _files(path):
                 self._take_file(name)
         except ManifestError as error:
-            self.errors.append(error)
+            self.loaded.faults.append(error)
 
     def _take_file(self, path: str) -> None:
         source = "standard input" if path == "-" else printable(path)
+        empty = True
         try:
-            found = documents(_text(path, source), source)
-            if not found:
-                self.errors.append(ManifestError(f"{source}: holds no objects"))
+            for line, document in documents(_text(path, source), source):
+                empty = False
+                self._take(document, source, f":{line}")
         except ManifestError as error:
-            self.errors.append(error)
-            return
-        for line, document in found:
-            self._take(document, source, f":{line}")
+            self.loaded.faults.append(error)
+        else:
+            if empty:
+                self.loaded.faults.append(ManifestError(f"{source}: holds no objects"))
 
     def _take(self, document: object, source: str, at: str) -> None:
         """One document: an object, a list of them, or something to skip."""
@@ -116,7 +112,8 @@ class _Reader:
             else:
                 self.loaded.skipped.append(title(manifest))
         except ManifestError as error:
-            self.errors.append(error)
+            error.key = _key_of(document)
+            self.loaded.faults.append(error)
 
     def _take_list(self, manifest: dict[str, Any], kind: str, source: str, at: str) -> None:
         """A List of anything, or one of a single kind, whose items need not say what they are."""
@@ -135,6 +132,19 @@ class _Reader:
             raise ManifestError(f"{source}: {kind} {found.key}: stands in {other} and again in {where}")
         self._places[kind, found.key] = where
         self.loaded.objects.append(found)
+
+
+def _key_of(document: object) -> tuple[str, str, str] | None:
+    """Kind, namespace and name of a bad object of ours, where these at least are good."""
+    if not isinstance(document, dict):
+        return None
+    kind, metadata = document.get("kind"), document.get("metadata")
+    if not isinstance(kind, str) or kind not in API_VERSIONS or not isinstance(metadata, dict):
+        return None
+    namespace, name = metadata.get("namespace") or "default", metadata.get("name")
+    if not isinstance(namespace, str) or not isinstance(name, str):
+        return None
+    return (kind, namespace, name) if LABEL.fullmatch(namespace) and SUBDOMAIN.fullmatch(name) else None
 
 
 def _files(path: str) -> list[str]:

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Any, Final
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import Any, Final, TypeAlias
 
 from pydatapath.annotations import ALGORITHMS
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface
-from pydatapath.kernel.layout import Hook
+from pydatapath.kernel.layout import Family, Hook
 from pydatapath.model import Algorithm
 
-__all__ = ["DEFAULT_SERVICE_CIDR", "LIMITS", "Attachment", "Node", "Options", "resolve"]
+__all__ = [
+    "DEFAULT_SERVICE_CIDR",
+    "DEFAULT_SERVICE_CIDR6",
+    "LIMITS",
+    "Attachment",
+    "Node",
+    "Options",
+    "Scope",
+    "resolve",
+]
+
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
 
 DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
+DEFAULT_SERVICE_CIDR6: Final = "fd00:10:96::/112"  # kind's; kubeadm has none
 LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22)}  # the least and the most
 WORDS: Final = {"algorithm": ALGORITHMS}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be said to `load`; what is empty is found out from the host. Sizes count entries."""
+    """What can be said to `load`; what is empty is found out from the host. Sizes count entries.
+
+    Addresses and networks may be of both families; of a family that is not among them it is found out, too.
+    """
 
     node_name: str = ""
     uplink: tuple[str, ...] = ()
@@ -32,7 +58,7 @@ class Options:
     node_ip: tuple[str, ...] = ()
     pod_cidr: tuple[str, ...] = ()
     cluster_cidr: tuple[str, ...] = ()
-    service_cidr: tuple[str, ...] = (DEFAULT_SERVICE_CIDR,)
+    service_cidr: tuple[str, ...] = ()
     nodeport_addresses: tuple[str, ...] = ()
     zone: str = ""
     algorithm: Algorithm = "random"
@@ -75,30 +101,97 @@ class Attachment:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What a node has of one family; nothing, where it has no address of it."""
+
+    addresses: tuple[Address, ...] = ()
+    pod_networks: tuple[Network, ...] = ()
+    cluster_networks: tuple[Network, ...] = ()  # where all nodes' pods are: who calls from there is inside (S28, S52)
+    service_networks: tuple[Network, ...] = ()
+    masquerade_address: Address | None = None  # what a pod sees that calls itself through its service
+    node_port_addresses: tuple[Address, ...] = ()  # where node ports answer (S46, C5)
+
+
+@dataclass(frozen=True)
 class Node:
-    """The host as the datapath serves it. `zone` is "" where it was not said."""
+    """The host as the datapath serves it. `zone` is "" where it was not said.
+
+    `scopes` has the families that are loaded: IPv4 always, IPv6 where the host uses it.
+    """
 
     name: str
-    addresses: tuple[IPv4Address, ...]
     bridges: tuple[Interface, ...]
     uplinks: tuple[Interface, ...]
     pods: tuple[Interface, ...]
-    pod_networks: tuple[IPv4Network, ...]
-    cluster_networks: tuple[IPv4Network, ...]  # where all nodes' pods are: who calls from there is inside (S28, S52)
-    service_networks: tuple[IPv4Network, ...]
-    masquerade_address: IPv4Address  # what a pod sees that calls itself through its service
-    node_port_addresses: tuple[IPv4Address, ...]  # where node ports answer (S46, C5)
+    loopback: Interface | None
+    scopes: Mapping[Family, Scope]
     zone: str
 
     @property
+    def families(self) -> tuple[Family, ...]:
+        """Those that are loaded."""
+        return tuple(self.scopes)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Its addresses of both families."""
+        return [address for scope in self.scopes.values() for address in scope.addresses]
+
+    @property
+    def pod_networks(self) -> list[Network]:
+        """Where its pods are, of both families."""
+        return [network for scope in self.scopes.values() for network in scope.pod_networks]
+
+    @property
+    def service_networks(self) -> list[Network]:
+        """Where services are, of both families."""
+        return [network for scope in self.scopes.values() for network in scope.service_networks]
+
+    @property
+    def node_port_addresses(self) -> list[Address]:
+        """Where node ports answer, of both families."""
+        return [address for scope in self.scopes.values() for address in scope.node_port_addresses]
+
+    @property
     def attachments(self) -> list[Attachment]:
-        """Every program that must hang somewhere."""
+        """Every program that must hang somewhere. The node's calls of its own node ports go by the loopback."""
+        loopback = [self.loopback] if self.loopback and self.node_port_addresses else []
         return [
             *(Attachment(one, Hook.FROM_POD) for one in self.pods),
             *(Attachment(one, Hook.FROM_UPLINK) for one in self.uplinks),
             *(Attachment(one, Hook.TO_BRIDGE) for one in self.bridges),
             *(Attachment(one, Hook.TO_UPLINK) for one in self.uplinks),
+            *(Attachment(one, Hook.TO_LOOPBACK) for one in loopback),
         ]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The addresses and networks of the options, read."""
+
+    node_ip: tuple[Address, ...]
+    pod_cidr: tuple[Network, ...]
+    cluster_cidr: tuple[Network, ...]
+    service_cidr: tuple[Network, ...]
+    nodeport_addresses: tuple[Network, ...]
+
+    def of(self, family: Family) -> _Said:
+        """What is said of one family."""
+        return _Said(**{name: tuple(one for one in said if one.version == family) for name, said in vars(self).items()})
+
+    @property
+    def asks(self) -> bool:
+        """Whether the family is asked for. Where node ports answer does not say so: `::/0` means any that there are."""
+        return bool(self.node_ip or self.pod_cidr or self.cluster_cidr or self.service_cidr)
+
+
+@dataclass(frozen=True)
+class _Interfaces:
+    """The host's interfaces by what they are to us."""
+
+    uplinks: tuple[Interface, ...]
+    bridges: tuple[Interface, ...]
+    pods: tuple[Interface, ...]
 
 
 def resolve(options: Options, host: Host, hostname: str) -> Node:
@@ -109,35 +202,85 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
         if one.kind != "bridge":
             raise DatapathError(f"interface {one.name!r} is no bridge", hint="--pod-interface names single interfaces")
     pods = _pod_interfaces(options, host, bridges, uplinks)
-    node_addresses = _addresses(options.node_ip, "--node-ip") or [
-        at.ip for uplink in uplinks for at in uplink.addresses
-    ]
-    bridge_addresses = [at for bridge in bridges for at in bridge.addresses]
-    if not bridge_addresses and not node_addresses:
-        raise DatapathError("this host has no address to show to pods", hint="give the bridge one, or --node-ip")
-    service_networks = _networks(options.service_cidr, "--service-cidr")
-    pod_networks = _networks(options.pod_cidr, "--pod-cidr") or tuple(at.network for at in bridge_addresses)
-    _refuse_overlap(service_networks, [*(at.network for one in host.interfaces for at in one.addresses), *pod_networks])
+    found = _Interfaces(tuple(uplinks), tuple(bridges), tuple(pods))
     return Node(
         name=options.node_name or hostname,
-        addresses=tuple(node_addresses),
-        bridges=tuple(bridges),
-        uplinks=tuple(uplinks),
-        pods=tuple(pods),
-        pod_networks=pod_networks,
-        cluster_networks=_networks(options.cluster_cidr, "--cluster-cidr") or pod_networks,
-        service_networks=service_networks,
-        masquerade_address=bridge_addresses[0].ip if bridge_addresses else node_addresses[0],
-        node_port_addresses=_node_port_addresses(options, host, node_addresses),
+        **vars(found),
+        loopback=host.loopback,
+        scopes=_scopes(_read(options), host, found),
         zone=options.zone,
     )
 
 
-def _node_port_addresses(options: Options, host: Host, node_addresses: list[IPv4Address]) -> tuple[IPv4Address, ...]:
+def _read(options: Options) -> _Said:
+    return _Said(
+        _addresses(options.node_ip, "--node-ip"),
+        _networks(options.pod_cidr, "--pod-cidr"),
+        _networks(options.cluster_cidr, "--cluster-cidr"),
+        _networks(options.service_cidr, "--service-cidr"),
+        _networks(options.nodeport_addresses, "--nodeport-addresses"),
+    )
+
+
+def _scopes(said: _Said, host: Host, found: _Interfaces) -> dict[Family, Scope]:
+    """IPv6's is there where the pods' side of the host has an address of it, or an option names one."""
+    scopes = {family: _scope(family, said.of(family), host, found) for family in Family}
+    if not any(scope.masquerade_address for scope in scopes.values()):
+        raise DatapathError("this host has no address to show to pods", hint="give the bridge one, or --node-ip")
+    six = scopes[Family.IPV6]
+    return {Family.IPV4: scopes[Family.IPV4], **({Family.IPV6: six} if six.masquerade_address else {})}
+
+
+def _scope(family: Family, said: _Said, host: Host, found: _Interfaces) -> Scope:
+    addresses = said.node_ip or tuple(at.ip for at in _own(found.uplinks, family))
+    bridges, pods = _own(found.bridges, family), _own(found.pods, family)
+    shown = [*(at.ip for at in bridges), *addresses, *(at.ip for at in pods)]
+    used = bool(shown) if family is Family.IPV4 else bool(bridges or pods)
+    if not used and not said.asks:
+        return Scope()
+    if not shown:
+        raise DatapathError(
+            f"this host has no IPv{int(family)} address to show to pods, and IPv{int(family)} networks are named",
+            hint="give the bridge one, or --node-ip",
+        )
+    pod_networks = said.pod_cidr or tuple(at.network for at in bridges)
+    taken = [*(at.network for at in _own(host.interfaces, family)), *pod_networks]
+    return Scope(
+        addresses=addresses,
+        pod_networks=pod_networks,
+        cluster_networks=said.cluster_cidr or pod_networks,
+        service_networks=_service_networks(family, said, taken),
+        masquerade_address=shown[0],
+        node_port_addresses=_node_port_addresses(said, host, addresses),
+    )
+
+
+def _service_networks(family: Family, said: _Said, taken: list[Network]) -> tuple[Network, ...]:
+    """What comes to an address in a service network that no service owns is dropped: never the host's own."""
+    if family is Family.IPV6 and not said.service_cidr:
+        default = ip_network(DEFAULT_SERVICE_CIDR6)
+        return () if any(_overlap(default, one) for one in (*taken, *said.cluster_cidr)) else (default,)
+    services = said.service_cidr or (ip_network(DEFAULT_SERVICE_CIDR),)
+    for service in services:
+        for other in taken:
+            if _overlap(service, other):
+                raise DatapathError(
+                    f"the service network {service} overlaps {other}, which this host or its pods are in",
+                    hint="--service-cidr names another one",
+                )
+    return services
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    """Two networks of one family."""
+    return one.network_address in other or other.network_address in one
+
+
+def _node_port_addresses(said: _Said, host: Host, addresses: Sequence[Address]) -> tuple[Address, ...]:
     """Those of the host's addresses that are in the networks named; the node's where none is named. Loopback never."""
-    networks = _networks(options.nodeport_addresses, "--nodeport-addresses")
+    networks = said.nodeport_addresses
     if not networks:
-        return tuple(dict.fromkeys(node_addresses))
+        return tuple(dict.fromkeys(addresses))
     found = [address for address in host.addresses if any(address in network for network in networks)]
     if not found:
         named = ", ".join(str(network) for network in networks)
@@ -147,15 +290,9 @@ def _node_port_addresses(options: Options, host: Host, node_addresses: list[IPv4
     return tuple(dict.fromkeys(found))
 
 
-def _refuse_overlap(services: tuple[IPv4Network, ...], others: list[IPv4Network]) -> None:
-    """What comes to an address in a service network that no service owns is dropped: never the host's own."""
-    for service in services:
-        for other in others:
-            if service.overlaps(other):
-                raise DatapathError(
-                    f"the service network {service} overlaps {other}, which this host or its pods are in",
-                    hint="--service-cidr names another one",
-                )
+def _own(interfaces: Iterable[Interface], family: Family) -> list[IPv4Interface | IPv6Interface]:
+    """The addresses of a family that interfaces have."""
+    return [at for one in interfaces for at in one.addresses if at.version == family]
 
 
 def _only_bridge(options: Options, host: Host) -> list[Interface]:
@@ -173,32 +310,44 @@ def _only_bridge(options: Options, host: Host) -> list[Interface]:
 def _pod_interfaces(
     options: Options, host: Host, bridges: list[Interface], uplinks: list[Interface]
 ) -> list[Interface]:
-    """The bridges' ports, and what the globs match; never an uplink that is a port, too."""
+    """The bridges' ports, and what the globs match; never an uplink that is a port, too, nor the loopback."""
     found = {one.name: one for bridge in bridges for one in host.ports(bridge)}
     for glob in options.pod_interface:
         matching = [one for one in host.interfaces if fnmatch.fnmatchcase(one.name, glob)]
         if not matching:
             raise NotFound(f"--pod-interface {glob!r} matches no interface", hint="`ip link` lists them")
         found |= {one.name: one for one in matching}
-    taken = {one.name for one in [*uplinks, *bridges]}
+    taken = {one.name for one in [*uplinks, *bridges]} | ({host.loopback.name} if host.loopback else set())
     return [one for name, one in sorted(found.items()) if name not in taken]
 
 
-def _addresses(texts: tuple[str, ...], option: str) -> list[IPv4Address]:
+def _addresses(texts: tuple[str, ...], option: str) -> tuple[Address, ...]:
     found = []
     for text in texts:
         try:
-            found.append(IPv4Address(text))
+            found.append(ip_address(text))
         except ValueError:
-            raise DatapathError(f"{option} {text!r} is not an IPv4 address", hint="such as 192.168.50.11") from None
-    return found
-
-
-def _networks(texts: tuple[str, ...], option: str) -> tuple[IPv4Network, ...]:
-    found = []
-    for text in texts:
-        try:
-            found.append(IPv4Interface(text).network)
-        except ValueError:
-            raise DatapathError(f"{option} {text!r} is not an IPv4 network", hint="such as 10.96.0.0/12") from None
+            raise DatapathError(
+                f"{option} {text!r} is not an IP address", hint="such as 192.168.50.11 or fd00:192:168:50::11"
+            ) from None
+        _refuse_link_local(found[-1], text, option)
     return tuple(found)
+
+
+def _networks(texts: tuple[str, ...], option: str) -> tuple[Network, ...]:
+    found = []
+    for text in texts:
+        try:
+            found.append(ip_interface(text).network)
+        except ValueError:
+            raise DatapathError(
+                f"{option} {text!r} is not an IP network", hint="such as 10.96.0.0/12 or fd00:10:96::/112"
+            ) from None
+        _refuse_link_local(found[-1].network_address, text, option)
+    return tuple(found)
+
+
+def _refuse_link_local(address: Address, text: str, option: str) -> None:
+    """Every link has the same IPv6 addresses of its own: no packet to one is routed, and none is ours."""
+    if isinstance(address, IPv6Address) and address.is_link_local:
+        raise DatapathError(f"{option} {text!r} is of one link only", hint="a global or unique local one, please")

@@ -1,6 +1,6 @@
 """From objects to what the kernel must hold, as pure functions: the same for apply, dry runs and repairs.
 
-    service + its slices  ->  PortPlan   where each of its ports is called, and which backends serve it
+    service + its slices  ->  PortPlan   where each of its ports is called in a family, and which backends serve it
     PortPlan + Live       ->  Change     the writes that turn what the maps hold into what is wanted, in a safe order
 
 Rule numbers (S11...) are those of the project's table of service semantics.
@@ -13,10 +13,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from pydatapath.guarding import Guard, GuardChange, Guards, guard_change, ipv4_ranges
-from pydatapath.kernel.layout import ServiceFlag, VipKind
+from pydatapath.guarding import Guard, GuardChange, Guards, guard_change, ranges_of
+from pydatapath.kernel.layout import Family, ServiceFlag, VipKind
 from pydatapath.model import Algorithm, EndpointSlice, Policy, Protocol, Service, ServicePort
-from pydatapath.serving import Address, Here, cluster_set, known_endpoints, local_set, resting, used_endpoints
+from pydatapath.serving import (
+    Address,
+    Here,
+    cluster_set,
+    families_of,
+    known_endpoints,
+    local_set,
+    resting,
+    slices_of,
+    used_endpoints,
+)
 from pydatapath.slots import OutOfRoom, Room, Run, slots_of
 
 __all__ = [
@@ -36,8 +46,8 @@ __all__ = [
     "used_endpoints",
 ]
 
-# What this version's programs carry; a service port of another protocol or family is kept but not programmed
-PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP")
+# What the programs carry
+PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP", "SCTP")
 
 FrontendKind = Literal["cluster-ip", "node-port", "external-ip", "load-balancer-ip"]
 EndpointSet = Literal["cluster", "local"]
@@ -63,11 +73,11 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class PortPlan:
-    """One service port: where it is called, and its backends, all in order and none twice.
+    """One service port in one family: where it is called, and its backends, all in order and none twice.
 
     `cluster` are those that serve it anywhere, `local` those on this node, empty where no policy asks for them.
     `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73). `sources` are the networks that
-    may call its load balancer's addresses, None for all (S62); of no network of this family, none may (C6). `weights`
+    may call its load balancer's addresses, None for all (S62); with no network of this family none may (C6). `weights`
     are those that are not 1; who has 0 drains, and is in none of the sets (C12).
     """
 
@@ -82,11 +92,12 @@ class PortPlan:
     sources: tuple[str, ...] | None = None
     algorithm: Algorithm = "random"
     weights: Mapping[Address, int] = field(default_factory=dict, hash=False)
+    family: Family = Family.IPV4
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """What names a service port: namespace, service, port name, protocol (S11)."""
-        return (self.namespace, self.service, self.port, self.protocol)
+    def key(self) -> tuple[str, str, str, str, str]:
+        """What names a service port: namespace, service, port name, protocol (S11), family (S8)."""
+        return (self.namespace, self.service, self.port, self.protocol, f"IPv{int(self.family)}")
 
     @property
     def sets(self) -> dict[EndpointSet, tuple[Address, ...]]:
@@ -129,20 +140,26 @@ class PortPlan:
 def plan_service(service: Service, slices: Iterable[EndpointSlice], here: Here) -> list[PortPlan]:
     """What a service needs in the kernel of a node, port by port; nothing for one that is not proxied (S1 to S4).
 
-    A family is there only where the service has a ClusterIP of it (S7).
+    A family is there only where the service has a ClusterIP of it (S7), with its own addresses, slices and ranges (S8).
     """
-    if not service.proxied or not _ipv4(service.cluster_ips):
+    if not service.proxied:
         return []
-    own = [one for one in slices if one.proxied and one.address_type == "IPv4"]
+    slices = list(slices)
     ports = [port for port in service.ports if port.protocol in PROTOCOLS]
-    called: dict[ServicePort, list[Frontend]] = {port: [] for port in ports}
-    for port, frontend in _frontends(service, ports, here):
-        called[port].append(frontend)
-    return [_port_plan(service, port, called[port], own, here) for port in ports]
+    return [
+        _port_plan(service, port, family, frontends, slices_of(slices, family), here)
+        for family in families_of(service, here)
+        for port, frontends in _frontends_by_port(service, ports, family, here).items()
+    ]
 
 
 def _port_plan(
-    service: Service, port: ServicePort, frontends: list[Frontend], slices: list[EndpointSlice], here: Here
+    service: Service,
+    port: ServicePort,
+    family: Family,
+    frontends: list[Frontend],
+    slices: list[EndpointSlice],
+    here: Here,
 ) -> PortPlan:
     known = known_endpoints(port, slices)
     wants_local = any("local" in (one.inside, one.outside) for one in frontends)
@@ -157,15 +174,27 @@ def _port_plan(
         cluster=tuple(address for address, _ in cluster),
         local=tuple(address for address, _ in local),
         affinity=service.affinity,
-        sources=ipv4_ranges(service.source_ranges) if service.source_ranges else None,
+        sources=ranges_of(service.source_ranges, family) if service.source_ranges else None,
         algorithm=service.algorithm or here.algorithm,
         weights={at: one.weight for at, one in used.items() if one.weight != 1}
         | dict.fromkeys(resting(known, used), 0),
+        family=family,
     )
 
 
-def _frontends(service: Service, ports: list[ServicePort], here: Here) -> Iterator[tuple[ServicePort, Frontend]]:
-    """Where each port is called; of one address that is meant twice the first of these kinds counts (S48).
+def _frontends_by_port(
+    service: Service, ports: list[ServicePort], family: Family, here: Here
+) -> dict[ServicePort, list[Frontend]]:
+    called: dict[ServicePort, list[Frontend]] = {port: [] for port in ports}
+    for port, frontend in _frontends(service, ports, family, here):
+        called[port].append(frontend)
+    return called
+
+
+def _frontends(
+    service: Service, ports: list[ServicePort], family: Family, here: Here
+) -> Iterator[tuple[ServicePort, Frontend]]:
+    """Where each port is called in a family; of one address that is meant twice the first of these kinds counts (S48).
 
     A ClusterIP has the internal policy for all callers (S35). The other addresses have the external one, and that for
     callers outside the cluster only: those inside get the Cluster set, whatever the policy (S50, S52, S53). An address
@@ -180,18 +209,14 @@ def _frontends(service: Service, ports: list[ServicePort], here: Here) -> Iterat
     )
     taken: set[Address] = set()
     for kind, addresses, inside, outside in ways:
+        own = [text for text in addresses if Family.of(text) is family]
         for port in ports:
             number = port.node_port if kind == "node-port" else port.port
-            for text in _ipv4(addresses) if number else ():
+            for text in own if number else ():
                 at = Address(text, number or 0, port.protocol)
                 if at not in taken:
                     taken.add(at)
                     yield port, Frontend(at, kind, inside, outside, owned=text not in here.addresses)
-
-
-def _ipv4(addresses: Iterable[str]) -> list[str]:
-    """Those of some canonical addresses that are of version 4."""
-    return [address for address in addresses if ":" not in address]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,37 +8,67 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from pydatapath.kernel.layout import Family
 from pydatapath.model import Algorithm, Endpoint, EndpointSlice, Protocol, Service, ServicePort
 
-__all__ = ["Address", "Here", "Located", "cluster_set", "draining", "known_endpoints", "local_set", "used_endpoints"]
+__all__ = [
+    "Address",
+    "Here",
+    "Located",
+    "cluster_set",
+    "draining",
+    "families_of",
+    "known_endpoints",
+    "local_set",
+    "slices_of",
+    "used_endpoints",
+]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
-    """Where something is called or listens: canonical IPv4 text, port in host order."""
+    """Where something is called or listens: an address as canonical text, port in host order."""
 
     address: str
     port: int
     protocol: Protocol
 
+    @property
+    def family(self) -> Family:
+        """Its IP version."""
+        return Family.of(self.address)
+
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}/{self.protocol.lower()}"
+        host = f"[{self.address}]" if self.family is Family.IPV6 else self.address
+        return f"{host}:{self.port}/{self.protocol.lower()}"
 
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """The node that is planned for: its name as EndpointSlices say it, the IPv4 addresses where its node ports answer
-    (S46), and its zone, "" where that is not known; and how services that do not say share their new flows.
+    """The node that is planned for: its name as EndpointSlices say it, the addresses where its node ports answer (S46),
+    and its zone, "" where that is not known; how services that do not say share their new flows; and the families that
+    are loaded.
     """
 
     name: str
     addresses: tuple[str, ...] = ()
     zone: str = ""
     algorithm: Algorithm = "random"
+    families: tuple[Family, ...] = (Family.IPV4,)
 
 
 # An endpoint, and the address that it has behind the service port in question
 Located = tuple[Address, Endpoint]
+
+
+def families_of(service: Service, here: Here) -> list[Family]:
+    """The families in which a service is there: it has a ClusterIP of them (S7), and this node has them loaded."""
+    return [family for family in here.families if family in map(Family.of, service.cluster_ips)]
+
+
+def slices_of(slices: Iterable[EndpointSlice], family: Family) -> list[EndpointSlice]:
+    """Those that count in a family: it has its own (S8)."""
+    return [one for one in slices if one.proxied and one.family == family]
 
 
 def known_endpoints(port: ServicePort, slices: Iterable[EndpointSlice]) -> list[Located]:
@@ -98,13 +128,17 @@ def used_endpoints(service: Service, port: ServicePort, slices: Iterable[Endpoin
     """The endpoints that a port's policies may choose, by address: the Cluster set, and the Local one where it counts.
 
     The second may have more: one that is here and terminating, while others are ready elsewhere (S24). With them are
-    those that drain.
+    those that drain. Each family is looked at alone (S8).
     """
-    known = known_endpoints(port, slices)
-    used = dict(cluster_set(known, here)) | dict(draining(known))
-    if "Local" in (service.internal_policy, service.external_policy):
-        used |= dict(local_set(known, here))
-    return sorted(used.items(), key=lambda pair: pair[0])
+    slices = list(slices)
+    found: list[Located] = []
+    for family in families_of(service, here):
+        known = known_endpoints(port, slices_of(slices, family))
+        used = dict(cluster_set(known, here)) | dict(draining(known))
+        if "Local" in (service.internal_policy, service.external_policy):
+            used |= dict(local_set(known, here))
+        found += sorted(used.items(), key=lambda pair: pair[0])
+    return found
 
 
 def _taking(known: Iterable[Located]) -> list[Located]:

@@ -20,7 +20,8 @@ class Tuple:
     dport: int
 
     def __str__(self) -> str:
-        return f"{self.src}:{self.sport} > {self.dst}:{self.dport}"
+        source, destination = (f"[{host}]" if ":" in host else host for host in (self.src, self.dst))
+        return f"{source}:{self.sport} > {destination}:{self.dport}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,11 @@ class MapStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The whole of an instance, in the form of `status -o json`."""
+    """The whole of an instance, in the form of `status -o json`.
+
+    `drift` are sentences about what is not as load left it, `conflicts` about services that are not called at an
+    address because another one has it (S70).
+    """
 
     instance: str
     netns: str
@@ -132,3 +137,4 @@ class Status:
     flows: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     drift: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()

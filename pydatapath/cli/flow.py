@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,11 +20,21 @@ __all__ = ["flow"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+def _canonical(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """An address as flows show it."""
+    if value is None:
+        return None
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no IP address: such as 10.244.1.11 or fd00:10:244:1::11") from None
+
+
 def _filters(command: Command) -> Command:
     for option in (
         click.option("--state", metavar="S", help="new, established or closing."),
-        click.option("--dst", metavar="IP", help="Called address, or the backend's."),
-        click.option("--src", metavar="IP", help="Who called."),
+        click.option("--dst", metavar="IP", callback=_canonical, help="Called address, or the backend's."),
+        click.option("--src", metavar="IP", callback=_canonical, help="Who called."),
         click.option("--service", metavar="NAME", help="Of one service."),
     ):
         command = option(command)

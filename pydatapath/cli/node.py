@@ -31,7 +31,12 @@ __all__ = ["doctor", "load", "status", "unload"]
     metavar="CIDR",
     help="The pod networks of all nodes: calls from there are the cluster's own (default: this node's).",
 )
-@click.option("--service-cidr", multiple=True, metavar="CIDR", help="Service networks (default: 10.96.0.0/12).")
+@click.option(
+    "--service-cidr",
+    multiple=True,
+    metavar="CIDR",
+    help="Service networks (default: 10.96.0.0/12, and with IPv6 fd00:10:96::/112).",
+)
 @click.option(
     "--nodeport-addresses",
     multiple=True,
@@ -49,6 +54,9 @@ __all__ = ["doctor", "load", "status", "unload"]
 @click.pass_obj
 def load(target: Target, /, config: str | None, **given: Any) -> None:
     """Load the datapath, or exchange the one that is loaded, without a packet lost.
+
+    Addresses and networks may be of both families. IPv6 is loaded where the bridge has an address of it that is not
+    link-local, or an option names one.
 
     \b
     Examples:
@@ -168,10 +176,12 @@ def _print_status(found: Status, *, wide: bool) -> None:
     if counted:
         click.echo()
         table(["COUNTER", "PACKETS"], counted)
-    if found.drift:
+    if found.drift or found.conflicts:
         click.echo()
-        for one in found.drift:
-            click.secho(f"drift: {one}", fg="red")
+    for one in found.drift:
+        click.secho(f"drift: {one}", fg="red")
+    for one in found.conflicts:
+        click.secho(f"conflict: {one}", fg="yellow")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""Programs at tc hooks and the node's route to its services, by pyroute2: made, read back, and taken away again.
+"""Programs at tc hooks and the node's routes to its services, by pyroute2: made, read back, and taken away again.
 
 Filters sit at our own priority and handle; nobody else's filter, nor a clsact that we did not make, is touched.
 Everything here works in the namespace that the calling thread is in.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Final, Self
 
 from pydatapath.errors import Conflict, KernelError
 from pydatapath.kernel import tc
-from pydatapath.kernel.compile import SERVICE_GATEWAY, SERVICE_GATEWAY_MAC
-from pydatapath.kernel.layout import Hook
+from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
+from pydatapath.kernel.layout import Family, Hook
 from pydatapath.kernel.tc import filter_name
 
 __all__ = ["PRIORITY", "Attacher"]
@@ -26,7 +27,7 @@ HANDLE: Final = 1
 CLSACT_HANDLE: Final = 0xFFFF0000
 ROUTE_PROTOCOL: Final = 218  # marks our routes in `ip route` (include/uapi/linux/rtnetlink.h leaves it free)
 RTNH_F_ONLINK: Final = 4
-AF_INET: Final = 2
+SOCKET_FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 NUD_PERMANENT: Final = 0x80
 GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
 
@@ -110,51 +111,63 @@ class Attacher:
                     hint=f"`tc filter show dev {where}` shows it; unload what put it there",
                 )
 
-    def add_service_route(self, network: IPv4Network, bridge: int, source: IPv4Address) -> None:
+    def add_service_route(
+        self, network: IPv4Network | IPv6Network, bridge: int, source: IPv4Address | IPv6Address
+    ) -> None:
         """The node's own way to its services: over the bridge, by a next hop that nobody has to be asked for.
 
         Raises Conflict where a route to exactly this network exists.
         """
-        with self._attempt(f"add the neighbour {SERVICE_GATEWAY}"):
-            self._ipr.neigh(
-                "replace", dst=str(SERVICE_GATEWAY), lladdr=SERVICE_GATEWAY_MAC, ifindex=bridge, state=NUD_PERMANENT
-            )
+        gateway = str(SERVICE_GATEWAYS[Family(network.version)])
+        with self._attempt(f"add the neighbour {gateway}"):
+            self._ipr.neigh("replace", dst=gateway, lladdr=SERVICE_GATEWAY_MAC, ifindex=bridge, state=NUD_PERMANENT)
+        route = {"dst": str(network), "gateway": gateway, "oif": bridge, "flags": RTNH_F_ONLINK}
         with self._attempt(f"add a route to the service network {network}", hint="--service-cidr names another one"):
-            self._ipr.route(
-                "add",
-                dst=str(network),
-                gateway=str(SERVICE_GATEWAY),
-                oif=bridge,
-                flags=RTNH_F_ONLINK,
-                proto=ROUTE_PROTOCOL,
-                prefsrc=str(source),
-            )
+            self._add_route(network, source, {**route, "proto": ROUTE_PROTOCOL})
 
-    def delete_service_route(self, network: IPv4Network, bridge: int) -> None:
+    def _add_route(
+        self, network: IPv4Network | IPv6Network, source: IPv4Address | IPv6Address, route: dict[str, Any]
+    ) -> None:
+        from pyroute2 import NetlinkError
+
+        try:
+            self._ipr.route("add", **route, prefsrc=str(source))
+        except NetlinkError as error:
+            if isinstance(network, IPv4Network) or error.code != errno.EINVAL:
+                raise
+            # An IPv6 address may be no source before the kernel has asked whether it is another's, which it does when
+            # the bridge has a port that is up. With none named it takes the bridge's, too (RFC 6724 5, rule 5).
+            self._ipr.route("add", **route)
+
+    def delete_service_route(self, network: IPv4Network | IPv6Network, bridge: int) -> None:
         """Takes our route away; not there is well, too."""
         with self._attempt(f"delete the route to {network}", ignore=GONE):
             self._ipr.route("del", dst=str(network), oif=bridge, proto=ROUTE_PROTOCOL)
 
     def delete_all_service_routes(self) -> None:
-        """Takes every route of ours away, and their next hop: for when nobody knows any more which they were."""
-        for route in self._ipr.get_routes(family=AF_INET):
-            if route["proto"] == ROUTE_PROTOCOL:
-                network = IPv4Network(f"{route.get('RTA_DST')}/{route['dst_len']}")
-                self.delete_service_route(network, route.get("RTA_OIF"))
-                self.delete_service_gateway(route.get("RTA_OIF"))
+        """Takes every route of ours away, and their next hops: for when nobody knows any more which they were."""
+        for family in Family:
+            for network, bridge in self._service_routes(family):
+                self.delete_service_route(network, bridge)
+                self.delete_service_gateway(SERVICE_GATEWAYS[family], bridge)
 
-    def delete_service_gateway(self, bridge: int) -> None:
+    def delete_service_gateway(self, gateway: IPv4Address | IPv6Address, bridge: int) -> None:
         """Takes the next hop's neighbour entry away."""
-        with self._attempt(f"delete the neighbour {SERVICE_GATEWAY}", ignore=GONE):
-            self._ipr.neigh("del", dst=str(SERVICE_GATEWAY), ifindex=bridge)
+        with self._attempt(f"delete the neighbour {gateway}", ignore=GONE):
+            self._ipr.neigh("del", dst=str(gateway), ifindex=bridge)
 
-    def has_service_route(self, network: IPv4Network, bridge: int) -> bool:
+    def has_service_route(self, network: IPv4Network | IPv6Network, bridge: int) -> bool:
         """Whether our route is there."""
-        wanted = (str(network.network_address), network.prefixlen, bridge, ROUTE_PROTOCOL)
-        return any(
-            (route.get("RTA_DST"), route["dst_len"], route.get("RTA_OIF"), route["proto"]) == wanted
-            for route in self._ipr.get_routes(family=AF_INET)
-        )
+        return (network, bridge) in self._service_routes(Family(network.version))
+
+    def _service_routes(self, family: Family) -> list[tuple[IPv4Network | IPv6Network, int]]:
+        """Every route of ours: where to, and over which bridge. A kernel without IPv6 shows IPv4's in its stead."""
+        wanted = SOCKET_FAMILIES[family]
+        return [
+            (ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}"), route.get("RTA_OIF"))
+            for route in self._ipr.get_routes(family=wanted)
+            if (route["family"], route["proto"]) == (wanted, ROUTE_PROTOCOL)
+        ]
 
     @contextlib.contextmanager
     def _attempt(self, what: str, *, ignore: tuple[int, ...] = (), hint: str = "") -> Iterator[None]:

@@ -1,9 +1,9 @@
 """The child process that runs bcc: a request as JSON on stdin, an answer as JSON on stdout, the rest on stderr.
 
-Request: text, cflags, programs, tails (those that go into the program array: {program: place}), records (maps whose
-structs are asked for), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field, offset, size],
-...]}}, "programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error": "missing" | "compile"
-| "load PROGRAM"}.
+Request: text, cflags, programs ({function: name of the pin}), places (those that go into the program array: {name:
+place}), maps ({name: name in C}), directory (where programs are pinned). Answer: {"records": {map: {"key": [[field,
+offset, size], ...]}}, "programs": {name: {"code": base64, "maps": {descriptor in the code: map}}}} or {"error":
+"missing" | "compile" | "load PROGRAM"}.
 """
 
 from __future__ import annotations
@@ -38,21 +38,23 @@ def answer(bcc: ModuleType, request: dict[str, Any]) -> dict[str, Any]:
         print(error, file=sys.stderr)
         return {"error": "compile"}
     loaded = {}
-    for name in request["programs"]:
+    for function, name in request["programs"].items():
         try:
-            loaded[name] = module.load_func(name, bcc.BPF.SCHED_CLS).fd
+            loaded[name] = module.load_func(function, bcc.BPF.SCHED_CLS).fd
         except Exception as error:
             print(error, file=sys.stderr)
             return {"error": f"load {name}"}
-    for name, place in request["tails"].items():
+    for name, place in request["places"].items():
         module["walks"][ctypes.c_int(place)] = ctypes.c_int(loaded[name])
     for name, descriptor in loaded.items():
         libbpf.pin(descriptor, f"{request['directory']}/{name}")
-    names = {str(module[name].map_fd): name for name in [*request["records"], "walks"]}
+    maps = {**request["maps"], "walks": "walks"}
+    names = {str(module[in_c].map_fd): name for name, in_c in maps.items()}
     return {
-        "records": {name: record_shapes(module[name]) for name in request["records"]},
+        "records": {name: record_shapes(module[in_c]) for name, in_c in request["maps"].items()},
         "programs": {
-            name: {"code": base64.b64encode(module.dump_func(name)).decode(), "maps": names} for name in loaded
+            name: {"code": base64.b64encode(module.dump_func(function)).decode(), "maps": names}
+            for function, name in request["programs"].items()
         },
     }
 

@@ -14,7 +14,9 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +25,7 @@ from pydatapath.kernel import layout, libbpf
 from pydatapath.kernel.bcc_child import SYSTEM_BCC
 from pydatapath.version import __version__
 
-__all__ = ["DIRECTORY", "create_maps", "key_of", "load", "save", "unpin", "usable"]
+__all__ = ["DIRECTORY", "Place", "create_maps", "key_of", "load", "save", "unpin", "usable"]
 
 DIRECTORY: Final = Path("/var/cache/pydatapath")
 KEPT: Final = 32  # entries; a host needs one, a laboratory some
@@ -36,18 +38,30 @@ _LOAD_64_BITS: Final = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions long
 _MAP_DESCRIPTOR: Final = 1  # BPF_PSEUDO_MAP_FD, in the source register's half byte
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where maps and programs are pinned, which maps these are, and their sizes by -D name."""
+
+    map_directory: Path
+    program_directory: Path
+    maps: Mapping[str, layout.MapContract]
+    sizes: Mapping[str, int]
+
+
 def usable() -> bool:
     """Whether a look is worth it: something was kept, and PYDATAPATH_NO_CACHE (tests of the compiler) is not set."""
     return not os.environ.get("PYDATAPATH_NO_CACHE") and DIRECTORY.is_dir() and any(DIRECTORY.iterdir())
 
 
-def key_of(request: Mapping[str, Any]) -> str:
+def key_of(parts: Sequence[Mapping[str, Any]]) -> str:
     """A name for what is asked of the compiler. Where pins lie is no part of it: no instruction knows it."""
-    flags = [flag for flag in request["cflags"] if "_DIRECTORY=" not in flag]
+    asked = [
+        [part["text"], [flag for flag in part["cflags"] if "_DIRECTORY=" not in flag], part["programs"]]
+        for part in parts
+    ]
     shapes = [[one.name, _shape(one.key), _shape(one.value)] for one in layout.MAPS.values()]
     compiler = SYSTEM_BCC.stat().st_mtime_ns if SYSTEM_BCC.exists() else 0
-    parts = [__version__, request["text"], flags, request["programs"], shapes, compiler]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([__version__, asked, shapes, compiler]).encode()).hexdigest()
 
 
 def _shape(side: layout.Record | int) -> object:
@@ -65,17 +79,18 @@ def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
             old.unlink()
 
 
-def load(
-    key: str, map_directory: Path, program_directory: Path, sizes: Mapping[str, int], tails: Mapping[str, int]
-) -> bool:
-    """Loads and pins what was kept under this key, making missing maps. False: the compiler must be asked."""
+def load(key: str, place: Place, places: Mapping[str, int]) -> bool:
+    """Loads and pins what was kept under this key, making missing maps; `places`: the programs in the program array.
+
+    False: the compiler must be asked.
+    """
     try:
         kept = _read(key)
         if kept is not None:
-            _load(kept, map_directory, program_directory, sizes, tails)
+            _load(kept, place, places)
             return True
     except (DatapathError, OSError, ValueError, LookupError, TypeError):
-        unpin(program_directory)
+        unpin(place.program_directory)
     return False
 
 
@@ -92,47 +107,44 @@ def _read(key: str) -> dict[str, dict[str, Any]] | None:
     return programs
 
 
-def create_maps(
-    map_directory: Path, program_directory: Path, sizes: Mapping[str, int], tails: Mapping[str, int]
-) -> None:
-    """Makes and pins what is missing, so that of two compilers neither does it while the other looks."""
+def create_maps(place: Place) -> None:
+    """Makes and pins what is missing, so that of several compilers none does it while another looks."""
     with contextlib.ExitStack() as stack:
-        _open_maps(stack, map_directory, program_directory, sizes, len(tails))
+        _open_maps(stack, place)
 
 
-def _open_maps(
-    stack: contextlib.ExitStack, map_directory: Path, program_directory: Path, sizes: Mapping[str, int], tails: int
-) -> dict[str, int]:
+def _open_maps(stack: contextlib.ExitStack, place: Place) -> dict[str, int]:
     """The descriptor of every map, the program array included, until the stack is closed; what is missing is made."""
     maps: dict[str, int] = {}
-    for contract in layout.MAPS.values():
-        path = map_directory / contract.name
-        maps[contract.name] = libbpf.open_pin(str(path)) if path.exists() else _create(contract, sizes, path)
-        stack.callback(os.close, maps[contract.name])
-    maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, tails)
+    for name, contract in place.maps.items():
+        path = place.map_directory / name
+        maps[name] = libbpf.open_pin(str(path)) if path.exists() else _create(contract, place.sizes, path)
+        stack.callback(os.close, maps[name])
+    maps[WALKS] = libbpf.create_map(layout.MapType.PROG_ARRAY, WALKS, 4, 4, layout.PROGRAM_ARRAY_SIZE)
     stack.callback(os.close, maps[WALKS])
-    libbpf.pin(maps[WALKS], str(program_directory / WALKS))
+    libbpf.pin(maps[WALKS], str(place.program_directory / WALKS))
     return maps
 
 
-def _load(
-    kept: Mapping[str, Mapping[str, Any]],
-    map_directory: Path,
-    program_directory: Path,
-    sizes: Mapping[str, int],
-    tails: Mapping[str, int],
-) -> None:
+def _load(kept: Mapping[str, Mapping[str, Any]], place: Place, places: Mapping[str, int]) -> None:
     with contextlib.ExitStack() as stack:
-        maps = _open_maps(stack, map_directory, program_directory, sizes, len(tails))
-        for name, program in kept.items():
-            code = _relocate(base64.b64decode(program["code"]), program["maps"], maps)
-            descriptor = libbpf.load_program(SCHED_CLS, code, name)
+        maps = _open_maps(stack, place)
+        code = {
+            name: _relocate(base64.b64decode(program["code"]), program["maps"], maps) for name, program in kept.items()
+        }
+        # Side by side: what the verifier looks at longest is IPv6's walk
+        with ThreadPoolExecutor() as pool:
+            asked = [pool.submit(libbpf.load_program, SCHED_CLS, code[name], name) for name in code]
+        descriptors = dict(zip(code, (one.result() for one in asked), strict=True))
+        for descriptor in descriptors.values():
+            if descriptor >= 0:
+                stack.callback(os.close, descriptor)
+        for name, descriptor in descriptors.items():
             if descriptor < 0:
                 raise ValueError(f"the kernel refuses the kept program {name}")
-            stack.callback(os.close, descriptor)
-            libbpf.pin(descriptor, str(program_directory / name))
-            place = tails.get(name)
-            if place is not None and libbpf.update(maps[WALKS], _U32.pack(place), _U32.pack(descriptor)) != 0:
+            libbpf.pin(descriptor, str(place.program_directory / name))
+            index = places.get(name)
+            if index is not None and libbpf.update(maps[WALKS], _U32.pack(index), _U32.pack(descriptor)) != 0:
                 raise ValueError("the program array cannot be filled")
 
 

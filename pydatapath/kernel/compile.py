@@ -12,22 +12,39 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
 from pydatapath.kernel import cache, clock, layout, source
+from pydatapath.kernel.layout import Family
 
-__all__ = ["SERVICE_GATEWAY", "SERVICE_GATEWAY_MAC", "Compiler", "Program", "Sizes", "compile_programs", "definitions"]
+__all__ = [
+    "SERVICE_GATEWAYS",
+    "SERVICE_GATEWAY_MAC",
+    "Compiler",
+    "Program",
+    "Scope",
+    "Sizes",
+    "compile_programs",
+    "definitions",
+]
 
+Address: TypeAlias = IPv4Address | IPv6Address
+Network: TypeAlias = IPv4Network | IPv6Network
+
+# The next hop of the node's routes to services: link-local (RFC 3927) and, where link-local would need a zone, unique
+# local (RFC 4193; "pydatap" is its prefix), asked for by nobody, answered by to_bridge. Where the node calls a service
+# that it serves itself, its server sees this address.
+SERVICE_GATEWAYS: Final[Mapping[Family, Address]] = {
+    Family.IPV4: IPv4Address("169.254.218.122"),
+    Family.IPV6: IPv6Address("fd70:7964:6174:6170::1"),
+}
 # Where the node's own packets to services are addressed: a locally administered MAC that no interface has
-# The next hop of the node's routes to services: link-local (RFC 3927), asked for by nobody, answered by to_bridge.
-# Where the node calls a service that it serves itself, its server sees this address.
-SERVICE_GATEWAY: Final = IPv4Address("169.254.218.122")
 SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
 # The halves of datapath.c by their -D: `walk`, and all others, which take about as long
 HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
@@ -76,32 +93,56 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What one family's programs know of this node; nothing, where it has no address of the family."""
+
+    node_address: Address | None = None  # what a pod sees that calls itself through a service
+    pod_networks: tuple[Network, ...] = ()
+    service_networks: tuple[Network, ...] = ()
+    # What a backend elsewhere sees of a client from elsewhere
+    uplink_address: Address | None = None
+    cluster_networks: tuple[Network, ...] = ()  # where the other nodes' pods are
+
+
+@dataclass(frozen=True)
 class Program:
     """What is compiled: where to pin, the hooks that are used, the constants of this node."""
 
     map_directory: Path
     program_directory: Path
-    node_address: IPv4Address  # what a pod sees that calls itself through a service
-    pod_networks: tuple[IPv4Network, ...]
-    service_networks: tuple[IPv4Network, ...]
+    ipv4: Scope
+    ipv6: Scope | None = None  # None: IPv6 is left to the stack
     hooks: tuple[layout.Hook, ...] = tuple(layout.Hook)
     sizes: Sizes = field(default_factory=Sizes)
-    # What a backend elsewhere sees of a client from elsewhere; where answers from balancers' and external addresses,
-    # for the node itself, come in
-    uplink_address: IPv4Address | None = None
+    # Where answers from balancers' and external addresses, for the node itself, come in
     uplink_index: int = 0
     uplink_mac: str = "00:00:00:00:00:00"
-    cluster_networks: tuple[IPv4Network, ...] = ()  # where the other nodes' pods are
+
+    @property
+    def scopes(self) -> dict[Family, Scope]:
+        """The families that are compiled. IPv4 always is: its programs are at the hooks."""
+        return {Family.IPV4: self.ipv4, **({Family.IPV6: self.ipv6} if self.ipv6 else {})}
+
+    @property
+    def places(self) -> dict[str, int]:
+        """The programs that go into the program array, by name."""
+        return layout.program_places(self.scopes, self.hooks)
 
 
-def definitions(program: Program) -> dict[str, str]:
+def definitions(program: Program, family: Family) -> dict[str, str]:
     """Every -D of a program: the one place where the C code's constants come from."""
+    scope = program.scopes[family]
+    first = layout.IPV6_HOOKS - len(layout.TAILS) if family is Family.IPV6 else 0
     numbers: dict[str, int] = {
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
+        "FAMILY": family,
+        "PROGRAMS": layout.PROGRAM_ARRAY_SIZE,
+        **{tail.upper(): first + place for place, tail in enumerate(layout.TAILS)},
+        "IPV6_HOOKS": layout.IPV6_HOOKS if program.ipv6 else 0,
         "HZ": clock.HZ,
         "CLAIM_TRIES": 4,
-        # Slots that are searched for a backend that a client keeps, where it is not where it was
         "ANSWERS_PER_SECOND": ANSWERS_PER_SECOND,
+        # Slots that are searched for a backend that a client keeps, where it is not where it was
         "AFFINITY_SEARCH": 32,
         # Ports to try where the sender's own is taken: 32768 and up, above every well-known service
         "CLAIM_FIRST_PORT": 32_768,
@@ -122,15 +163,16 @@ def definitions(program: Program) -> dict[str, str]:
         **{name: str(number) for name, number in numbers.items()},
         "MAP_DIRECTORY": f'"{program.map_directory}"',
         "PROGRAM_DIRECTORY": f'"{program.program_directory}"',
-        "NODE_ADDRESS": _wire(program.node_address),
-        "UPLINK_ADDRESS": _wire(program.uplink_address or program.node_address),
-        "IN_CLUSTER_NETWORK(a)": _within(dict.fromkeys((*program.pod_networks, *program.cluster_networks))),
+        "NODE_ADDRESS": _address_of(scope.node_address, family),
+        "UPLINK_ADDRESS": _address_of(scope.uplink_address or scope.node_address, family),
+        "IN_CLUSTER_NETWORK(a)": _within(dict.fromkeys((*scope.pod_networks, *scope.cluster_networks))),
         "UPLINK_INDEX": str(program.uplink_index),
         "UPLINK_MAC": _mac_words(program.uplink_mac),
-        "SERVICE_GATEWAY": _wire(SERVICE_GATEWAY),
+        "SERVICE_GATEWAY": _address_of(SERVICE_GATEWAYS[family], family),
         "SERVICE_GATEWAY_MAC": _mac_words(SERVICE_GATEWAY_MAC),
-        "IN_POD_NETWORK(a)": _within(program.pod_networks),
-        "IN_SERVICE_NETWORK(a)": _within(program.service_networks),
+        "IN_POD_NETWORK(a)": _within(scope.pod_networks),
+        "COMES_FROM_HERE(a)": _within(_never_from_elsewhere(scope)),
+        "IN_SERVICE_NETWORK(a)": _within(scope.service_networks),
     }
 
 
@@ -140,17 +182,39 @@ def _mac_words(text: str) -> str:
     return ",".join(str(int.from_bytes(mac[place : place + 2], sys.byteorder)) for place in (0, 2, 4))
 
 
-def _wire(address: IPv4Address) -> str:
-    return hex(int.from_bytes(address.packed, sys.byteorder))
+def _words(packed: bytes) -> list[str]:
+    """32-bit words as a load from a packet gives them."""
+    return [hex(int.from_bytes(packed[place : place + 4], sys.byteorder)) for place in range(0, len(packed), 4)]
 
 
-def _within(networks: Iterable[IPv4Network]) -> str:
-    parts = [f"(((a) & {_wire(net.netmask)}) == {_wire(net.network_address)})" for net in networks]
-    return "(" + " || ".join(parts or ["0"]) + ")"
+def _address_of(address: Address | None, family: Family) -> str:
+    packed = address.packed if address else bytes(family.address_size)
+    return f"address_of({', '.join(_words(packed))})"
+
+
+def _never_from_elsewhere(scope: Scope) -> list[Network]:
+    """What no packet that comes in by an uplink has as its source; but an uplink may be in the pods' own network."""
+    uplink = scope.uplink_address
+    own = [network for network in scope.pod_networks if uplink is None or uplink not in network]
+    return [*own, *scope.service_networks]
+
+
+def _within(networks: Iterable[Network]) -> str:
+    return "(" + " || ".join([_is_within(network) for network in networks] or ["0"]) + ")"
+
+
+def _is_within(network: Network) -> str:
+    masks, wanted = _words(network.netmask.packed), _words(network.network_address.packed)
+    parts = [
+        f"((a).words[{place}] & {mask}) == {word}"
+        for place, (mask, word) in enumerate(zip(masks, wanted, strict=True))
+        if int(mask, 16)
+    ]
+    return "(" + " && ".join(parts or ["1"]) + ")"
 
 
 class Compiler:
-    """The child processes that run bcc: one for each half of the programs, side by side.
+    """The child processes that run bcc: one for each half of each family's programs, side by side.
 
     They are started early where no earlier load has left its programs: then they import bcc (100 ms) while the parent
     looks at the host.
@@ -159,17 +223,17 @@ class Compiler:
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[str]] = []
         if not cache.usable():
-            self._start()
+            self._start(len(HALVES))
 
-    def _start(self) -> None:
+    def _start(self, wanted: int) -> None:
         package_root = str(Path(__file__).resolve().parent.parent.parent)
         environment = {
             **os.environ,
             "BCC_KERNEL_SOURCE": str(source.shim()),
             "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
         }
-        self._children = [
-            subprocess.Popen(
+        while len(self._children) < wanted:
+            child = subprocess.Popen(
                 # -P: a file named bcc.py in the working directory is not bcc
                 [sys.executable, "-P", "-m", "pydatapath.kernel.bcc_child"],
                 env=environment,
@@ -179,8 +243,7 @@ class Compiler:
                 text=True,
                 errors="replace",
             )
-            for _ in HALVES
-        ]
+            self._children.append(child)
 
     def __enter__(self) -> Self:
         return self
@@ -191,31 +254,19 @@ class Compiler:
                 child.kill()
                 child.communicate()
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Hands each half of a request to a child and waits for the answers. Raises CompileError, VerifierError,
-        Unsupported.
+    def ask(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Hands each part of the programs to a child and waits for the answers, which it joins.
+
+        Raises CompileError, VerifierError, Unsupported.
         """
-        if not self._children:
-            self._start()
-        with ThreadPoolExecutor(len(HALVES)) as pool:
-            asked = [
-                pool.submit(_ask, child, _half_of(request, half))
-                for child, half in zip(self._children, HALVES, strict=True)
-            ]
+        self._start(len(parts))
+        with ThreadPoolExecutor(len(parts)) as pool:
+            asked = [pool.submit(_ask, child, part) for child, part in zip(self._children, parts, strict=False)]
             answers = [each.result() for each in asked]
-        programs = {name: program for answer in answers for name, program in answer["programs"].items()}
-        return {**answers[0], "programs": programs}
-
-
-def _half_of(request: Mapping[str, Any], half: str) -> dict[str, Any]:
-    """What one child is to do: `walk`, or all others."""
-    programs = [name for name in request["programs"] if (name == "walk") == (half == "WITH_WALK")]
-    return {
-        **request,
-        "cflags": [*request["cflags"], *(f"-D{one}={int(one == half)}" for one in HALVES)],
-        "programs": programs,
-        "tails": {name: place for name, place in request["tails"].items() if name in programs},
-    }
+        return {
+            "records": {name: shape for answer in answers for name, shape in answer["records"].items()},
+            "programs": {name: one for answer in answers for name, one in answer["programs"].items()},
+        }
 
 
 def _ask(child: subprocess.Popen[str], request: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,29 +287,38 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
     Raises CompileError or VerifierError with our file and line, Unsupported where bcc is missing, LayoutError where
     the C structs are not Python's.
     """
-    request = {
-        "text": source.assemble(source.directory() / "datapath.c"),
-        "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in definitions(program).items())],
-        "programs": [*layout.TAILS, *(hook.program for hook in program.hooks)],
-        "tails": layout.TAILS,
-        "records": [contract.name for contract in layout.MAPS.values()],
-        "directory": str(program.program_directory),
-    }
-    key = cache.key_of(request)
-    directories = (program.map_directory, program.program_directory)
-    if cache.usable() and cache.load(key, *directories, program.sizes.definitions, layout.TAILS):
+    parts = [_part(program, family, half) for family in program.scopes for half in HALVES]
+    maps = {name: contract for name, contract in layout.MAPS.items() if contract.is_of(program.scopes)}
+    key = cache.key_of(parts)
+    place = cache.Place(program.map_directory, program.program_directory, maps, program.sizes.definitions)
+    if cache.usable() and cache.load(key, place, program.places):
         return
-    cache.create_maps(*directories, program.sizes.definitions, layout.TAILS)
+    cache.create_maps(place)
     try:
-        answer = compiler.ask(request)
+        answer = compiler.ask(parts)
     except CompileError:
-        cache.unpin(program.program_directory)  # one half may have been good
+        cache.unpin(program.program_directory)  # one part may have been good
         raise
-    for name, contract in layout.MAPS.items():
+    for name, contract in maps.items():
         for side, record in (("key", contract.key), ("value", contract.value)):
             if isinstance(record, layout.Record):
                 _compare(name, side, record, answer["records"][name][side])
     cache.save(key, answer["programs"])
+
+
+def _part(program: Program, family: Family, half: str) -> dict[str, Any]:
+    """What one child is to do: a family's `walk`, or all its other programs."""
+    others = ("leave", *(hook.program for hook in program.hooks))
+    names = {name: f"{name}{family.suffix}" for name in (("walk",) if half == "WITH_WALK" else others)}
+    given = definitions(program, family) | {one: str(int(one == half)) for one in HALVES}
+    return {
+        "text": source.assemble(source.directory() / "datapath.c"),
+        "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in given.items())],
+        "programs": names,
+        "places": {name: place for name, place in program.places.items() if name in names.values()},
+        "maps": {one.name: one.in_c for one in layout.MAPS.values() if one.family in (None, family)},
+        "directory": str(program.program_directory),
+    }
 
 
 def _include_flags() -> list[str]:

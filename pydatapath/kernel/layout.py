@@ -7,29 +7,27 @@ the compiler runs the structs here are compared, field by field, with those that
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
 __all__ = [
-    "AFFINITY",
     "ANSWERED",
     "BACKEND",
-    "CLIENT",
     "ENDPOINT",
-    "FLOW",
-    "FRAGMENT",
+    "IPV4",
+    "IPV6",
+    "LAYOUTS",
     "LAYOUT_VERSION",
     "MAPS",
     "RUN",
     "SERVICE",
-    "SOURCE_RANGE",
-    "TAILS",
-    "TRANSPORT_ADDRESS",
-    "TUPLE",
     "BackendState",
     "Counter",
     "EndpointKind",
+    "Family",
+    "FamilyLayout",
     "FlowFlag",
     "FlowState",
     "Hook",
@@ -39,13 +37,36 @@ __all__ = [
     "ServiceFlag",
     "VipKind",
     "flow_state",
+    "program_places",
     "timeout",
 ]
 
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 
-PROTOCOLS: Final = {"TCP": 6, "UDP": 17}
+PROTOCOLS: Final = {"TCP": 6, "UDP": 17, "SCTP": 132}
 PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+
+
+class Family(IntEnum):
+    """An IP version. All programs, and the maps that hold addresses, are there once for each."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    @staticmethod
+    def of(address: str) -> Family:
+        """The family of an address or network in text."""
+        return Family.IPV6 if ":" in address else Family.IPV4
+
+    @property
+    def suffix(self) -> str:
+        """What the names of its maps and programs end in."""
+        return "6" if self is Family.IPV6 else ""
+
+    @property
+    def address_size(self) -> int:
+        """Bytes of an address."""
+        return 16 if self is Family.IPV6 else 4
 
 
 class FlowState(IntEnum):
@@ -121,6 +142,10 @@ class Counter(IntEnum):
     DROP_SOURCE_RANGE = 10
     DROP_FRAGMENT = 11
     DROP_ANSWER_LIMIT = 12
+    DROP_POD_GONE = 13
+    PASS_HEADERS = 14
+    DROP_HEADERS = 15
+    DROP_SPOOFED = 16
 
 
 class Hook(IntEnum):
@@ -130,6 +155,7 @@ class Hook(IntEnum):
     FROM_UPLINK = 1
     TO_BRIDGE = 2
     TO_UPLINK = 3
+    TO_LOOPBACK = 4
 
     @property
     def program(self) -> str:
@@ -138,27 +164,49 @@ class Hook(IntEnum):
 
     @property
     def role(self) -> str:
-        """What an interface with this hook is to us: pod, bridge or uplink."""
-        return {Hook.FROM_POD: "pod", Hook.TO_BRIDGE: "bridge"}.get(self, "uplink")
+        """What an interface with this hook is to us: pod, bridge, loopback or uplink."""
+        roles = {Hook.FROM_POD: "pod", Hook.TO_BRIDGE: "bridge", Hook.TO_LOOPBACK: "loopback"}
+        return roles.get(self, "uplink")
 
     @property
     def direction(self) -> str:
         """The tc hook: ingress or egress."""
-        return "egress" if self in (Hook.TO_BRIDGE, Hook.TO_UPLINK) else "ingress"
+        return "ingress" if self in (Hook.FROM_POD, Hook.FROM_UPLINK) else "egress"
 
 
-# The programs that the hooks' go on in, by their places in the program array: `walk` where a packet needs more than its
-# known flow, and `leave` where that has decided what it becomes
-TAILS: Final = {"walk": 0, "leave": 1}
+# The programs that the hooks' go on in: `walk` where a packet needs more than its known flow, and `leave` where that
+# has decided what it becomes
+TAILS: Final = ("walk", "leave")
+
+
+def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[str, int]:
+    """The names of the programs in the program array, each with its place there: first the tails of IPv4, then (where
+    IPv6 is loaded) those of IPv6, then IPv6's programs of the hooks, which IPv4's go on in with an IPv6 packet.
+    """
+    places = {
+        f"{tail}{family.suffix}": 2 * (family is Family.IPV6) + place
+        for family in families
+        for place, tail in enumerate(TAILS)
+    }
+    if Family.IPV6 in families:
+        places |= {f"{hook.program}6": IPV6_HOOKS + hook for hook in hooks}
+    return places
+
+
+IPV6_HOOKS: Final = 2 * len(TAILS)
+PROGRAM_ARRAY_SIZE: Final = IPV6_HOOKS + len(Hook)
 
 # Seconds without a packet after which a flow is over, by protocol and state. Netfilter's for TCP's long state;
-# RFC 4787 REQ-5 for UDP (at least two minutes, five by default); RFC 7857 2.1 for TCP's last four minutes.
+# RFC 4787 REQ-5 for UDP (at least two minutes, five by default); RFC 7857 2.1 for TCP's last four minutes; netfilter's
+# for SCTP, which keeps its associations alive itself (RFC 9260 8.3: a heartbeat every 30 s).
 TIMEOUTS: Final = {
     "UDP_NEW": 120,
     "UDP_ESTABLISHED": 300,
     "TCP_NEW": 120,
     "TCP_ESTABLISHED": 432_000,
     "TCP_CLOSING": 240,
+    "SCTP_NEW": 120,
+    "SCTP_ESTABLISHED": 210,
 }
 # Seconds for which later fragments follow the first: as long as Linux waits for them (net.ipv4.ipfrag_time)
 FRAGMENTS_TIMEOUT: Final = 30
@@ -166,7 +214,7 @@ FRAGMENTS_TIMEOUT: Final = 30
 
 def timeout(protocol: str, state: FlowState) -> int:
     """Seconds that a flow of this protocol and state lives without a packet."""
-    if protocol == "UDP" and state is FlowState.CLOSING:
+    if protocol != "TCP" and state is FlowState.CLOSING:
         state = FlowState.ESTABLISHED
     return TIMEOUTS[f"{protocol}_{state.name}"]
 
@@ -194,32 +242,6 @@ class Record:
         return shape
 
 
-_TUPLE_FIELDS: Final = (
-    ("source", "4s"),
-    ("destination", "4s"),
-    ("source_port", "2s"),
-    ("destination_port", "2s"),
-    ("protocol", "B"),
-    ("zero", "3x"),
-)
-TUPLE_RECORD: Final = Record("tuple", _TUPLE_FIELDS)
-FLOW_RECORD: Final = Record(
-    "flow",
-    (
-        ("to", "16s"),
-        ("last_seen", "Q"),
-        ("packets", "Q"),
-        ("bytes", "Q"),
-        ("backend", "I"),
-        ("generation", "I"),
-        ("state", "B"),
-        ("flags", "B"),
-        ("zero", "14x"),
-    ),
-)
-TRANSPORT_ADDRESS_RECORD: Final = Record(
-    "transport_address", (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
-)
 SERVICE_RECORD: Final = Record(
     "service",
     (
@@ -233,37 +255,88 @@ SERVICE_RECORD: Final = Record(
 )
 RUN: Final = struct.Struct("=II")
 ANSWERED_RECORD: Final = Record("answered", (("since", "Q"), ("count", "I"), ("zero", "4x")))
-LEAVING_RECORD: Final = Record("leaving", (("key", "16s"), ("to", "16s")))
-FRAGMENT_KEY_RECORD: Final = Record(
-    "fragment_key",
-    (("source", "4s"), ("destination", "4s"), ("identification", "2s"), ("protocol", "B"), ("zero", "x")),
-)
-FRAGMENT_RECORD: Final = Record("fragment", (("first_seen", "Q"), ("source", "4s"), ("destination", "4s")))
-SOURCE_RANGE_RECORD: Final = Record("source_range", (("prefix_length", "I"), ("service", "I"), ("network", "4s")))
-CLIENT_RECORD: Final = Record("client", (("address", "4s"), ("service", "I")))
 AFFINITY_RECORD: Final = Record(
     "affinity", (("last_used", "Q"), ("backend", "I"), ("generation", "I"), ("position", "I"), ("zero", "4x"))
 )
 BACKEND_RECORD: Final = Record(
     "backend",
-    (("address", "4s"), ("port", "2s"), ("protocol", "B"), ("state", "B"), ("generation", "I"), ("service", "I")),
+    (
+        ("address", "16s"),  # of both families: IPv4's is mapped
+        ("port", "2s"),
+        ("protocol", "B"),
+        ("state", "B"),
+        ("generation", "I"),
+        ("service", "I"),
+        ("zero", "4x"),
+    ),
 )
 ENDPOINT_RECORD: Final = Record("endpoint", (("interface", "I"), ("mac", "6s"), ("kind", "B"), ("zero", "x")))
 
-TUPLE: Final = TUPLE_RECORD.struct
-FLOW: Final = FLOW_RECORD.struct
-TRANSPORT_ADDRESS: Final = TRANSPORT_ADDRESS_RECORD.struct
 SERVICE: Final = SERVICE_RECORD.struct
 ANSWERED: Final = ANSWERED_RECORD.struct
-FRAGMENT: Final = FRAGMENT_RECORD.struct
-SOURCE_RANGE: Final = SOURCE_RANGE_RECORD.struct
-CLIENT: Final = CLIENT_RECORD.struct
 AFFINITY: Final = AFFINITY_RECORD.struct
 BACKEND: Final = BACKEND_RECORD.struct
 ENDPOINT: Final = ENDPOINT_RECORD.struct
 
 
+class FamilyLayout:
+    """The structs that hold addresses, as one family has them."""
+
+    def __init__(self, family: Family) -> None:
+        at = f"{family.address_size}s"
+        self.family = family
+        self.address = Record("address", (("words", at),))
+        self.tuple = Record(
+            "tuple",
+            (
+                ("source", at),
+                ("destination", at),
+                ("source_port", "2s"),
+                ("destination_port", "2s"),
+                ("protocol", "B"),
+                ("zero", "3x"),
+            ),
+        )
+        tuple_bytes = f"{self.tuple.struct.size}s"
+        more = (("more_zero", "16x"),) if family is Family.IPV6 else ()
+        self.flow = Record(
+            "flow",
+            (
+                ("to", tuple_bytes),
+                ("last_seen", "Q"),
+                ("packets", "Q"),
+                ("bytes", "Q"),
+                ("backend", "I"),
+                ("generation", "I"),
+                ("state", "B"),
+                ("flags", "B"),
+                ("zero", "14x"),
+                *more,
+            ),
+        )
+        self.transport_address = Record(
+            "transport_address", (("address", at), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
+        )
+        flow_bytes = f"{self.flow.struct.size}s"
+        self.leaving = Record(
+            "leaving", (("key", tuple_bytes), ("to", tuple_bytes), ("flow", flow_bytes), ("other", flow_bytes))
+        )
+        self.fragment_key = Record(
+            "fragment_key",
+            (("source", at), ("destination", at), ("identification", "4s"), ("protocol", "B"), ("zero", "3x")),
+        )
+        self.fragment = Record("fragment", (("first_seen", "Q"), ("source", at), ("destination", at)))
+        self.source_range = Record("source_range", (("prefix_length", "I"), ("service", "I"), ("network", at)))
+        self.client = Record("client", (("address", at), ("service", "I")))
+
+
+IPV4: Final = FamilyLayout(Family.IPV4)
+IPV6: Final = FamilyLayout(Family.IPV6)
+LAYOUTS: Final = {layout.family: layout for layout in (IPV4, IPV6)}
+
+
 BPF_F_NO_PREALLOC: Final = 1
+BPF_F_RDONLY_PROG: Final = 1 << 7
 
 
 class MapType(IntEnum):
@@ -275,18 +348,27 @@ class MapType(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    DEVMAP_HASH = 25
 
 
 @dataclass(frozen=True)
 class MapContract:
-    """One pinned map: its type, the structs of its keys and values (None: a plain number), its size's -D name."""
+    """One pinned map: its name in C, its type, the structs of its keys and values (a number: so many bytes), its size's
+    -D name, and the family whose own it is (None: of both).
+    """
 
-    name: str
+    in_c: str
     type: MapType
     key: Record | int
     value: Record | int
     size: str
     flags: int = 0  # of BPF_MAP_CREATE
+    family: Family | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the map and its pin."""
+        return self.in_c + (self.family.suffix if self.family else "")
 
     @property
     def key_size(self) -> int:
@@ -298,23 +380,39 @@ class MapContract:
         """Bytes of a value (of one CPU's, in a per-CPU map)."""
         return self.value if isinstance(self.value, int) else self.value.struct.size
 
+    @property
+    def shown_flags(self) -> int:
+        """The flags that the kernel shows: programs may only read a device map, whatever was asked for."""
+        return self.flags | (BPF_F_RDONLY_PROG if self.type is MapType.DEVMAP_HASH else 0)
 
-MAPS: Final = {
-    contract.name: contract
-    for contract in (
-        MapContract("flows", MapType.LRU_HASH, TUPLE_RECORD, FLOW_RECORD, "MAX_FLOW_ENTRIES"),
-        MapContract("half_open", MapType.LRU_HASH, TUPLE_RECORD, FLOW_RECORD, "MAX_HALF_OPEN_ENTRIES"),
-        MapContract("fragments", MapType.LRU_HASH, FRAGMENT_KEY_RECORD, FRAGMENT_RECORD, "MAX_FRAGMENTS"),
-        MapContract("services", MapType.HASH, TRANSPORT_ADDRESS_RECORD, SERVICE_RECORD, "MAX_SERVICES"),
-        MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
-        MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
-        MapContract("targets", MapType.HASH, TRANSPORT_ADDRESS_RECORD, 4, "MAX_BACKENDS"),
-        MapContract("ranges", MapType.LPM_TRIE, SOURCE_RANGE_RECORD, 4, "MAX_RANGES", flags=BPF_F_NO_PREALLOC),
-        MapContract("vips", MapType.HASH, 4, 4, "MAX_SERVICES"),
-        MapContract("affinities", MapType.LRU_HASH, CLIENT_RECORD, AFFINITY_RECORD, "MAX_AFFINITIES"),
-        MapContract("endpoints", MapType.LRU_HASH, 4, ENDPOINT_RECORD, "MAX_ENDPOINTS"),
-        MapContract("leaving", MapType.PERCPU_ARRAY, 4, LEAVING_RECORD, "ONE"),
-        MapContract("answers", MapType.PERCPU_ARRAY, 4, ANSWERED_RECORD, "ONE"),
-        MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),
+    def is_of(self, families: Collection[Family]) -> bool:
+        """Whether it is there where these families are loaded."""
+        return self.family is None or self.family in families
+
+
+def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
+    lru, table, family = MapType.LRU_HASH, MapType.HASH, layout.family
+    at, called, trie = layout.address, layout.transport_address, MapType.LPM_TRIE
+    ranges = MapContract("ranges", trie, layout.source_range, 4, "MAX_RANGES", BPF_F_NO_PREALLOC, family)
+    return (
+        MapContract("flows", lru, layout.tuple, layout.flow, "MAX_FLOW_ENTRIES", family=family),
+        MapContract("half_open", lru, layout.tuple, layout.flow, "MAX_HALF_OPEN_ENTRIES", family=family),
+        MapContract("fragments", lru, layout.fragment_key, layout.fragment, "MAX_FRAGMENTS", family=family),
+        MapContract("services", table, called, SERVICE_RECORD, "MAX_SERVICES", family=family),
+        MapContract("targets", table, called, 4, "MAX_BACKENDS", family=family),
+        ranges,
+        MapContract("vips", table, at, 4, "MAX_SERVICES", family=family),
+        MapContract("affinities", lru, layout.client, AFFINITY_RECORD, "MAX_AFFINITIES", family=family),
+        MapContract("endpoints", lru, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
+        MapContract("leaving", MapType.PERCPU_ARRAY, 4, layout.leaving, "ONE", family=family),
     )
-}
+
+
+_SHARED: Final = (
+    MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
+    MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
+    MapContract("interfaces", MapType.DEVMAP_HASH, 4, 4, "MAX_ENDPOINTS"),
+    MapContract("answers", MapType.PERCPU_ARRAY, 4, ANSWERED_RECORD, "ONE"),
+    MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),
+)
+MAPS: Final = {contract.name: contract for contract in (*_maps_of(IPV4), *_maps_of(IPV6), *_SHARED)}

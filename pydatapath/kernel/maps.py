@@ -15,6 +15,8 @@ from pydatapath.kernel.layout import MAPS, MapContract, MapType
 __all__ = ["Map", "Maps", "possible_cpus"]
 
 BATCH: Final = 8192
+# Batch calls for tries came later than the rest of what we need, for device maps never
+_WITHOUT_BATCHES: Final = (MapType.LPM_TRIE, MapType.DEVMAP_HASH)
 
 
 class Map:
@@ -43,7 +45,7 @@ class Map:
 
     def update_many(self, entries: Mapping[bytes, bytes]) -> None:
         """Writes all entries by batch calls. Raises KernelError; then some may be written."""
-        if self.contract.type is MapType.LPM_TRIE:  # batch calls for tries came later than the rest of what we need
+        if self.contract.type in _WITHOUT_BATCHES:
             for key, value in entries.items():
                 self.update(key, value)
             return
@@ -61,7 +63,7 @@ class Map:
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """All entries, as they are while they are read: a map that changes meanwhile may show an entry or not."""
         key_size, value_size = self.contract.key_size, self.contract.value_size
-        if self.contract.type is MapType.LPM_TRIE:
+        if self.contract.type in _WITHOUT_BATCHES:
             for key in list(libbpf.keys(self.descriptor, key_size)):
                 value = self.lookup(key)
                 if value is not None:
@@ -81,7 +83,7 @@ class Map:
         return libbpf.batch_read(self.descriptor, contract.key_size, contract.value_size, chunk)[1]
 
     def __len__(self) -> int:
-        if self.contract.type is MapType.LPM_TRIE:
+        if self.contract.type in _WITHOUT_BATCHES:
             return sum(1 for _ in libbpf.keys(self.descriptor, self.contract.key_size))
         key_size, value_size = self.contract.key_size, self.contract.value_size
         keys, _ = libbpf.batch_read(self.descriptor, key_size, value_size, min(BATCH, self.info.max_entries))
@@ -150,7 +152,7 @@ class Maps:
     def _verify(self, opened: Map) -> None:
         contract, info = opened.contract, opened.info
         found = (info.type, info.key_size, info.value_size, info.flags)
-        wanted = (contract.type, contract.key_size, contract.value_size, contract.flags)
+        wanted = (contract.type, contract.key_size, contract.value_size, contract.shown_flags)
         if found != wanted:
             words = "type {}, key {} bytes, value {} bytes, flags {}"
             raise LayoutError(

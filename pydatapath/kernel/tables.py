@@ -1,48 +1,88 @@
-"""The plan meets the maps: reads what is live there, and writes a change in its safe order."""
+"""The plan meets the maps: reads what is live there, and writes a change in its safe order.
+
+Maps that hold addresses are there once for each family that is loaded; an address's family says which is meant.
+"""
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Final, cast
 
 from pydatapath.errors import KernelError
 from pydatapath.guarding import Guards, SourceRange
 from pydatapath.kernel.layout import (
     BACKEND,
+    BACKEND_RECORD,
+    LAYOUTS,
+    MAPS,
+    PROTOCOL_NAMES,
     PROTOCOLS,
     RUN,
     SERVICE,
-    SOURCE_RANGE,
-    TRANSPORT_ADDRESS,
     BackendState,
     Counter,
+    Family,
     ServiceFlag,
     VipKind,
 )
-from pydatapath.kernel.maps import Maps
+from pydatapath.kernel.maps import Map, Maps
 from pydatapath.model import Protocol
 from pydatapath.plan import Address, Called, Change, Live, LiveBackend, Run
 
-__all__ = ["check_room", "count_backends", "counters", "read_backends", "read_live", "write"]
+__all__ = [
+    "check_room",
+    "count_backends",
+    "counters",
+    "loaded_families",
+    "pack_ip",
+    "read_backends",
+    "read_live",
+    "unpack_ip",
+    "write",
+]
 
 _U32 = struct.Struct("=I")
-_STATE_OFFSET = 7  # of struct backend
+_STATE_OFFSET: Final = next(offset for name, offset, _ in BACKEND_RECORD.shape if name == "state")
+_CALLED_AT: Final = {family: layout.transport_address.struct for family, layout in LAYOUTS.items()}
+_RANGES: Final = {family: layout.source_range.struct for family, layout in LAYOUTS.items()}
+_SOCKET_FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_MAPPED: Final = IPv6Address("::ffff:0.0.0.0").packed[:12]  # RFC 4291 2.5.5.2
+# A write's keys and values, for each family's map of one kind
+_Entries = Iterable[tuple[Family, bytes, bytes]]
+
+
+def loaded_families(maps: Maps) -> list[Family]:
+    """The families whose maps are there. IPv4's always are, or asking for one says which is not."""
+    six = (name for name, contract in MAPS.items() if contract.family is Family.IPV6)
+    return [Family.IPV4, Family.IPV6] if any((maps.directory / name).exists() for name in six) else [Family.IPV4]
+
+
+def pack_ip(text: str) -> bytes:
+    """An address as it stands in packets."""
+    return socket.inet_pton(_SOCKET_FAMILIES[Family.of(text)], text)
+
+
+def unpack_ip(raw: bytes) -> str:
+    """The canonical text of 4 or 16 bytes."""
+    return str(IPv4Address(raw) if len(raw) == Family.IPV4.address_size else IPv6Address(raw))
 
 
 def pack_address(at: Address) -> bytes:
     """struct transport_address."""
-    return TRANSPORT_ADDRESS.pack(IPv4Address(at.address).packed, at.port.to_bytes(2, "big"), PROTOCOLS[at.protocol])
+    return _CALLED_AT[at.family].pack(pack_ip(at.address), at.port.to_bytes(2, "big"), PROTOCOLS[at.protocol])
 
 
-def unpack_address(raw: bytes) -> Address:
+def unpack_address(raw: bytes, family: Family) -> Address:
     """The Address of a struct transport_address."""
-    address, port, protocol = TRANSPORT_ADDRESS.unpack(raw)
-    return Address(str(IPv4Address(address)), int.from_bytes(port, "big"), _protocol(protocol))
+    address, port, protocol = _CALLED_AT[family].unpack(raw)
+    return Address(unpack_ip(address), int.from_bytes(port, "big"), _protocol(protocol))
 
 
 def _protocol(number: int) -> Protocol:
-    return "UDP" if number == PROTOCOLS["UDP"] else "TCP"
+    return cast("Protocol", PROTOCOL_NAMES.get(number, "TCP"))  # an entry that was never used has none
 
 
 def pack_called(called: Called) -> bytes:
@@ -59,8 +99,9 @@ def unpack_called(raw: bytes) -> Called:
 
 def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
     at = backend.address
+    address = pack_ip(at.address)
     return BACKEND.pack(
-        IPv4Address(at.address).packed,
+        address if at.family is Family.IPV6 else _MAPPED + address,
         at.port.to_bytes(2, "big"),
         PROTOCOLS[at.protocol],
         state,
@@ -71,7 +112,8 @@ def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
 
 def _unpack_backend(raw: bytes) -> tuple[LiveBackend, BackendState]:
     address, port, protocol, state, generation, service = BACKEND.unpack(raw)
-    at = Address(str(IPv4Address(address)), int.from_bytes(port, "big"), _protocol(protocol))
+    text = unpack_ip(address.removeprefix(_MAPPED))
+    at = Address(text, int.from_bytes(port, "big"), _protocol(protocol))
     return LiveBackend(at, generation, service, draining=state == BackendState.DRAINING), BackendState(state)
 
 
@@ -83,8 +125,8 @@ def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
         backend_limit=maps["backends"].info.max_entries,
         whole=numbers is None,
     )
-    for key, value in maps["services"].items():
-        live.services[unpack_address(key)] = unpack_called(value)
+    for family, key, value in _items(maps, "services"):
+        live.services[unpack_address(key, family)] = unpack_called(value)
     backends = maps["backends"].values()
     changing_ones = [one for one in live.services.values() if live.whole or one.number in changing]
     # A megabyte or more: not for nothing
@@ -101,25 +143,35 @@ def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
     for number, backend in _backends_in(backends, BackendState.DRAINING):
         if live.whole or backend.service in changing:
             live.backends[number] = backend
-    live.targets = {unpack_address(key): _U32.unpack(value)[0] for key, value in maps["targets"].items()}
+    live.targets = {
+        unpack_address(key, family): _U32.unpack(value)[0] for family, key, value in _items(maps, "targets")
+    }
     live.free_backends = _free_backends(backends)
     live.guards = _read_guards(maps)
     return live
 
 
+def _items(maps: Maps, name: str) -> Iterator[tuple[Family, bytes, bytes]]:
+    """The entries of each family's map of this kind."""
+    for family in loaded_families(maps):
+        for key, value in maps[name + family.suffix].items():
+            yield family, key, value
+
+
 def _read_guards(maps: Maps) -> Guards:
-    vips = {str(IPv4Address(key)): VipKind(_U32.unpack(value)[0]) for key, value in maps["vips"].items()}
-    return Guards(vips, {_unpack_range(key) for key, _ in maps["ranges"].items()})
+    vips = {unpack_ip(key): VipKind(_U32.unpack(value)[0]) for _, key, value in _items(maps, "vips")}
+    return Guards(vips, {_unpack_range(key, family) for family, key, _ in _items(maps, "ranges")})
 
 
 def _pack_range(one: SourceRange) -> bytes:
-    network = IPv4Network(one.network)
-    return SOURCE_RANGE.pack(32 + network.prefixlen, one.service, network.network_address.packed)
+    network = ip_network(one.network)
+    address = network.network_address.packed
+    return _RANGES[Family.of(one.network)].pack(32 + network.prefixlen, one.service, address)
 
 
-def _unpack_range(raw: bytes) -> SourceRange:
-    length, service, address = SOURCE_RANGE.unpack(raw)
-    return SourceRange(service, f"{IPv4Address(address)}/{length - 32}")
+def _unpack_range(raw: bytes, family: Family) -> SourceRange:
+    length, service, address = _RANGES[family].unpack(raw)
+    return SourceRange(service, f"{unpack_ip(address)}/{length - 32}")
 
 
 def _free_backends(backends: bytes) -> Iterator[tuple[int, int]]:
@@ -146,8 +198,9 @@ def _backends_in(backends: bytes, state: BackendState) -> Iterator[tuple[int, Li
 
 def write(maps: Maps, change: Change) -> None:
     """Writes a change, in the order that plan.Change gives. Raises KernelError where a map is full."""
+    guards = change.guards
     _write_backends(maps, change.backends, BackendState.ACTIVE)
-    maps["targets"].update_many({pack_address(at): _U32.pack(count) for at, count in change.targets.items()})
+    _update(maps, "targets", [(at.family, pack_address(at), _U32.pack(count)) for at, count in change.targets.items()])
     maps["slots"].update_many(
         {
             _U32.pack(first + offset): _U32.pack(number)
@@ -155,16 +208,29 @@ def write(maps: Maps, change: Change) -> None:
             for offset, number in enumerate(run)
         }
     )
-    guards = change.guards
-    maps["vips"].update_many({IPv4Address(at).packed: _U32.pack(kind) for at, kind in guards.vips.items()})
-    maps["ranges"].update_many({_pack_range(one): _U32.pack(1) for one in guards.ranges})
-    maps["services"].update_many({pack_address(at): pack_called(called) for at, called in change.services.items()})
-    maps["services"].delete_many(pack_address(at) for at in change.removed_services)
+    _update(maps, "vips", [(Family.of(at), pack_ip(at), _U32.pack(kind)) for at, kind in guards.vips.items()])
+    _update(maps, "ranges", [(Family.of(one.network), _pack_range(one), _U32.pack(1)) for one in guards.ranges])
+    _update(maps, "services", [(at.family, pack_address(at), pack_called(one)) for at, one in change.services.items()])
+    _delete(maps, "services", [(at.family, pack_address(at)) for at in change.removed_services])
     _write_backends(maps, change.draining_backends, BackendState.DRAINING)
     _write_backends(maps, change.gone_backends, BackendState.GONE)
-    maps["targets"].delete_many(pack_address(at) for at in change.removed_targets)
-    maps["vips"].delete_many(IPv4Address(at).packed for at in guards.removed_vips)
-    maps["ranges"].delete_many(_pack_range(one) for one in guards.removed_ranges)
+    _delete(maps, "targets", [(at.family, pack_address(at)) for at in change.removed_targets])
+    _delete(maps, "vips", [(Family.of(at), pack_ip(at)) for at in guards.removed_vips])
+    _delete(maps, "ranges", [(Family.of(one.network), _pack_range(one)) for one in guards.removed_ranges])
+
+
+def _update(maps: Maps, name: str, entries: _Entries) -> None:
+    """Writes entries, each to its family's map of this kind."""
+    parts: dict[Family, dict[bytes, bytes]] = {}
+    for family, key, value in entries:
+        parts.setdefault(family, {})[key] = value
+    for family, part in parts.items():
+        maps[name + family.suffix].update_many(part)
+
+
+def _delete(maps: Maps, name: str, keys: Iterable[tuple[Family, bytes]]) -> None:
+    for family, key in keys:
+        maps[name + family.suffix].delete(key)
 
 
 def _write_backends(maps: Maps, backends: Mapping[int, LiveBackend], state: BackendState) -> None:
@@ -174,15 +240,19 @@ def _write_backends(maps: Maps, backends: Mapping[int, LiveBackend], state: Back
 def check_room(maps: Maps, change: Change) -> None:
     """Raises KernelError, before anything is written, where a change does not fit."""
     for name, new in (("services", change.services), ("targets", change.targets)):
-        table = maps[name]
-        have = {key for key, _ in table.items()}
-        adding = sum(pack_address(at) not in have for at in new)
-        if len(have) + adding > table.info.max_entries:
-            raise KernelError(
-                f"the map {name!r} is full: it holds {table.info.max_entries:,} entries,"
-                f" {len(have) + adding:,} are needed",
-                hint="load with larger --max-services or --max-backends",
-            )
+        for family in loaded_families(maps):
+            _check_map(maps[name + family.suffix], [at for at in new if at.family is family])
+
+
+def _check_map(table: Map, new: list[Address]) -> None:
+    have = {key for key, _ in table.items()} if new else set()
+    needed = len(have) + sum(pack_address(at) not in have for at in new)
+    if needed > table.info.max_entries:
+        raise KernelError(
+            f"the map {table.contract.name!r} is full: it holds {table.info.max_entries:,} entries,"
+            f" {needed:,} are needed",
+            hint="load with larger --max-services or --max-backends",
+        )
 
 
 def counters(maps: Maps) -> dict[str, int]:

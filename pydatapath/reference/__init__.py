@@ -1,7 +1,7 @@
 """What the datapath does to a packet, as plain Python: no kernel, no bytes, no clock.
 
     packet    a packet's addresses, and how an answer's follow from them
-    world     what the datapath is told: services, backends, who lives where, which ways are known
+    world     what the datapath is told: services, backends, who lives where and lives still, which ways are known
     services  which backends a new flow may go to, and which it must: policies, affinity, stickiness
     entry     one direction of a flow, and how long it lives
     flows     the two tables; a packet of a flow that was answered
@@ -14,6 +14,9 @@ Read it to learn what a service is; test the kernel's programs against it. Where
 port), the model is told what they chose (Choice) and raises Impossible where that was not allowed. Rule numbers (S..,
 N.., C..) are those of the project's table of service semantics.
 
+IPv4 and IPv6 are alike, and one model takes the packets of both. What differs is not in it: the checksum of the header,
+which IPv6 has not; by which ICMP a sender is refused (Verdict.refused); the name of the TTL, IPv6's hop limit.
+
 Single packets only: no fragments, no ICMP, one CPU, and tables without an end; Flows.forget is what an LRU does.
 """
 
@@ -24,9 +27,10 @@ from pydatapath.reference.leave import Kind, Verdict
 from pydatapath.reference.packet import Address, FlowTuple, Packet, Protocol
 from pydatapath.reference.services import Choice, Chooser, Impossible
 from pydatapath.reference.walk import Model
-from pydatapath.reference.world import NODE, Backend, Hook, Route, Service, World
+from pydatapath.reference.world import NEXT_HOPS, NODE, Backend, Hook, Own, Route, Service, World
 
 __all__ = [
+    "NEXT_HOPS",
     "NODE",
     "PORTS",
     "TIMEOUTS",
@@ -41,6 +45,7 @@ __all__ = [
     "Impossible",
     "Kind",
     "Model",
+    "Own",
     "Packet",
     "Protocol",
     "Route",

@@ -92,7 +92,7 @@ def begin(flows: Flows, entry: Entry, moment: Moment, port: int | None) -> tuple
     if "R" in moment.packet.flags:
         flows.half_open.pop(entry.to.reverse, None)  # given up: nothing is left to wait for
         return entry, False
-    if key.protocol == "UDP":
+    if entry.is_paired:
         flows.half_open.setdefault(key, entry)
     return entry, found is Claim.CLAIMED
 
@@ -117,7 +117,7 @@ def _claim_answer(flows: Flows, entry: Entry, moment: Moment) -> Claim:
 def _answer_of(entry: Entry, moment: Moment) -> Entry:
     """What waits for the answer. A TCP flow has nothing else while it waits, so that counts the caller's packets."""
     reply = entry.opposite(moment.packet.tuple, moment.now)
-    return replace(reply, packets=entry.packets, octets=entry.octets) if entry.to.protocol == "TCP" else reply
+    return reply if entry.is_paired else replace(reply, packets=entry.packets, octets=entry.octets)
 
 
 def _with_port(entry: Entry, port: int) -> Entry:

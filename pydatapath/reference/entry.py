@@ -23,7 +23,8 @@ class State(StrEnum):
 
 
 # Seconds of silence after which a flow is over. N34: five minutes for UDP; N36: netfilter's five days for TCP, which is
-# more than RFC 5382 asks; N37: four minutes at the end; two minutes for what was never answered (Linux's SYN_SENT)
+# more than RFC 5382 asks; N37: four minutes at the end; two minutes for what was never answered (Linux's SYN_SENT);
+# S18: netfilter's for SCTP, whose ends ask for each other every half a minute (RFC 9260 8.3)
 TIMEOUTS: Final[Mapping[tuple[Protocol, State], float]] = MappingProxyType(
     {
         ("UDP", State.NEW): 120,
@@ -32,6 +33,9 @@ TIMEOUTS: Final[Mapping[tuple[Protocol, State], float]] = MappingProxyType(
         ("TCP", State.NEW): 120,
         ("TCP", State.ESTABLISHED): 432_000,
         ("TCP", State.CLOSING): 240,
+        ("SCTP", State.NEW): 120,
+        ("SCTP", State.ESTABLISHED): 210,
+        ("SCTP", State.CLOSING): 210,
     }
 )
 
@@ -72,6 +76,11 @@ class Entry:
     packets: int = 0
     octets: int = 0
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether it waits for its answer as two entries, one for each direction; of TCP there is the claim alone."""
+        return self.to.protocol != "TCP"
+
     def opposite(self, key: FlowTuple, now: float) -> Entry:
         """The entry that the other direction must have (N5): it turns the answer's tuple into the caller's reversed."""
         return Entry(key.reverse, now, self.backend, self.state, reply=not self.reply, plain=self.plain)
@@ -98,9 +107,13 @@ class Entry:
         return TIMEOUTS[self.to.protocol, State.CLOSING if ended else self.state]
 
     def has_lost_its_backend(self, world: World) -> bool:
-        """C9: a UDP flow belongs to nobody once its backend no longer serves. C8: a TCP connection goes on."""
+        """C9: a UDP flow belongs to nobody once its backend no longer serves. C8: TCP and SCTP connections go on."""
         return self.to.protocol == "UDP" and not world.serves(self.backend)
 
     def chooses_again(self, world: World) -> bool:
         """C9: it is the caller's packet that chooses; an answer that comes late is still the service's."""
         return not self.reply and self.has_lost_its_backend(world)
+
+    def is_forsaken(self, world: World) -> bool:
+        """C8: the caller's direction, of any protocol, whose backend is gone from its service: is its pod gone, too?"""
+        return not self.reply and not world.serves(self.backend)

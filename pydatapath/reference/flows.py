@@ -2,7 +2,8 @@
 
 Two tables, so that a flood of first packets pushes out no live flow. `main`: answered flows, both directions of each.
 `half_open`: what still waits for its answer. A TCP flow is there its answer's entry alone, the claim: a SYN that is
-sent again is chosen for anew, the same way (N103). A UDP flow has both: one-way traffic keeps its backend (N105).
+sent again is chosen for anew, the same way (N103). UDP's and SCTP's are there as both: one-way traffic keeps its
+backend (N105).
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Flows:
         self.main.pop(key, None)
         self.half_open.pop(key, None)
 
+    def end(self, key: FlowTuple, entry: Entry) -> None:
+        """Both directions are over, wherever they stand (C8)."""
+        for table in (self.main, self.half_open):
+            remove_both(table, key, entry)
+
     def live(self, world: World, now: float) -> Iterator[tuple[FlowTuple, FlowTuple]]:
         """Of every flow that is not over: the caller's tuple as it came, and as it leaves (N42)."""
         for table in (self.main, self.half_open):
@@ -62,13 +68,16 @@ class Flows:
     def quick(self, moment: Moment) -> Entry | None:
         """The flow of a packet that needs no more than being counted, rewritten and sent; else None.
 
-        Any SYN needs more, and so does the first packet after a second: it refreshes the entry, or heals it (N5).
+        Any SYN needs more, and all SCTP, whose checksum is work. The first packet after a second refreshes the entry,
+        or heals it (N5). What is sent to a backend that is gone is chosen for again (C9), or may be refused (C8).
         """
         key = moment.packet.tuple
         entry = self.main.get(key)
-        if entry is None or moment.packet.is_syn or moment.now - entry.last_seen >= FRESH:
+        if entry is None or moment.now - entry.last_seen >= FRESH:
             return None
-        if entry.chooses_again(moment.world):
+        if moment.packet.is_syn or key.protocol == "SCTP":
+            return None
+        if entry.is_forsaken(moment.world):
             return None
         self.main[key] = entry.counting(moment.packet).noting_its_end(moment.packet)
         return self.main[key]

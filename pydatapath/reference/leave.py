@@ -22,10 +22,10 @@ class Verdict:
     """What became of a packet.
 
     `kind`: "forward", straight to where `to` says: a pod's address, or "route" for another machine; "node", to the
-    node's own sockets, up where it came in ("node"), or by the "bridge" or the "uplink"; "pass", left to the "stack";
-    or "drop". `packet`: as it leaves, or as it was when it was dropped. `reason`: the counter of a drop (N108).
-    `refused`: its sender is told by a RST, or by ICMP port unreachable (C2). `opened`: a flow began with it. `walked`:
-    it took more than a look at a known flow.
+    node's own sockets, up where it came in ("node"), or by the "bridge", the "uplink" or the "loopback" interface;
+    "pass", left to the "stack"; or "drop". `packet`: as it leaves, or as it was when it was dropped. `reason`: the
+    counter of a drop (N108). `refused`: its sender is told by a RST, or by ICMP port unreachable: type 3, code 3, or of
+    ICMPv6 type 1, code 4 (C2). `opened`: a flow began with it. `walked`: it took more than a look at a known flow.
     """
 
     kind: Kind
@@ -94,12 +94,15 @@ def _is_routed(hook: Hook, way: _Way) -> bool:
 def _up(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> str:
     """N90: an answer comes in where the route to its source leads, or a reverse path filter drops it.
 
-    To a service network that is the bridge, to an external or balancer's address the uplink.
+    To a service network that is the bridge, to the node's own address, of its node ports, the loopback interface, to an
+    external or balancer's address the uplink.
     """
-    by_bridge = world.is_in_service_network(to.source) or to.source == world.next_hop
+    by_bridge = world.is_in_service_network(to.source) or to.source == world.next_hop(to.source)
+    if world.is_own(to.source) and not by_bridge:
+        return "loopback"
     there_already = {Hook.FROM_POD: by_bridge, Hook.FROM_UPLINK: not by_bridge}
     if packet.source == to.source or there_already.get(hook, False):
         return NODE
     if by_bridge:
         return "bridge"
-    return "uplink" if world.uplink_address else NODE
+    return "uplink" if world.has_uplink else NODE

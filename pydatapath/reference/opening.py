@@ -53,7 +53,7 @@ def _promote(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> En
     answer must not reach the client: drop_late_answer.
     """
     caller_key = claimed.to.reverse
-    counted = flows.half_open.get(caller_key, claimed) if claimed.to.protocol == "UDP" else claimed
+    counted = flows.half_open.get(caller_key, claimed) if claimed.is_paired else claimed
     caller = replace(
         claimed.opposite(key, moment.now),
         state=State.ESTABLISHED,
@@ -71,6 +71,6 @@ def _promote(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> En
     flows.main[caller_key] = caller
     flows.main[key] = answer
     flows.half_open.pop(key, None)
-    if claimed.to.protocol == "UDP":
+    if claimed.is_paired:
         flows.half_open.pop(caller_key, None)
     return answer

@@ -1,25 +1,39 @@
-"""A packet as far as services care: who sends it to whom, TCP's flags, and how many hops it has left."""
+"""A packet as far as services care: who sends it to whom, TCP's flags, and how many hops it has left.
+
+Addresses are text, as short as it may be ("fd00::3"), and are of one IP version in one packet.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["Address", "FlowTuple", "Packet", "Protocol"]
+__all__ = ["Address", "FlowTuple", "Packet", "Protocol", "Version", "version_of"]
 
-Protocol = Literal["TCP", "UDP"]
+Protocol = Literal["TCP", "UDP", "SCTP"]
+Version = Literal[4, 6]
+
+
+def version_of(address: str) -> Version:
+    """The IP version of an address."""
+    return 6 if ":" in address else 4
+
+
+def place(address: str, port: int) -> str:
+    """An address and port in words (RFC 3986 3.2.2)."""
+    return f"[{address}]:{port}" if version_of(address) == 6 else f"{address}:{port}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Address:
-    """Where something is called or listens: TCP and UDP on one number are two different places (S14)."""
+    """Where something is called or listens: one number in TCP, UDP and SCTP is three different places (S14)."""
 
     address: str
     port: int
     protocol: Protocol = "TCP"
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}/{self.protocol}"
+        return f"{place(self.address, self.port)}/{self.protocol}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -43,13 +57,17 @@ class FlowTuple:
         return Address(self.destination, self.destination_port, self.protocol)
 
     def __str__(self) -> str:
-        ends = f"{self.source}:{self.source_port} -> {self.destination}:{self.destination_port}"
-        return f"{ends} {self.protocol}"
+        ends = place(self.source, self.source_port), place(self.destination, self.destination_port)
+        return f"{' -> '.join(ends)} {self.protocol}"
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One whole IPv4 packet of TCP or UDP. `flags`: TCP's as scapy writes them, "S", "SA", "FA"; `length`: layer 3."""
+    """One whole packet of TCP, UDP or SCTP.
+
+    `flags`: TCP's as scapy writes them, "S", "SA", "FA"; "S" for SCTP's INIT, the only chunk that matters (S18). `ttl`:
+    IPv6's hop limit. `length`: of layer 3, its headers included.
+    """
 
     source: str
     source_port: int
@@ -58,11 +76,13 @@ class Packet:
     protocol: Protocol = "TCP"
     flags: str = ""
     ttl: int = 64
-    length: int = 40
+    length: int = 60
 
     def __post_init__(self) -> None:
-        if self.protocol == "UDP" and self.flags:
-            raise ValueError(f"a datagram has no flags: {self.flags!r}")
+        if self.protocol != "TCP" and self.flags and (self.protocol, self.flags) != ("SCTP", "S"):
+            raise ValueError(f"{self.protocol} has no flags: {self.flags!r}")
+        if version_of(self.source) != version_of(self.destination):
+            raise ValueError(f"{self.source} and {self.destination} are of two IP versions")
 
     @property
     def tuple(self) -> FlowTuple:
@@ -76,7 +96,7 @@ class Packet:
 
     @property
     def opens(self) -> bool:
-        """SYN without ACK: a connection begins here, whatever was known of its tuple (N95, N102)."""
+        """SYN without ACK, or INIT: a connection begins here, whatever was known of its tuple (N95, N102)."""
         return "S" in self.flags and "A" not in self.flags
 
     def readdressed(self, to: FlowTuple) -> Packet:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pydatapath.reference.entry import Dropped
-from pydatapath.reference.packet import FlowTuple, Packet
-from pydatapath.reference.world import NODE, Backend, Hook, Service, World, is_within
+from pydatapath.reference.packet import Address, FlowTuple, Packet
+from pydatapath.reference.world import Backend, Hook, Service, World, is_within
 
 __all__ = [
     "Choice",
@@ -45,7 +45,7 @@ def service_called(packet: Packet, hook: Hook, world: World) -> Service | None:
 
 def may_call(packet: Packet, hook: Hook, world: World) -> bool:
     """What leaves by an uplink was met when it came in, unless it is the node's own, to an external address (S43)."""
-    return hook is not Hook.TO_UPLINK or world.endpoints.get(packet.source) == NODE
+    return hook is not Hook.TO_UPLINK or world.is_own(packet.source)
 
 
 def is_inside(packet: Packet, hook: Hook, world: World) -> bool:
@@ -73,16 +73,19 @@ def no_backend(service: Service, packet: Packet, *, inside: bool) -> Dropped:
 def no_service(packet: Packet, hook: Hook, world: World) -> Dropped | None:
     """Another port of a service's address: refused (S37). An address that no service owns: dropped (S38).
 
-    None: neither; or it leaves by an uplink, where another machine may have that address.
+    So is what the node sends to its next hop to services, and no flow: nobody is there. None: none of these; or it
+    leaves by an uplink, where another machine may have that address.
     """
-    if world.is_cluster_ip(packet.destination) and may_call(packet, hook, world):
+    to = packet.destination
+    if world.is_cluster_ip(to) and may_call(packet, hook, world):
         return refuse("drop_no_service", packet)
-    lost = world.is_service_address(packet.destination) and hook is not Hook.TO_UPLINK
-    return Dropped("drop_no_service") if lost else None
+    lost = world.is_service_address(to) and hook is not Hook.TO_UPLINK
+    nowhere = hook is Hook.TO_BRIDGE and to == world.next_hop(to)
+    return Dropped("drop_no_service") if lost or nowhere else None
 
 
 def refuse(reason: str, packet: Packet) -> Dropped:
-    """C2: its sender is told at once, by a RST or by ICMP port unreachable; but a RST is never answered."""
+    """C2: its sender is told at once, TCP's by a RST, others' by ICMP port unreachable; but a RST is never answered."""
     return Dropped(reason, refused="R" not in packet.flags)
 
 
@@ -93,11 +96,12 @@ def seen_source(packet: Packet, hook: Hook, backend: Backend, world: World) -> s
     from elsewhere and is sent elsewhere (S49, S54), or the answer would go past this node. Where the node calls what it
     serves itself (S56), no address of its own may come in: its next hop's to services.
     """
+    own = world.own_of(packet.source)
     if hook is Hook.FROM_UPLINK and not world.is_here(backend.address):
-        return world.uplink_address or world.node_address
-    if hook.is_egress and world.endpoints.get(backend.address) == NODE:
-        return world.next_hop
-    return world.node_address if backend.address == packet.source else packet.source
+        return own.uplink or own.address
+    if hook.is_egress and world.is_own(backend.address):
+        return world.next_hop(packet.source)
+    return own.address if backend.address == packet.source else packet.source
 
 
 class Chooser:
@@ -136,8 +140,8 @@ class Chooser:
         allowed = self.allowed(key, service, used, now)
         backend = allowed[0] if told is None else told
         if backend not in allowed:
-            places = ", ".join(f"{one.address}:{one.port}" for one in allowed)
-            raise Impossible(f"{key} went to {backend.address}:{backend.port}, and may go to {places} only (N103, S73)")
+            at, *places = (str(Address(one.address, one.port, key.protocol)) for one in (backend, *allowed))
+            raise Impossible(f"{key} went to {at}, and may go to {', '.join(places)} only (N103, S73)")
         if service.affinity:
             self.affinity[key.source, service.number] = (backend, now)
         else:

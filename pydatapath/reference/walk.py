@@ -1,4 +1,4 @@
-"""A packet's walk: known flow -> addresses -> leave; else classify -> choose -> claim -> leave."""
+"""A packet's walk: known flow -> its pod is there -> addresses -> leave; else classify -> choose -> claim -> leave."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydatapath.reference.services import (
     is_inside,
     no_backend,
     no_service,
+    refuse,
     seen_source,
     service_called,
     used_set,
@@ -51,6 +52,11 @@ class Model:
         a pod's packet came in, if not by the pod's own. Raises Impossible where that may not be chosen; do not go on
         with the model then.
         """
+        if hook is Hook.FROM_UPLINK and self.world.is_spoofed(packet):
+            return Verdict("drop", packet, reason="drop_spoofed", walked=False)
+        known = not packet.is_syn and packet.tuple in self.flows.main
+        if hook is Hook.TO_LOOPBACK and not known and service_called(packet, hook, self.world) is None:
+            return Verdict("pass", packet, "stack", walked=False)  # there nothing else is ours: S106
         entry = self.flows.quick(Moment(packet, now, self.world))
         if entry is not None:
             return replace(self._send(hook, packet, entry), walked=False)
@@ -58,6 +64,7 @@ class Model:
         moment = Moment(packet, now, self.world)
         try:
             entry = follow_half_open(self.flows, moment) or self.flows.follow(moment)
+            self._look_for_the_pod(hook, moment, entry)
             if entry is not None:
                 return self._send(hook, packet, entry)
             return self._first(hook, moment, chosen or Choice())
@@ -69,6 +76,19 @@ class Model:
         if hook is Hook.FROM_POD and (packet.is_syn or packet.tuple not in self.flows.main):
             known = self.world.endpoints.get(packet.source)
             self.world = self.world.learned(packet.source, interface or known or f"veth of {packet.source}")
+
+    def _look_for_the_pod(self, hook: Hook, moment: Moment, entry: Entry | None) -> None:
+        """C8: a packet to a pod that is gone is refused at once, and its flow is over. Raises Dropped.
+
+        Of a backend that is still in its service the node says so only to who comes from elsewhere: it answers for its
+        own pods, whoever has sent the packet here.
+        """
+        packet, world = moment.packet, moment.world
+        forsaken = entry is not None and entry.is_forsaken(world) and world.has_nobody(entry.to.destination)
+        if forsaken or (hook is Hook.FROM_UPLINK and world.has_lost(packet.destination)):
+            if entry is not None:
+                self.flows.end(packet.tuple, entry)
+            raise refuse("drop_pod_gone", packet)
 
     def _first(self, hook: Hook, moment: Moment, told: Choice) -> Verdict:
         """The first packet of a flow, or one of none: to a service, to where a backend listens, or neither."""

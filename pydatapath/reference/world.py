@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Final
 
-from pydatapath.reference.packet import Address
+from pydatapath.reference.packet import Address, Packet, Version, version_of
 
-__all__ = ["NODE", "Backend", "Hook", "Route", "Service", "World", "is_within"]
+__all__ = ["NEXT_HOPS", "NODE", "Backend", "Hook", "Own", "Route", "Service", "World", "is_within"]
 
 NODE: Final = "node"  # the interface of the node's own addresses
+# Of the node's own routes to services, over the bridge: nobody has these addresses
+NEXT_HOPS: Final[Mapping[Version, str]] = MappingProxyType({4: "169.254.218.122", 6: "fd70:7964:6174:6170::1"})
 
 
 class Hook(StrEnum):
@@ -27,11 +29,12 @@ class Hook(StrEnum):
     FROM_UPLINK = "from_uplink"
     TO_BRIDGE = "to_bridge"
     TO_UPLINK = "to_uplink"
+    TO_LOOPBACK = "to_loopback"
 
     @property
     def is_egress(self) -> bool:
         """Whether the node's own stack has had the packet, and has routed it already."""
-        return self in {Hook.TO_BRIDGE, Hook.TO_UPLINK}
+        return self in {Hook.TO_BRIDGE, Hook.TO_UPLINK, Hook.TO_LOOPBACK}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -76,27 +79,51 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class World:
-    """All that is decided on besides the flows.
+class Own:
+    """The node's own addresses of one IP version: what others see of it.
 
+    `address`: what a pod sees that calls itself. `uplink`: what a backend elsewhere sees of a caller from elsewhere; ""
+    where no uplink is known.
+    """
+
+    address: str
+    uplink: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that is decided on besides the flows, of one IP version or of both.
+
+    `own`: the node's own addresses, for each IP version that it has. `interfaces`: the pods' interfaces that are there.
     `endpoints`: the interface behind which each known address is, NODE for the node's own. `targets`: addresses where
     a backend listens, besides those of the services here. `draining`: backends that take no new flows but keep those
     that they have (S94). `cluster_networks`: the other nodes' pods. `cluster_ips`: those outside the service networks.
-    `uplink_address`: what a backend elsewhere sees of a caller from elsewhere; "" where no uplink is known.
     """
 
-    node_address: str
+    own: tuple[Own, ...]
     services: Mapping[Address, Service] = field(default_factory=lambda: MappingProxyType({}))
     endpoints: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    interfaces: frozenset[str] = frozenset()
     pod_networks: tuple[str, ...] = ()
     service_networks: tuple[str, ...] = ()
     cluster_networks: tuple[str, ...] = ()
     cluster_ips: frozenset[str] = frozenset()
     routes: tuple[Route, ...] = ()
-    uplink_address: str = ""
-    next_hop: str = "169.254.218.122"  # of the node's own routes to services
     targets: frozenset[Address] = frozenset()
     draining: frozenset[Backend] = frozenset()
+
+    def own_of(self, address: str) -> Own:
+        """The node's own addresses of the IP version that this one is of."""
+        return next(one for one in self.own if version_of(one.address) == version_of(address))
+
+    def next_hop(self, address: str) -> str:
+        """Where the node's own routes to services lead, of the IP version of this address."""
+        return NEXT_HOPS[version_of(address)]
+
+    @property
+    def has_uplink(self) -> bool:
+        """Whether there is one, of whichever IP version its addresses are."""
+        return any(one.uplink for one in self.own)
 
     def is_pod(self, address: str) -> bool:
         """Whether a pod of this node may have it."""
@@ -124,6 +151,28 @@ class World:
         """Whether who answers to it is known to be on this node: such an answer comes back through it anyway (C4)."""
         return address in self.endpoints
 
+    def is_own(self, address: str) -> bool:
+        """Whether it is the node's own."""
+        return self.endpoints.get(address) == NODE
+
+    def is_spoofed(self, packet: Packet) -> bool:
+        """N87: whether a packet from elsewhere has a source that only one from here can have, or is its own sender.
+
+        Where an uplink is in the pods' own network, others there are not of this node alone.
+        """
+        uplink = self.own_of(packet.source).uplink
+        shared = bool(uplink) and self.is_pod(uplink)
+        own = self.is_in_service_network(packet.source) or (self.is_pod(packet.source) and not shared)
+        return own or packet.source == packet.destination
+
+    def has_lost(self, address: str) -> bool:
+        """C8: whether a pod had it whose interface is no more."""
+        return self.is_here(address) and not self.is_own(address) and self.endpoints[address] not in self.interfaces
+
+    def has_nobody(self, address: str) -> bool:
+        """C8: whether no pod will answer to it: its interface is no more, or it is this node's and nobody knows it."""
+        return self.has_lost(address) or (self.is_pod(address) and not self.is_here(address))
+
     def is_target(self, address: Address) -> bool:
         """Whether a backend listens there: direct connections to it are kept apart from a service's (N93)."""
         return address in self.targets or any(
@@ -144,7 +193,7 @@ class World:
     def route(self, address: str) -> Route | None:
         """The way to an address: the longest prefix has it; None where none is known."""
         fitting = (route for route in self.routes if is_within(address, (route.network,)))
-        return max(fitting, key=lambda route: IPv4Network(route.network).prefixlen, default=None)
+        return max(fitting, key=lambda route: ip_network(route.network).prefixlen, default=None)
 
     def learned(self, address: str, interface: str) -> World:
         """As a bridge learns: a pod's address is where it sends from. The node's own are told, not learned."""
@@ -155,5 +204,5 @@ class World:
 
 @lru_cache(maxsize=4096)
 def is_within(address: str, networks: tuple[str, ...]) -> bool:
-    """Whether one of the networks has the address (S9)."""
-    return any(IPv4Address(address) in IPv4Network(network) for network in networks)
+    """Whether one of the networks has the address (S9); one of the other IP version never has."""
+    return any(ip_address(address) in ip_network(network) for network in networks)

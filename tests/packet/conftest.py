@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("packetbed")
 
 from packetbed import (  # noqa: E402
-    BACKEND,
     CLUSTER_NETWORKS,
     DEVICES,
     MAC,
     NODE,
     POD_NETWORKS,
-    REMOTE,
     SERVICE_NETWORKS,
     SIZES,
     UPLINK,
     UPLINK_MAC,
-    VIP,
-    VIP_TWO,
+    V4,
+    V6,
+    V6_CLUSTER_NETWORKS,
+    V6_POD_NETWORKS,
+    V6_SERVICE_NETWORKS,
     Bed,
+    Places,
+    at,
 )
 
 NAME = f"packet{os.getpid()}"
@@ -40,27 +43,33 @@ PINS = bpffs.BPFFS / "pydatapath" / NAME
 PROGRAM = compile.Program(
     PINS,
     PINS / "programs",
-    IPv4Address(NODE),
-    POD_NETWORKS,
-    SERVICE_NETWORKS,
+    compile.Scope(IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, IPv4Address(UPLINK), CLUSTER_NETWORKS),
+    compile.Scope(
+        IPv6Address(V6.NODE), V6_POD_NETWORKS, V6_SERVICE_NETWORKS, IPv6Address(V6.UPLINK), V6_CLUSTER_NETWORKS
+    ),
     sizes=SIZES,
-    uplink_address=IPv4Address(UPLINK),
     uplink_index=99,  # BPF_PROG_TEST_RUN tells nothing of where a redirect leads
     uplink_mac=UPLINK_MAC,
-    cluster_networks=CLUSTER_NETWORKS,
 )
 PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
-SERVICES = {
-    f"{VIP}:80/TCP": [f"{BACKEND}:8080"],
-    f"{VIP}:53/UDP": [f"{BACKEND}:5353"],
-    f"{VIP}:443/TCP": [f"{BACKEND}:443"],
-    f"{VIP}:81/TCP": [f"{REMOTE}:8080"],
-    f"{VIP}:54/UDP": [f"{REMOTE}:5353"],
-    f"{VIP}:9/TCP": [],
-    f"{VIP}:9/UDP": [],
-    f"{VIP_TWO}:80/TCP": [f"{BACKEND}:8080"],
-    f"{VIP_TWO}:53/UDP": [f"{BACKEND}:5353"],
-}
+
+
+def _services(where: Places) -> dict[str, list[str]]:
+    backend, remote = where.BACKEND, where.REMOTE
+    return {
+        where.called("80/TCP"): [at(backend, 8080)],
+        where.called("53/UDP"): [at(backend, 5353)],
+        where.called("443/TCP"): [at(backend, 443)],
+        where.called("81/TCP"): [at(remote, 8080)],
+        where.called("54/UDP"): [at(remote, 5353)],
+        where.called("9/TCP"): [],
+        where.called("9/UDP"): [],
+        where.called("80/TCP", where.VIP_TWO): [at(backend, 8080)],
+        where.called("53/UDP", where.VIP_TWO): [at(backend, 5353)],
+    }
+
+
+SERVICES = _services(V4) | _services(V6)
 
 
 @pytest.fixture(scope="session")
@@ -69,19 +78,25 @@ def namespace(keep: Callable[[], AbstractContextManager[None]]) -> Iterator[dict
     with keep():
         links.create_namespace(NAME)
     try:
+        forwarding = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/default/forwarding")
+        links.write_sysctls(NAME, dict.fromkeys(forwarding, "1"))
         with links.Links(NAME) as node:
             node.bridge("br0", MAC[NODE])
             node.address("br0", f"{NODE}/24")
-            for address, device in DEVICES.items():
-                node.veth(device, f"in{device}", NAME, peer_mac=MAC[address], bridge="br0")
+            node.address("br0", f"{V6.NODE}/64")
+            for address in (V4.CLIENT, V4.BACKEND, V4.SECOND):
+                node.veth(DEVICES[address], f"in{DEVICES[address]}", NAME, peer_mac=MAC[address], bridge="br0")
             node.veth("far", "uplink", NAME, peer_mac=UPLINK_MAC)
             node.up("uplink")
             node.address("uplink", f"{UPLINK}/24")
-            node.route("10.2.0.0/24", via="192.168.9.2")
-            node.route("198.51.100.0/24", via="192.168.9.2")
-            node.neighbour("uplink", "192.168.9.2", "02:00:00:00:02:02")
-            links.write_sysctls(NAME, {"net/ipv4/ip_forward": "1"})
-            yield {name: node.index(name) for name in ("br0", "uplink", *DEVICES.values())}
+            node.address("uplink", f"{V6.UPLINK}/64")
+            for network in ("10.2.0.0/24", "198.51.100.0/24"):
+                node.route(network, via=V4.NEXT_HOP)
+            for network in ("fd00:10:2::/64", "2001:db8:51::/64"):
+                node.route(network, via=V6.NEXT_HOP)
+            for where in (V4, V6):
+                node.neighbour("uplink", where.NEXT_HOP, "02:00:00:00:02:02")
+            yield {name: node.index(name) for name in ("lo", "br0", "uplink", *DEVICES.values())}
     finally:
         links.delete_namespace(NAME)
 
@@ -91,9 +106,9 @@ class RememberingCompiler(compile.Compiler):
 
     answer: dict[str, Any]
 
-    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """As the compiler, and remembers."""
-        self.answer = super().ask(request)
+        self.answer = super().ask(parts)
         return self.answer
 
 
@@ -126,7 +141,7 @@ def loaded(compiler_answer: dict[str, Any], namespace: dict[str, int]) -> Iterat
 @pytest.fixture
 def bed(loaded: Bed) -> Iterator[Bed]:
     """The programs, with nothing in the maps but the pods and SERVICES, run inside the namespace."""
-    loaded.reset()
-    loaded.serve(SERVICES)
     with netns.entered(netns.path_of(NAME)):
+        loaded.reset()
+        loaded.serve(SERVICES)
         yield loaded

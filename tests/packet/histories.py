@@ -6,29 +6,15 @@ plain list, from which steps may be taken away until only those are left that sh
 
 from __future__ import annotations
 
-from dataclasses import replace
-from ipaddress import IPv4Address
+from dataclasses import astuple, dataclass, replace
+from functools import cache
+from ipaddress import ip_address
 from random import Random
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DEVICES,
-    FAR,
-    NODE,
-    NOWHERE,
-    OUTSIDE,
-    REMOTE,
-    SECOND,
-    UPLINK,
-    VIP,
-    VIP_TWO,
-    Serving,
-)
-from wire import in_service_network, ports_tried
+from packetbed import DEVICES, POD_NETWORKS, V4, V6, V6_POD_NETWORKS, Places, Serving, at
+from wire import flagged, is_by_bridge, ports_tried
 
-from pydatapath.kernel.layout import PROTOCOLS
 from pydatapath.plan import FrontendKind
 from pydatapath.reference import FlowTuple, Hook, Packet, Protocol
 
@@ -36,6 +22,7 @@ __all__ = [
     "Again",
     "Answer",
     "Direct",
+    "Interface",
     "Lose",
     "Send",
     "Serve",
@@ -48,9 +35,31 @@ __all__ = [
     "way_of",
 ]
 
-STRANGER, ELSEWHERE = "10.1.0.9", "10.2.0.7"  # a pod here that nobody has heard of yet; one of another node
-BALANCER, OUTER = "203.0.113.10", "203.0.113.20"  # a balancer's address; a cluster IP outside the service networks
-UNOWNED = "10.96.9.9"  # in the service network, but no service's
+
+@dataclass(frozen=True)
+class Everybody(Places):
+    """Who is where, in one family, and who else a history plays with."""
+
+    STRANGER: str  # a pod here that nobody has heard of yet
+    ELSEWHERE: str  # one of another node
+    BALANCER: str
+    OUTER: str  # a cluster IP outside the service networks
+    UNOWNED: str  # in the service network, but no service's
+    RANGES: tuple[str, ...]  # loadBalancerSourceRanges
+
+
+FAMILIES: Final = (
+    Everybody(
+        *astuple(V4),
+        *("10.1.0.9", "10.2.0.7", "203.0.113.10", "203.0.113.20", "10.96.9.9"),
+        ("198.51.100.0/24", "10.1.0.2/31"),
+    ),
+    Everybody(
+        *astuple(V6),
+        *("fd00:10:1::9", "fd00:10:2::7", "2001:db8:113::10", "2001:db8:113::20", "fd00:10:96::99"),
+        ("2001:db8:51::/64", "fd00:10:1::2/127"),
+    ),
+)
 # Every wait is this much longer than a multiple of half a second: with eight of them at most, no entry's age is ever
 # near a whole number of seconds, where the time that the test itself takes would count
 ODD: Final = 0.04
@@ -58,6 +67,7 @@ WAITS: Final = (*(0.5, 1, 1.5, 5, 9, 11) * 4, 60, 118, 121, 239, 241, 299, 301, 
 OPENING: Final = (*("S",) * 12, "SA", "A", "PA", "FA", "R", "SF")
 ANSWERS: Final = (*("SA",) * 8, "A", "PA", "PA", "FA", "FA", "R", "RA", "S")
 NEAR: Final = (0, 0, 0, 1, 1, 2, 3, 4, 5)  # how far back it is
+MOST: Final[tuple[Protocol, ...]] = ("TCP", "TCP", "UDP", "SCTP")
 LATER: Final = (*("S", "A", "PA") * 3, "FA", "FA", "R", "RA", "SA", "SF")
 
 
@@ -105,65 +115,92 @@ class Lose(NamedTuple):
     half: FlowTuple | int
 
 
+class Interface(NamedTuple):
+    """The interface of a pod goes, or is there again."""
+
+    pod: str
+    is_there: bool
+
+
 class Wait(NamedTuple):
     """Time passes."""
 
     seconds: float
 
 
-Step = Send | Answer | Again | Direct | Serve | Lose | Wait
+Step = Send | Answer | Again | Direct | Serve | Lose | Interface | Wait
 
 
 class Scope(NamedTuple):
-    """What a history plays with: the fewer, the more often two flows meet."""
+    """What a history plays with, of one family: the fewer, the more often two flows meet."""
 
+    who: Everybody
     fronts: tuple[str, ...]
     places: tuple[str, ...]
     callers: tuple[tuple[Hook, str], ...]
     ports: tuple[int, ...]
 
 
-KINDS: Final[dict[str, FrontendKind]] = {BALANCER: "load-balancer-ip", UPLINK: "node-port"}
-NARROW = Scope(
-    (f"{VIP}:80/TCP", f"{VIP_TWO}:80/TCP", f"{VIP}:80/UDP"),
-    (f"{BACKEND}:8080", f"{SECOND}:8080", f"{CLIENT}:8080"),
-    ((Hook.FROM_POD, CLIENT), (Hook.FROM_POD, CLIENT), (Hook.FROM_POD, BACKEND)),
-    (10000, 10000, 8080),
-)
-WIDE = Scope(
-    tuple(
-        f"{at}/{protocol}"
-        for at in (f"{VIP}:80", f"{VIP_TWO}:80", f"{BALANCER}:80", f"{OUTER}:80", f"{UPLINK}:30080")
-        for protocol in PROTOCOLS
-    ),
-    (*(f"{one}:8080" for one in (BACKEND, SECOND, REMOTE, CLIENT, NODE, STRANGER, NOWHERE)), f"{BACKEND}:80"),
-    tuple((Hook.FROM_POD, one) for one in (CLIENT, CLIENT, BACKEND, SECOND, STRANGER))
-    + tuple((Hook.FROM_UPLINK, one) for one in (FAR, REMOTE, ELSEWHERE, OUTSIDE))
-    + tuple((hook, one) for hook in (Hook.TO_BRIDGE, Hook.TO_UPLINK) for one in (NODE, UPLINK)),
-    (10000, 10001, 8080),
-)
-FAR_UP = Scope(
-    (f"{VIP}:80/TCP", f"{BALANCER}:80/UDP", f"{BALANCER}:80/TCP"),
-    (f"{REMOTE}:8080", f"{BACKEND}:8080", f"{ELSEWHERE}:8080"),
-    ((Hook.FROM_UPLINK, FAR), (Hook.FROM_UPLINK, ELSEWHERE), (Hook.TO_UPLINK, UPLINK), (Hook.TO_BRIDGE, NODE)),
-    (10000, 10000, 8080),
-)
+def _narrow(who: Everybody, protocol: Protocol, other: Protocol) -> Scope:
+    fronts = (f"{at(who.VIP, 80)}/{protocol}", f"{at(who.VIP_TWO, 80)}/{protocol}", f"{at(who.VIP, 80)}/{other}")
+    places = tuple(at(one, 8080) for one in (who.BACKEND, who.SECOND, who.CLIENT))
+    callers = tuple((Hook.FROM_POD, one) for one in (who.CLIENT, who.CLIENT, who.BACKEND))
+    return Scope(who, fronts, places, callers, (10000, 10000, 8080))
 
 
-def opening(rng: Random) -> tuple[Scope, list[Step]]:
-    """What a history plays with, and the services that it begins with."""
-    scope = rng.choice([NARROW, NARROW, WIDE, FAR_UP])
-    return scope, [Serve(front, _serving(rng, scope, front)) for front in scope.fronts]
+def _wide(rng: Random, who: Everybody) -> Scope:
+    called = *(at(one, 80) for one in (who.VIP, who.VIP_TWO, who.BALANCER, who.OUTER)), at(who.UPLINK, 30080)
+    fronts = rng.sample([f"{one}/{protocol}" for one in called for protocol in get_args(Protocol)], 6)
+    serving = (who.BACKEND, who.SECOND, who.REMOTE, who.CLIENT, who.NODE, who.STRANGER, who.NOWHERE)
+    callers = (
+        *((Hook.FROM_POD, one) for one in (who.CLIENT, who.CLIENT, who.BACKEND, who.SECOND, who.STRANGER)),
+        *((Hook.FROM_UPLINK, one) for one in (who.FAR, who.REMOTE, who.ELSEWHERE, who.OUTSIDE)),
+        *((hook, one) for hook in (Hook.TO_BRIDGE, Hook.TO_UPLINK) for one in (who.NODE, who.UPLINK)),
+        (Hook.TO_LOOPBACK, who.UPLINK),
+    )
+    places = *(at(one, 8080) for one in serving), at(who.BACKEND, 80)
+    return Scope(who, tuple(fronts), places, callers, (10000, 10001, 8080))
+
+
+def _far_up(who: Everybody) -> Scope:
+    fronts = (f"{at(who.VIP, 80)}/TCP", f"{at(who.BALANCER, 80)}/UDP", f"{at(who.BALANCER, 80)}/TCP")
+    places = tuple(at(one, 8080) for one in (who.REMOTE, who.BACKEND, who.ELSEWHERE))
+    by_uplink = (Hook.FROM_UPLINK, who.FAR), (Hook.FROM_UPLINK, who.ELSEWHERE), (Hook.TO_UPLINK, who.UPLINK)
+    return Scope(who, fronts, places, (*by_uplink, (Hook.TO_BRIDGE, who.NODE)), (10000, 10000, 8080))
+
+
+def _node_port(who: Everybody, protocol: Protocol) -> Scope:
+    """The node calls its own node port, and others do."""
+    fronts = (f"{at(who.UPLINK, 30080)}/{protocol}", f"{at(who.VIP, 80)}/{protocol}", f"{at(who.NODE, 30080)}/TCP")
+    places = tuple(at(one, 8080) for one in (who.BACKEND, who.NODE, who.REMOTE))
+    own = (Hook.TO_LOOPBACK, who.UPLINK), (Hook.TO_LOOPBACK, who.NODE)
+    return Scope(who, fronts, places, (*own, *own, (Hook.FROM_UPLINK, who.FAR), (Hook.FROM_POD, who.CLIENT)), (10000,))
+
+
+def _scopes(rng: Random, who: Everybody) -> list[Scope]:
+    """Three to choose from, and the widest, which has backends for a whole history."""
+    protocol, other = rng.choice(MOST), rng.choice(get_args(Protocol))
+    return [_narrow(who, protocol, other), _far_up(who), _node_port(who, protocol), _wide(rng, who)]
+
+
+def opening(rng: Random) -> tuple[list[Scope], list[Step]]:
+    """What a history plays with, in one family or, now and then, in both; and the services that it begins with."""
+    if rng.randrange(6) == 0:
+        scopes = [rng.choices(_scopes(rng, who)[:3], (2, 1, 1))[0] for who in FAMILIES]
+    else:
+        scopes = rng.choices(_scopes(rng, rng.choice(FAMILIES)), (3, 1, 1, 2))
+    return scopes, [Serve(front, _serving(rng, scope, front)) for scope in scopes for front in scope.fronts]
 
 
 def history(rng: Random) -> list[Step]:
     """Services, and then whatever happens."""
-    scope, steps = opening(rng)
-    steps += [step(rng, scope) for _ in range(rng.randrange(5, 55))]
-    for incident in (_crowd, _race, _return):
+    scopes, steps = opening(rng)
+    served = len(steps)
+    steps += [step(rng, scopes) for _ in range(rng.randrange(5, 55))]
+    for incident in (_crowd, _race, _return, _burial):
         if rng.randrange(16) == 0:
-            place = rng.randrange(len(scope.fronts), len(steps))
-            steps[place:place] = incident(rng, scope)
+            place = rng.randrange(served, len(steps))
+            steps[place:place] = incident(rng, rng.choice(scopes))
     return steps
 
 
@@ -203,36 +240,50 @@ def _return(rng: Random, scope: Scope) -> list[Step]:
     return [Serve(str(call.packet.tuple.called), serving), call, Wait(rng.choice([9, 11]) + ODD), *again]
 
 
+def _burial(rng: Random, scope: Scope) -> list[Step]:
+    """A backend leaves its service, and its pod's interface goes; its caller does not know of it."""
+    call = _call(rng, scope)
+    front, (one, other) = str(call.packet.tuple.called), rng.sample(scope.places, 2)
+    pod = _at(one)[0]
+    gone = [Serve(front, Serving([other])), *([Interface(pod, is_there=False)] if pod in DEVICES else [])]
+    rng.shuffle(gone)
+    later = [Again(1, rng.choice(LATER)), Answer(0, rng.choice(ANSWERS)), Wait(rng.choice(WAITS) + ODD)]
+    return [Serve(front, Serving([one])), call, Answer(0, "SA"), *gone, *rng.sample(later, 2), Again(1, "A")]
+
+
 def _call(rng: Random, scope: Scope) -> Send:
     """The first packet of somebody who calls a service."""
     (hook, source), front = rng.choice(scope.callers), rng.choice(scope.fronts)
-    packet = Packet(source, rng.choice(scope.ports), *_at(front), flags="S" if front.endswith("TCP") else "")
+    packet = flagged(Packet(source, rng.choice(scope.ports), *_at(front)), "S")
     return Send(hook, device_of(source) if hook is Hook.FROM_POD else "", packet)
 
 
 def _at(text: str, otherwise: Protocol = "TCP") -> tuple[str, int, Protocol]:
-    """Of `10.96.0.10:80/TCP`, or without a protocol."""
-    at, _, protocol = text.partition("/")
-    address, _, port = at.partition(":")
-    return address, int(port), "UDP" if (protocol or otherwise) == "UDP" else "TCP"
+    """Of `10.96.0.10:80/TCP` or `[fd00:10:96::10]:80/TCP`, or without a protocol."""
+    where, _, protocol = text.partition("/")
+    address, _, port = where.rpartition(":")
+    named = [one for one in get_args(Protocol) if one == protocol]
+    return address.strip("[]"), int(port), named[0] if named else otherwise
 
 
-def step(rng: Random, scope: Scope) -> Step:
+def step(rng: Random, scopes: list[Scope]) -> Step:
     """Whatever may happen next."""
-    lot = rng.randrange(100)
+    lot, scope = rng.randrange(100), rng.choice(scopes)
     if lot < 22:
         return _send(rng, scope)
     if lot < 52:
         return Answer(rng.choice(NEAR), rng.choice(ANSWERS))
-    if lot < 74:
+    if lot < 72:
         return Again(rng.choice(NEAR), rng.choice(LATER))
-    if lot < 78:
+    if lot < 76:
         return Direct(rng.choice(NEAR), rng.choice([0, 0, 1, 2]))
-    if lot < 86:
+    if lot < 84:
         front = rng.choice(scope.fronts)
         return Serve(front, _serving(rng, scope, front) if rng.randrange(8) else None)
-    if lot < 90:
+    if lot < 88:
         return Lose(rng.randrange(8))
+    if lot < 91:
+        return Interface(rng.choice((scope.who.CLIENT, scope.who.BACKEND, scope.who.SECOND)), is_there=lot == 88)
     return Wait(rng.choice(WAITS) + ODD)
 
 
@@ -240,19 +291,20 @@ def _send(rng: Random, scope: Scope) -> Send:
     hook, source = rng.choice(scope.callers)
     if rng.randrange(40) == 0:
         hook = rng.choice(list(Hook))  # by a way that nobody would expect it on
-    elsewhere = f"{rng.choice((VIP, OUTER, UNOWNED, BALANCER))}:81"
+    who = scope.who
+    elsewhere = at(rng.choice((who.VIP, who.OUTER, who.UNOWNED, who.BALANCER)), 81)
     called = rng.choice([*scope.fronts * 4, *scope.places, elsewhere])
-    address, port, protocol = _at(called, rng.choice(["TCP", "UDP"]))
+    address, port, protocol = _at(called, _at(rng.choice(scope.fronts))[2])
     packet = Packet(
         source,
         rng.choice(scope.ports),
         address,
         port,
         protocol,
-        rng.choice(OPENING) if protocol == "TCP" else "",
         ttl=rng.choice((64,) * 12 + (1, 2)),
-        length=rng.choice([40, 60, 1000]),
+        length=rng.choice([60, 77, 1000]),
     )
+    packet = flagged(packet, rng.choice(OPENING))
     device = rng.choice(list(DEVICES.values())) if rng.randrange(30) == 0 else device_of(source)
     return Send(hook, device if hook is Hook.FROM_POD else "", traceable(packet))
 
@@ -260,7 +312,7 @@ def _send(rng: Random, scope: Scope) -> Send:
 def _serving(rng: Random, scope: Scope, front: str) -> Serving:
     places = rng.sample(scope.places, len(scope.places))
     cluster = places[: rng.choice([0, 1, 1, 1, 2, 2, 2, 3])]
-    local = [one for one in places[: rng.randrange(5)] if one.startswith("10.1.")]
+    local = [one for one in places[: rng.randrange(5)] if is_pod(_at(one)[0])]
     sets = ("cluster", "cluster", "cluster", "cluster", "local")
     return Serving(
         cluster,
@@ -268,10 +320,16 @@ def _serving(rng: Random, scope: Scope, front: str) -> Serving:
         outside=rng.choice(sets),
         inside=rng.choice(sets),
         affinity=rng.choice([0, 0, 10, 10, 300]),
-        kind=KINDS.get(front.split(":", maxsplit=1)[0], "cluster-ip"),
-        sources=rng.choice([None, None, None, None, (), ("198.51.100.0/24", "10.1.0.2/31")]),
+        kind=_kind(scope.who, _at(front)[0]),
+        sources=rng.choice([None, None, None, None, (), scope.who.RANGES]),
         draining=[one for one in scope.places if one not in {*cluster, *local} and rng.randrange(2)],
     )
+
+
+def _kind(who: Everybody, address: str) -> FrontendKind:
+    if address == who.BALANCER:
+        return "load-balancer-ip"
+    return "node-port" if address in {who.UPLINK, who.NODE} else "cluster-ip"
 
 
 def traceable(packet: Packet) -> Packet:
@@ -284,12 +342,19 @@ def device_of(source: str) -> str:
     return DEVICES.get(source, "pod4")
 
 
+@cache
+def is_pod(address: str) -> bool:
+    """Whether a pod of this node may have it."""
+    return any(ip_address(address) in network for network in (*POD_NETWORKS, *V6_POD_NETWORKS))
+
+
 def way_of(packet: Packet) -> tuple[Hook, str]:
     """The hook that a packet meets first, and the interface of the pod that sends it."""
-    source = IPv4Address(packet.source)
-    if packet.source in {NODE, UPLINK}:
-        near = packet.destination.startswith("10.1.") or in_service_network(packet.destination)
-        return (Hook.TO_BRIDGE if near else Hook.TO_UPLINK), ""
-    if source.packed.startswith(b"\x0a\x01"):
-        return Hook.FROM_POD, device_of(packet.source)
-    return Hook.FROM_UPLINK, ""
+    own = {address for who in FAMILIES for address in (who.NODE, who.UPLINK)}
+    if packet.source in own:
+        if packet.destination in own:
+            return Hook.TO_LOOPBACK, ""
+        return (
+            Hook.TO_BRIDGE if is_pod(packet.destination) or is_by_bridge(packet.destination) else Hook.TO_UPLINK
+        ), ""
+    return (Hook.FROM_POD, device_of(packet.source)) if is_pod(packet.source) else (Hook.FROM_UPLINK, "")

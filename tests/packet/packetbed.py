@@ -8,6 +8,8 @@ nothing of where a redirect leads: the MAC that was written tells which pod was 
     10.2.0.3          REMOTE, a pod of another node, by the interface uplink; 10.3.0.3 NOWHERE, which has no route
     192.168.9.1       UPLINK, the node at its uplink; 198.51.100.9 FAR, a client by the same way
     192.0.2.9         OUTSIDE, a client to whom no route leads
+
+The same in IPv6 is V6: the pods fd00:10:1::/64, the services fd00:10:96::/112, and so on.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Padding, Raw
 
 from pydatapath.kernel import clock, libbpf, tables
@@ -30,12 +34,12 @@ from pydatapath.kernel.layout import (
     AFFINITY,
     ANSWERED,
     ENDPOINT,
-    FLOW,
-    FRAGMENT,
+    LAYOUTS,
+    PROTOCOLS,
     TAILS,
-    TUPLE,
     BackendState,
     EndpointKind,
+    Family,
     Hook,
 )
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
@@ -59,6 +63,7 @@ __all__ = [
     "POD_NETWORKS",
     "REDIRECT",
     "REMOTE",
+    "SCTP",
     "SECOND",
     "SERVICE_NETWORKS",
     "SIZES",
@@ -66,6 +71,8 @@ __all__ = [
     "UDP",
     "UPLINK",
     "UPLINK_MAC",
+    "V4",
+    "V6",
     "VIP",
     "VIP_TWO",
     "Bed",
@@ -73,9 +80,11 @@ __all__ = [
     "Entry",
     "Ether",
     "Hook",
+    "IPv6",
     "Outcome",
     "Packet",
     "Padding",
+    "Places",
     "Raw",
     "Serving",
     "addresses",
@@ -84,7 +93,9 @@ __all__ = [
     "ids",
     "key_of",
     "leaves",
+    "met_at",
     "reverse",
+    "sctp",
     "tcp",
     "udp",
 ]
@@ -92,20 +103,69 @@ __all__ = [
 # Verdicts (include/uapi/linux/pkt_cls.h); PASS is TC_ACT_UNSPEC: the other filters of the hook have their turn, too
 PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7
 
-NODE, CLIENT, BACKEND, SECOND = "10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"
-REMOTE, NOWHERE, OUTSIDE = "10.2.0.3", "10.3.0.3", "192.0.2.9"
-UPLINK, FAR = "192.168.9.1", "198.51.100.9"
-VIP, VIP_TWO = "10.96.0.10", "10.96.0.20"
+
+@dataclass(frozen=True)
+class Places:
+    """Who is where, in one family."""
+
+    NODE: str
+    CLIENT: str
+    BACKEND: str
+    SECOND: str
+    REMOTE: str
+    NOWHERE: str
+    OUTSIDE: str
+    UPLINK: str
+    FAR: str
+    VIP: str
+    VIP_TWO: str
+    NEXT_HOP: str  # a router on the uplink's network, by which REMOTE and FAR are reached
+
+    def called(self, port: str, vip: str = "") -> str:
+        """How Bed.serve names a service port, such as 80/TCP, at VIP or another address."""
+        return at(vip or self.VIP, port)
+
+
+def at(address: str, port: object) -> str:
+    """An address with a port, as a URL has it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+V4 = Places(
+    *("10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"),
+    *("10.2.0.3", "10.3.0.3", "192.0.2.9"),
+    *("192.168.9.1", "198.51.100.9", "10.96.0.10", "10.96.0.20", "192.168.9.2"),
+)
+V6 = Places(
+    *("fd00:10:1::1", "fd00:10:1::2", "fd00:10:1::3", "fd00:10:1::4"),
+    *("fd00:10:2::3", "fd00:10:3::3", "2001:db8:2::9"),
+    *("2001:db8:9::1", "2001:db8:51::9", "fd00:10:96::10", "fd00:10:96::20", "2001:db8:9::2"),
+)
+NODE, CLIENT, BACKEND, SECOND = V4.NODE, V4.CLIENT, V4.BACKEND, V4.SECOND
+REMOTE, NOWHERE, OUTSIDE = V4.REMOTE, V4.NOWHERE, V4.OUTSIDE
+UPLINK, FAR = V4.UPLINK, V4.FAR
+VIP, VIP_TWO = V4.VIP, V4.VIP_TWO
 CLUSTER_NETWORKS = (IPv4Network("10.2.0.0/24"),)
 POD_NETWORKS = (IPv4Network("10.1.0.0/24"),)
 SERVICE_NETWORKS = (IPv4Network("10.96.0.0/12"),)
-MAC = {address: f"02:00:00:00:00:{index:02x}" for index, address in enumerate((NODE, CLIENT, BACKEND, SECOND), 1)}
+V6_CLUSTER_NETWORKS = (IPv6Network("fd00:10:2::/64"),)
+V6_POD_NETWORKS = (IPv6Network("fd00:10:1::/64"),)
+V6_SERVICE_NETWORKS = (IPv6Network("fd00:10:96::/112"),)
+MAC = {
+    address: f"02:00:00:00:00:{index:02x}"
+    for where in (V4, V6)
+    for index, address in enumerate((where.NODE, where.CLIENT, where.BACKEND, where.SECOND), 1)
+}
 UPLINK_MAC = "02:00:00:00:01:01"
 GATEWAY_MAC = SERVICE_GATEWAY_MAC
 # LRU maps hand out free entries to CPUs by the hundred: not so small that one CPU takes what another has
 SIZES = Sizes(flows=4096, half_open=4096, services=64, backends=64, endpoints=1024, fragments=1024)
 
-DEVICES = {CLIENT: "pod2", BACKEND: "pod3", SECOND: "pod4"}
+DEVICES = {
+    address: device
+    for where in (V4, V6)
+    for address, device in ((where.CLIENT, "pod2"), (where.BACKEND, "pod3"), (where.SECOND, "pod4"))
+}
 _SKB_BYTES = 192  # struct __sk_buff (include/uapi/linux/bpf.h), and where test-run lets us fill it in
 _SKB_IFINDEX, _SKB_CB, _SKB_GSO_SEGS, _SKB_GSO_SIZE = 40, 48, 164, 176
 _NOT_WALKED = 0x77  # skb->cb[0] tells `walk` the hook: what stays there was never overwritten
@@ -121,7 +181,7 @@ class Outcome(NamedTuple):
     @property
     def ip(self) -> Packet:
         """Layer 3 of the packet as it leaves."""
-        return Ether(self.packet)[IP]
+        return Ether(self.packet).payload
 
 
 class Serving(NamedTuple):
@@ -170,9 +230,12 @@ def ids(case: object) -> str:
 
 
 def frame(source: str, destination: str, *, to_mac: str = "", **ip: object) -> Packet:
-    """Ethernet and IPv4 from one address to another; services are at the gateway's MAC."""
+    """Ethernet and IP from one address to another; services are at the gateway's MAC."""
     from_mac = MAC.get(source, "02:00:00:00:02:02")
-    return Ether(src=from_mac, dst=to_mac or MAC.get(destination, GATEWAY_MAC)) / IP(src=source, dst=destination, **ip)
+    layer = IPv6 if ":" in source else IP
+    return Ether(src=from_mac, dst=to_mac or MAC.get(destination, GATEWAY_MAC)) / layer(
+        src=source, dst=destination, **ip
+    )
 
 
 def tcp(
@@ -187,39 +250,57 @@ def udp(source: str, sport: int, destination: str, dport: int, *, payload: bytes
     return frame(source, destination, **ip) / UDP(sport=sport, dport=dport) / Raw(payload)
 
 
+def sctp(source: str, sport: int, destination: str, dport: int, *, payload: bytes = b"chunks", **ip: object) -> Packet:
+    """An SCTP packet with its CRC32c; what is not named goes to IP."""
+    return frame(source, destination, **ip) / SCTP(sport=sport, dport=dport, tag=7) / Raw(payload)
+
+
+def packed(address: str) -> bytes:
+    """An address as it stands in a packet."""
+    return ip_address(address).packed
+
+
 def _port(value: int) -> bytes:
     return value.to_bytes(2, "big")
 
 
 def pack_tuple(protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
-    """struct tuple."""
-    return TUPLE.pack(IPv4Address(source).packed, IPv4Address(destination).packed, _port(sport), _port(dport), protocol)
+    """struct tuple, of the addresses' family."""
+    record = LAYOUTS[Family.of(source)].tuple
+    return record.struct.pack(packed(source), packed(destination), _port(sport), _port(dport), protocol)
 
 
 def key_of(packet: Packet | bytes) -> bytes:
     """A packet's key in the flow tables."""
-    ip = (Ether(packet) if isinstance(packet, bytes) else packet)[IP]
-    return pack_tuple(ip.proto, ip.src, ip.sport, ip.dst, ip.dport)
+    ip = (Ether(packet) if isinstance(packet, bytes) else packet).payload
+    transport = transport_of(ip)
+    protocol = PROTOCOLS[type(transport).__name__]
+    return pack_tuple(protocol, ip.src, transport.sport, ip.dst, transport.dport)
+
+
+def transport_of(packet: Packet) -> Packet:
+    """Layer 4 of a packet that has ports."""
+    return next(packet[layer] for layer in (TCP, UDP, SCTP) if packet.haslayer(layer))
 
 
 def _entry(raw: bytes) -> Entry:
-    to, *rest = FLOW.unpack(raw)
-    source, destination, sport, dport, _ = TUPLE.unpack(to)
-    return Entry(
-        (
-            str(IPv4Address(source)),
-            int.from_bytes(sport, "big"),
-            str(IPv4Address(destination)),
-            int.from_bytes(dport, "big"),
-        ),
-        *rest,
-    )
+    layout = next(one for one in LAYOUTS.values() if one.flow.struct.size == len(raw))
+    to, *rest = layout.flow.struct.unpack(raw)
+    source, destination, sport, dport, _ = layout.tuple.struct.unpack(to)
+    ends = str(ip_address(source)), int.from_bytes(sport, "big"), str(ip_address(destination))
+    return Entry((*ends, int.from_bytes(dport, "big")), *rest)
+
+
+def _table(name: str, family: Family) -> str:
+    """The family's own map."""
+    return name + family.suffix
 
 
 class Bed:
     """The loaded programs and their maps."""
 
     def __init__(self, pins: Path, devices: Mapping[str, int]) -> None:
+        self.pins = pins
         self.maps = Maps(pins)
         self.devices = devices
         self.programs = {name: libbpf.open_pin(str(pins / "programs" / name)) for name in _program_names()}
@@ -234,20 +315,24 @@ class Bed:
 
     def forget_flows(self) -> None:
         """Empties the flow tables."""
-        for name in ("flows", "half_open"):
+        self._empty("flows", "half_open")
+
+    def _empty(self, *names: str) -> None:
+        for name in (_table(name, family) for name in names for family in Family):
             self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
 
     def reset(self) -> None:
         """Empties every map and puts the pods and the node in their places."""
         self.forget_flows()
-        for name in ("services", "targets", "endpoints", "affinities", "vips", "ranges", "fragments"):
-            self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
-        empty = BACKEND_STRUCT.pack(bytes(4), bytes(2), 0, BackendState.UNUSED, 0, 0)
+        self._empty("services", "targets", "endpoints", "affinities", "vips", "ranges", "fragments")
+        empty = BACKEND_STRUCT.pack(bytes(16), bytes(2), 0, BackendState.UNUSED, 0, 0)
         self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
         self.maps["slots"].update_many({struct.pack("=I", one): bytes(4) for one in range(4 * SIZES.backends)})
         for address, device in DEVICES.items():
             self.put_endpoint(address, self.devices[device], MAC[address], EndpointKind.POD)
-        self.put_endpoint(NODE, self.devices["br0"], MAC[NODE], EndpointKind.NODE)
+            self.revive(address)
+        for where in (V4, V6):
+            self.put_endpoint(where.NODE, self.devices["br0"], MAC[where.NODE], EndpointKind.NODE)
         self._numbers = {}
         self._counted = tables.counters(self.maps)
 
@@ -266,11 +351,20 @@ class Bed:
     def put_endpoint(self, address: str, interface: int, mac: str, kind: EndpointKind) -> None:
         """Writes who answers to an address."""
         value = ENDPOINT.pack(interface, bytes.fromhex(mac.replace(":", "")), kind)
-        self.maps["endpoints"].update(IPv4Address(address).packed, value)
+        self.maps[_table("endpoints", Family.of(address))].update(packed(address), value)
+
+    def kill(self, address: str) -> None:
+        """Lets a pod's interface be gone, as the kernel does where one is deleted."""
+        self.maps["interfaces"].delete(struct.pack("=I", self.devices[DEVICES[address]]))
+
+    def revive(self, address: str) -> None:
+        """Lets a pod's interface be there. Call it inside the namespace: a device map is written there only."""
+        index = struct.pack("=I", self.devices[DEVICES[address]])
+        self.maps["interfaces"].update(index, index)
 
     def endpoint(self, address: str) -> tuple[int, str, int] | None:
         """(interface, MAC, kind) of who answers to an address."""
-        raw = self.maps["endpoints"].lookup(IPv4Address(address).packed)
+        raw = self.maps[_table("endpoints", Family.of(address))].lookup(packed(address))
         if raw is None:
             return None
         interface, mac, kind = ENDPOINT.unpack(raw)
@@ -280,7 +374,7 @@ class Bed:
 
     def run(self, hook: Hook, packet: Packet | bytes, *, device: str = "", gso: tuple[int, int] = (0, 0)) -> Outcome:
         """Runs the hook's program on a packet that came in (or goes out) at a device. `gso`: segments, their size."""
-        device = device or {Hook.FROM_POD: "pod2", Hook.TO_BRIDGE: "br0"}.get(hook, "uplink")
+        device = device or {Hook.FROM_POD: "pod2", Hook.TO_BRIDGE: "br0", Hook.TO_LOOPBACK: "lo"}.get(hook, "uplink")
         context = bytearray(_SKB_BYTES)
         fields = {
             _SKB_IFINDEX: self.devices[device],
@@ -320,12 +414,14 @@ class Bed:
     # What is known then
 
     def entries(self, table: str = "flows") -> dict[bytes, Entry]:
-        """A flow table as it is."""
-        return {key: _entry(value) for key, value in self.maps[table].items()}
+        """A flow table as it is, of both families."""
+        tables = (_table(table, family) for family in Family)
+        return {key: _entry(value) for name in tables for key, value in self.maps[name].items()}
 
     def entry(self, packet: Packet | bytes, table: str = "flows") -> Entry | None:
         """The entry that a packet with these addresses finds."""
-        raw = self.maps[table].lookup(key_of(packet))
+        key = key_of(packet)
+        raw = self.maps[_table(table, _family_of(key))].lookup(key)
         return None if raw is None else _entry(raw)
 
     def newest_backend(self) -> int:
@@ -337,12 +433,14 @@ class Bed:
 
     def amend(self, table: str, key: bytes, **fields: int) -> None:
         """Changes fields of an entry: `last_seen`, `state`, ..."""
-        raw = self.maps[table].lookup(key)
+        family = _family_of(key)
+        flow, own = LAYOUTS[family].flow.struct, self.maps[_table(table, family)]
+        raw = own.lookup(key)
         assert raw is not None
         names = Entry._fields[1:]
-        to, *rest = FLOW.unpack(raw)
+        to, *rest = flow.unpack(raw)
         values = dict(zip(names, rest, strict=True)) | fields
-        self.maps[table].update(key, FLOW.pack(to, *(values[name] for name in names)))
+        own.update(key, flow.pack(to, *(values[name] for name in names)))
 
     def age(self, seconds: float) -> None:
         """Lets the flows' entries be older by this much."""
@@ -352,15 +450,18 @@ class Bed:
 
     def age_affinities(self, seconds: float) -> None:
         """Lets what clients keep be older by this much."""
-        for key, raw in self.maps["affinities"].items():
-            last_used, *rest = AFFINITY.unpack(raw)
-            self.maps["affinities"].update(key, AFFINITY.pack(last_used - int(seconds * clock.HZ), *rest))
+        for own in (self.maps[_table("affinities", family)] for family in Family):
+            for key, raw in own.items():
+                last_used, *rest = AFFINITY.unpack(raw)
+                own.update(key, AFFINITY.pack(last_used - int(seconds * clock.HZ), *rest))
 
     def age_fragments(self, seconds: float) -> None:
         """Lets the first fragments that were seen be older by this much."""
-        for key, raw in self.maps["fragments"].items():
-            first_seen, *rest = FRAGMENT.unpack(raw)
-            self.maps["fragments"].update(key, FRAGMENT.pack(first_seen - int(seconds * clock.HZ), *rest))
+        for family, layout in LAYOUTS.items():
+            fragment, own = layout.fragment.struct, self.maps[_table("fragments", family)]
+            for key, raw in own.items():
+                first_seen, *rest = fragment.unpack(raw)
+                own.update(key, fragment.pack(first_seen - int(seconds * clock.HZ), *rest))
 
     def spend_answers(self, count: int, *, seconds_ago: float = 0) -> None:
         """Lets every CPU have made this many answers in the second of the last one, which was so long ago."""
@@ -376,18 +477,38 @@ class Bed:
         return {name: count - self._counted[name] for name, count in now.items() if count != self._counted[name]}
 
 
+def _family_of(key: bytes) -> Family:
+    return next(family for family, layout in LAYOUTS.items() if layout.tuple.struct.size == len(key))
+
+
+def met_at(hook: Hook, packet: Packet) -> Packet:
+    """A pod's packet as it may be met at a hook: by an uplink come those of pods elsewhere (N87)."""
+    moved = packet.copy()
+    where = V6 if moved.haslayer(IPv6) else V4
+    if hook is Hook.FROM_UPLINK and moved.haslayer(IPv6 if where is V6 else IP) and moved.payload.src == where.CLIENT:
+        moved.payload.src = where.REMOTE
+        for layer in (moved.payload, moved.payload.payload):
+            for name in ("chksum", "cksum"):
+                if name in layer.fields:
+                    layer.delfieldval(name)
+    return moved
+
+
 def answer_to(outcome: Outcome, flags: str = "SA", payload: bytes = b"answer") -> Packet:
     """What the receiver of a packet sends back to where it seems to come from."""
     ip = outcome.ip
-    if ip.proto == 6:
-        return tcp(ip.dst, ip.dport, ip.src, ip.sport, flags, payload=payload if flags == "PA" else b"")
-    return udp(ip.dst, ip.dport, ip.src, ip.sport, payload=payload)
+    transport = transport_of(ip)
+    ends = ip.dst, transport.dport, ip.src, transport.sport
+    if isinstance(transport, TCP):
+        return tcp(*ends, flags, payload=payload if flags == "PA" else b"")
+    return (udp if isinstance(transport, UDP) else sctp)(*ends, payload=payload)
 
 
 def addresses(outcome: Outcome | Packet) -> tuple[str, int, str, int]:
     """(source, source port, destination, destination port) of a packet."""
-    ip = outcome.ip if isinstance(outcome, Outcome) else outcome[IP]
-    return ip.src, ip.sport, ip.dst, ip.dport
+    ip = outcome.ip if isinstance(outcome, Outcome) else outcome.payload
+    transport = transport_of(ip)
+    return ip.src, transport.sport, ip.dst, transport.dport
 
 
 def shown(packet: bytes) -> str:
@@ -402,51 +523,54 @@ def reverse(tuple_: tuple[str, int, str, int]) -> tuple[str, int, str, int]:
 
 
 def leaves(packet: Packet, *, mac: str = "", **fields: object) -> Packet:
-    """The packet as it must leave: other addresses (src, dst), ports (sport, dport), ttl or MAC; sums made by scapy.
+    """The packet as it must leave: other addresses (src, dst), ports (sport, dport), ttl, hlim or MAC; sums made by
+    scapy.
 
     A UDP checksum of 0, no checksum, stays.
     """
     want = packet.copy()
-    transport = want[TCP] if want.haslayer(TCP) else want[UDP]
+    transport = transport_of(want)
     for name, value in fields.items():
-        setattr(transport if name in {"sport", "dport"} else want[IP], name, value)
+        setattr(transport if name in {"sport", "dport"} else want.payload, name, value)
     if mac:
         want[Ether].dst = mac
-    del want[IP].chksum
+    if want.haslayer(IP):
+        del want[IP].chksum
     if not (want.haslayer(UDP) and transport.chksum == 0):
         del transport.chksum
     return want
 
 
 def _program_names() -> list[str]:
-    return [*TAILS, *(hook.program for hook in Hook)]
+    return [*(f"{tail}{family.suffix}" for tail in TAILS for family in Family), *(hook.program for hook in Hook)]
 
 
 def _address(text: str) -> Address:
-    """Of `10.96.0.10:80/TCP`."""
-    at, _, protocol = text.partition("/")
-    address, _, port = at.partition(":")
-    return Address(address, int(port), "UDP" if protocol == "UDP" else "TCP")
+    """Of `10.96.0.10:80/TCP` or `[fd00:10:96::10]:80/TCP`."""
+    where, _, protocol = text.partition("/")
+    address, _, port = where.rpartition(":")
+    return Address(address.strip("[]"), int(port), protocol if protocol in PROTOCOLS else "TCP")
 
 
 def _port_plan(called: str, serving: Sequence[str] | Serving) -> PortPlan:
-    at = _address(called)
+    where = _address(called)
     if not isinstance(serving, Serving):
         serving = Serving(serving)
     cluster, local = (
-        tuple(sorted(_address(f"{backend}/{at.protocol}") for backend in one))
+        tuple(sorted(_address(f"{backend}/{where.protocol}") for backend in one))
         for one in (serving.cluster, serving.local)
     )
-    frontend = Frontend(at, serving.kind, serving.inside, serving.outside)
+    frontend = Frontend(where, serving.kind, serving.inside, serving.outside)
     return PortPlan(
         "default",
         called,
         "",
-        at.protocol,
+        where.protocol,
         (frontend,),
         cluster,
         local,
         serving.affinity,
         serving.sources,
-        weights={_address(f"{backend}/{at.protocol}"): 0 for backend in serving.draining},
+        weights={_address(f"{backend}/{where.protocol}"): 0 for backend in serving.draining},
+        family=Family.of(where.address),
     )

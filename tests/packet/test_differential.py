@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import Random
+from typing import Any
 
 import pytest
 from histories import Send, Serve, Step, history, opening, step
@@ -56,8 +57,8 @@ seeds = st.integers(0, 0xFFFFFFFF).map(Random)
 @st.composite
 def histories(draw: st.DrawFn) -> list[Step]:
     """As history makes them."""
-    scope, steps = opening(draw(seeds))
-    return steps + [step(draw(seeds), scope) for _ in range(draw(st.integers(0, 40)))]
+    scopes, steps = opening(draw(seeds))
+    return steps + [step(draw(seeds), scopes) for _ in range(draw(st.integers(0, 40)))]
 
 
 @settings(deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -120,6 +121,37 @@ class Unrouted(Model):
         return replace(verdict, packet=replace(verdict.packet, ttl=packet.ttl))
 
 
+class Unburied(Model):
+    """Nobody looks whether a pod is there."""
+
+    def _look_for_the_pod(self, hook: Hook, moment: Moment, entry: Entry | None) -> None:
+        pass
+
+
+class Unasked(Model):
+    """What is sent by the loopback interface is met as what is sent by the bridge."""
+
+    def receive(self, hook: Hook, packet: Packet, *args: Any, **kwargs: Any) -> Verdict:
+        return super().receive(Hook.TO_BRIDGE if hook is Hook.TO_LOOPBACK else hook, packet, *args, **kwargs)
+
+
+class Resettled(Flows):
+    """An SCTP association whose backend is gone chooses again."""
+
+    def begins_anew(self, entry: Entry, moment: Moment) -> bool:
+        again = entry.to.protocol == "SCTP" and entry.is_forsaken(moment.world)
+        return again or super().begins_anew(entry, moment)
+
+
+class OneVersion(Model):
+    """IPv6's backends see an address of the node's that is not its own."""
+
+    def _to_backend(self, hook: Hook, packet: Packet, backend: Backend) -> Entry:
+        entry = super()._to_backend(hook, packet, backend)
+        hidden = entry.to.source != packet.source and ":" in packet.source
+        return replace(entry, to=replace(entry.to, source="fd00::1")) if hidden else entry
+
+
 def made(world: World, flows: type[Flows] = Flows, chooser: type[Chooser] = Chooser) -> Model:
     """A model of these parts."""
     model = Model(world)
@@ -136,6 +168,10 @@ FAULTS: dict[str, Callable[[World], Model]] = {
         ("", Untranslated),
         ("", Unhidden),
         ("", Unrouted),
+        ("", Unburied),
+        ("", Unasked),
+        ("flows", Resettled),
+        ("", OneVersion),
     )
 }
 

@@ -25,6 +25,7 @@ from packetbed import (
     ids,
     key_of,
     leaves,
+    met_at,
     reverse,
     tcp,
     udp,
@@ -126,10 +127,11 @@ def test_what_closes_does_not_walk(bed: Bed, flags: str):
 @pytest.mark.parametrize("hook", list(Hook), ids=ids)
 def test_a_known_packet_is_translated_at_every_hook(bed: Bed, hook: Hook):
     """A flow belongs to the node, not to an interface: wherever its packets turn up they are turned round."""
-    bed.establish(QUERY)
+    query = met_at(hook, QUERY)
+    bed.answer(bed.run(Hook.FROM_POD, query), device="pod3")
     ttl = 63 if hook is Hook.FROM_UPLINK else 64
-    want = leaves(QUERY, dst=BACKEND, dport=5353, mac=MAC[BACKEND], ttl=ttl)
-    outcome = bed.run(hook, QUERY)
+    want = leaves(query, dst=BACKEND, dport=5353, mac=MAC[BACKEND], ttl=ttl)
+    outcome = bed.run(hook, query)
     assert (outcome.packet, outcome.verdict) == (bytes(want), REDIRECT)
 
 

@@ -32,8 +32,8 @@ from packetbed import (
     udp,
 )
 
-from pydatapath.kernel.compile import SERVICE_GATEWAY
-from pydatapath.kernel.layout import EndpointKind
+from pydatapath.kernel.compile import SERVICE_GATEWAYS
+from pydatapath.kernel.layout import EndpointKind, Family
 
 POD_ELSEWHERE = "10.2.0.7"  # in the cluster's networks, behind the uplink
 BALANCER = "203.0.113.10"  # a load balancer's address, or an external one
@@ -270,7 +270,7 @@ def test_S56_the_node_calls_a_service_that_it_serves_itself(bed: Bed, hook: Hook
     bed.serve({f"{called}:80/TCP": Serving([f"{UPLINK}:6443"], kind="load-balancer-ip")})
     call = tcp(source, 40000, called, 80)
     there = bed.run(hook, call)
-    assert (there.verdict, addresses(there)) == (REDIRECT, (str(SERVICE_GATEWAY), 40000, UPLINK, 6443))
+    assert (there.verdict, addresses(there)) == (REDIRECT, (str(SERVICE_GATEWAYS[Family.IPV4]), 40000, UPLINK, 6443))
     assert there.packet[:6].hex(":") == MAC[NODE]
     back = bed.run(Hook.TO_BRIDGE, answer_to(there))
     assert (back.verdict, addresses(back)) == (REDIRECT, reverse(addresses(call)))

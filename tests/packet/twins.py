@@ -11,36 +11,45 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
-from histories import Again, Answer, Direct, Lose, Send, Serve, Step, Wait, traceable, way_of
+from histories import Again, Answer, Direct, Interface, Lose, Send, Serve, Step, Wait, traceable, way_of
 from packetbed import (
     BACKEND,
     CLIENT,
+    CLUSTER_NETWORKS,
     DEVICES,
     DROP,
     MAC,
     NODE,
     PASS,
+    POD_NETWORKS,
     REDIRECT,
+    SERVICE_NETWORKS,
     SIZES,
-    UPLINK,
     UPLINK_MAC,
+    V4,
+    V6,
+    V6_CLUSTER_NETWORKS,
+    V6_POD_NETWORKS,
+    V6_SERVICE_NETWORKS,
     Bed,
     Outcome,
     Serving,
+    packed,
     shown,
 )
 from packetbed import Hook as KernelHook
 from wire import (
+    NO_MAC,
     entry_in,
-    expected_refusal,
+    flagged,
     flow_bytes,
     frame,
-    packed,
+    layout_of,
     ports_tried,
     refusal,
     told,
@@ -50,28 +59,32 @@ from wire import (
 )
 
 from pydatapath.kernel import clock, libbpf, tables
-from pydatapath.kernel.layout import AFFINITY, FLOW, BackendState, Counter, EndpointKind
+from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, EndpointKind, Family
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
-from pydatapath.kernel.maps import possible_cpus
+from pydatapath.kernel.maps import Map, possible_cpus
 from pydatapath.reference import NODE as THE_NODE
-from pydatapath.reference import Choice, FlowTuple, Impossible, Model, Packet, Route, Verdict, World
+from pydatapath.reference import Choice, Entry, FlowTuple, Hook, Impossible, Model, Own, Packet, Route, Verdict, World
+from pydatapath.reference.flows import Table
 
 __all__ = ["Run", "compare", "shortest"]
 
 HERE = World(
-    NODE,
-    endpoints={NODE: THE_NODE, UPLINK: THE_NODE, **DEVICES},
-    pod_networks=("10.1.0.0/24",),
-    service_networks=("10.96.0.0/12",),
-    cluster_networks=("10.2.0.0/24",),
-    routes=tuple(Route(f"{network}.0/24") for network in ("10.1.0", "10.2.0", "198.51.100", "192.168.9")),
-    uplink_address=UPLINK,
+    tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
+    endpoints={**dict.fromkeys((V4.NODE, V4.UPLINK, V6.NODE, V6.UPLINK), THE_NODE), **DEVICES},
+    interfaces=frozenset(DEVICES.values()),
+    pod_networks=tuple(map(str, (*POD_NETWORKS, *V6_POD_NETWORKS))),
+    service_networks=tuple(map(str, (*SERVICE_NETWORKS, *V6_SERVICE_NETWORKS))),
+    cluster_networks=tuple(map(str, (*CLUSTER_NETWORKS, *V6_CLUSTER_NETWORKS))),
+    routes=(
+        *(Route(f"{network}.0/24") for network in ("10.1.0", "10.2.0", "198.51.100", "192.168.9")),
+        *(Route(f"{network}::/64") for network in ("fd00:10:1", "fd00:10:2", "2001:db8:51", "2001:db8:9")),
+    ),
 )
 MACS = {device: MAC[address] for address, device in DEVICES.items()} | {THE_NODE: MAC[NODE]}
 ELSEWHERE_MAC = "02:00:00:00:02:02"
-REFUSED = ("drop_no_backend", "drop_no_service")
-STAMP = struct.Struct("=Q")  # last_seen of struct flow
-STAMP_AT, STAMP_END = 16, 24  # behind the tuple
+REFUSED = ("drop_no_backend", "drop_no_service", "drop_pod_gone")
+TABLES = ("flows", "half_open")
+STAMP = struct.Struct("=Q")  # last_seen of struct flow, behind the tuple
 WAITS = 8  # see histories.ODD
 STILL = 0.1  # seconds that the machine may stand still: less than what histories.ODD leaves
 ATTEMPTS = 5
@@ -90,7 +103,8 @@ class Twins:
 
     def __init__(self, bed: Bed, model: Model, taken: list[Step]) -> None:
         bed.reset()
-        bed.put_endpoint(UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
+        for who in (V4, V6):
+            bed.put_endpoint(who.UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
         give_all_numbers_once(bed)
         self.bed, self.model, self.taken = bed, model, taken
         self.now = 1_000_000.0  # the history's own time, in seconds
@@ -98,7 +112,8 @@ class Twins:
         self._stamped = self._ran = ticks()
         self._services: dict[str, Serving] = {}
         self._left: list[tuple[Send, Verdict]] = []
-        self._flows: dict[str, dict[bytes, bytes]] = {"flows": {}, "half_open": {}}
+        # By the names of the maps, which each family has of its own
+        self._flows: dict[str, dict[bytes, bytes]] = {f"{name}{one.suffix}": {} for name in TABLES for one in Family}
         self._served = True
         self._counted = counted(bed)
 
@@ -118,6 +133,15 @@ class Twins:
                     self._serve(called, serving)
                 case Lose(key) if isinstance(key, FlowTuple):
                     self._lose(key)
+                case Interface(pod, is_there):
+                    self._put_interface(pod, is_there=is_there)
+
+    def end(self) -> None:
+        """What no packet has looked at since: the other family's tables are as they were. Raises Differs."""
+        self._flows = {name: dict(self.bed.maps[name].items()) for name in self._flows}
+        for family in Family:
+            for name, table in self._model_tables():
+                self._check_keys(name, table, family)
 
     def _exactly(self, step: Step) -> list[Step]:
         """The step, or what it is here where it says "one of the last"."""
@@ -139,15 +163,15 @@ class Twins:
             packet = replace(verdict.packet.readdressed(verdict.packet.tuple.reverse), ttl=64)
         else:
             packet = sent.packet
-        packet = traceable(replace(packet, flags=flags) if packet.protocol == "TCP" else packet)
+        packet = traceable(flagged(packet, flags))
         return Send(*way_of(packet), packet) if isinstance(step, Answer) else sent._replace(packet=packet)
 
     @staticmethod
     def _direct(sent: Send, verdict: Verdict, attempt: int) -> Send:
         """From who sent it, to where it went."""
         call = sent.packet
-        flags, port = "S" if call.protocol == "TCP" else "", ports_tried(call)[attempt]
-        packet = replace(verdict.packet, source=call.source, source_port=port, flags=flags, ttl=64)
+        packet = replace(verdict.packet, source=call.source, source_port=ports_tried(call)[attempt], ttl=64)
+        packet = flagged(packet, "S")
         return sent._replace(packet=packet)
 
     def _serve(self, called: str, serving: Serving | None) -> None:
@@ -165,23 +189,30 @@ class Twins:
 
     def _lose(self, key: FlowTuple) -> None:
         self.model.flows.forget(key)
-        for table, entries in self._flows.items():
+        for table in tables_of(key.source):
             self.bed.maps[table].delete(tuple_bytes(key))
-            entries.pop(tuple_bytes(key), None)
+            self._flows[table].pop(tuple_bytes(key), None)
+
+    def _put_interface(self, pod: str, *, is_there: bool) -> None:
+        (self.bed.revive if is_there else self.bed.kill)(pod)
+        others = self.model.world.interfaces - {DEVICES[pod]}
+        self.model.world = replace(self.model.world, interfaces=others | {DEVICES[pod]} if is_there else others)
 
     def _stamp_all(self) -> None:
         """Gives every entry the age that it has in the history, whatever time the test itself has taken."""
         self._stamped = ticks()
-        for name, table in (("flows", self.model.flows.main), ("half_open", self.model.flows.half_open)):
+        for name, table in self._model_tables():
             for key, entry in table.items():
-                raw = bytearray(self._flows[name][tuple_bytes(key)])
-                STAMP.pack_into(raw, STAMP_AT, self._stamp(entry.last_seen))
-                self._flows[name][tuple_bytes(key)] = bytes(raw)
-            self.bed.maps[name].update_many(self._flows[name])
+                own, packed_key = self._flows[name + Family.of(key.source).suffix], tuple_bytes(key)
+                raw = bytearray(own[packed_key])
+                STAMP.pack_into(raw, len(packed_key), self._stamp(entry.last_seen))
+                own[packed_key] = bytes(raw)
+        for name, entries in self._flows.items():
+            if entries:
+                self.bed.maps[name].update_many(entries)
         for (client, service), (_, since) in self.model.chooser.affinity.items():
-            key = packed(client) + struct.pack("=I", service)
-            raw = self.bed.maps["affinities"].lookup(key)
-            self.bed.maps["affinities"].update(key, STAMP.pack(self._stamp(since)) + raw[STAMP.size :])
+            affinities, key = self._affinities(client), packed(client) + struct.pack("=I", service)
+            affinities.update(key, STAMP.pack(self._stamp(since)) + affinities.lookup(key)[STAMP.size :])
 
     def _stamp(self, then: float) -> int:
         """Jiffies at a time of the history; two ticks before that, since a stamp of the future is none."""
@@ -192,25 +223,27 @@ class Twins:
         self._serve_now()
         if ticks() - self._stamped > clock.HZ // 50:
             self._stamp_all()
-        raw = frame(send.packet, MACS.get(send.device, ELSEWHERE_MAC))
+        by_loopback = send.hook is Hook.TO_LOOPBACK
+        raw = frame(send.packet, *((NO_MAC, NO_MAC) if by_loopback else (MACS.get(send.device, ELSEWHERE_MAC),)))
         outcome = self.bed.run(KernelHook[send.hook.name], raw, device=send.device)
         self._ran = ticks()
         if self._ran - self._stamped > clock.HZ * STILL:
             raise Paused
-        flows = {name: dict(self.bed.maps[name].items()) for name in self._flows}
+        flows = {name: dict(self.bed.maps[name].items()) for name in tables_of(send.packet.source)}
         now_counted = counted(self.bed)
         moved = {
             name: count - self._counted[name] for name, count in now_counted.items() if count != self._counted[name]
         }
-        chosen = self._chosen(send.packet, outcome, flows["half_open"], moved)
-        self._flows, self._counted = flows, now_counted
+        chosen = self._chosen(send.packet, outcome, flows, moved)
+        self._counted = now_counted
+        self._flows.update(flows)
         try:
             verdict = self.model.receive(send.hook, send.packet, self.now, chosen=chosen, interface=send.device or None)
         except Impossible as impossible:
             raise Differs(f"the kernel's choice: {impossible}") from None
         check("counted", moved, dict.fromkeys(verdict.counted, 1))
         self._check_leaving(send, raw, outcome, verdict)
-        self._check_flows()
+        self._check_flows(Family.of(send.packet.source))
         if chosen.gave_up:
             self._bind_all_the_same(send.packet)
         self._check_affinities()
@@ -218,7 +251,7 @@ class Twins:
             self._left.append((send, verdict))
 
     def _chosen(
-        self, packet: Packet, outcome: Outcome, half_open: Mapping[bytes, bytes], moved: Mapping[str, int]
+        self, packet: Packet, outcome: Outcome, flows: Mapping[str, dict[bytes, bytes]], moved: Mapping[str, int]
     ) -> Choice:
         """What the kernel chose, read off the packet that left, or off the claim where it left as it came."""
         if "drop_ports_taken" in moved:
@@ -231,8 +264,9 @@ class Twins:
         if left != packet.tuple:
             found = [one for one in backends if (one.address, one.port) == (left.destination, left.destination_port)]
             return Choice(found[0] if found else None, left.source_port)
-        for key, raw in half_open.items() - self._flows["half_open"].items():
-            to, _, _, _, number, generation, _, _ = FLOW.unpack(raw)
+        _, half_open = tables_of(packet.source)
+        for key, raw in flows[half_open].items() - self._flows[half_open].items():
+            to, _, _, _, number, generation, _, _ = layout_of(raw).flow.struct.unpack(raw)
             if to == tuple_bytes(packet.tuple.reverse):
                 found = [one for one in backends if (one.number, one.generation) == (number, generation)]
                 return Choice(found[0] if found else None, tuple_of(key).destination_port)
@@ -248,36 +282,48 @@ class Twins:
 
     def _kept(self, client: str, service: int) -> tuple[int, ...]:
         """What a client keeps: since when, the number and generation of the backend."""
-        raw = self.bed.maps["affinities"].lookup(packed(client) + struct.pack("=I", service))
+        raw = self._affinities(client).lookup(packed(client) + struct.pack("=I", service))
         return (0, 0, 0) if raw is None else AFFINITY.unpack(raw)[:3]
+
+    def _affinities(self, client: str) -> Map:
+        return self.bed.maps["affinities" + Family.of(client).suffix]
 
     # What must be equal
 
     def _check_leaving(self, send: Send, raw: bytes, outcome: Outcome, verdict: Verdict) -> None:
         check("walked", outcome.walked, verdict.walked)
         if verdict.refused:
-            check("refused", (outcome.verdict, refusal(outcome.packet)), (REDIRECT, expected_refusal(raw)))
+            check("verdict", outcome.verdict, REDIRECT)
+            check_packet(outcome.packet, refusal(send.packet, raw))
             return
-        redirected = verdict.kind == "forward" or verdict.to in {"bridge", "uplink"}
+        redirected = verdict.kind == "forward" or verdict.to in {"bridge", "uplink", "loopback"}
         check("verdict", outcome.verdict, DROP if verdict.kind == "drop" else REDIRECT if redirected else PASS)
         to_mac = raw[:6].hex(":")
         if verdict.kind == "node":
-            to_mac = UPLINK_MAC if verdict.to == "uplink" else MAC[NODE]
+            to_mac = {"uplink": UPLINK_MAC, "loopback": NO_MAC}.get(verdict.to, MAC[NODE])
         elif verdict.kind == "forward" and verdict.to != "route":
             to_mac = MACS[self.model.world.endpoints[verdict.to]]
-        want = frame(verdict.packet, raw[6:12].hex(":"), to_mac)
-        if outcome.packet != want:
-            raise Differs(f"left as {shown(outcome.packet)}\n  model: {shown(want)}")
+        check_packet(outcome.packet, frame(verdict.packet, raw[6:12].hex(":"), to_mac))
 
-    def _check_flows(self) -> None:
-        for name, table in (("flows", self.model.flows.main), ("half_open", self.model.flows.half_open)):
-            kernel, model = self._flows[name], {tuple_bytes(key): entry for key, entry in table.items()}
-            check(f"keys of {name}", sorted(map(tuple_of, kernel)), sorted(table))
-            for key, entry in model.items():
-                have, want = kernel[key], flow_bytes(entry)
-                if have[:STAMP_AT] + have[STAMP_END:] != want[:STAMP_AT] + want[STAMP_END:]:
+    def _model_tables(self) -> Iterable[tuple[str, Table]]:
+        """Of both families, by the names of IPv4's maps."""
+        return zip(TABLES, (self.model.flows.main, self.model.flows.half_open), strict=True)
+
+    def _check_keys(self, name: str, table: Table, family: Family) -> dict[bytes, Entry]:
+        """A family's entries of the model's table, by the keys that the kernel's has, too."""
+        model = {tuple_bytes(key): entry for key, entry in table.items() if Family.of(key.source) is family}
+        check(f"keys of {name}", sorted(map(tuple_of, self._flows[name + family.suffix])), sorted(map(tuple_of, model)))
+        return model
+
+    def _check_flows(self, family: Family) -> None:
+        """Both tables of the family that the packet was of."""
+        for name, table in self._model_tables():
+            kernel = self._flows[name + family.suffix]
+            for key, entry in self._check_keys(name, table, family).items():
+                have, want, at = kernel[key], flow_bytes(entry), len(key)
+                if have[:at] + have[at + STAMP.size :] != want[:at] + want[at + STAMP.size :]:
                     raise Differs(f"{tuple_of(key)} in {name}: {entry_in(have)}\n  model: {entry_in(want)}")
-                self._check_age(f"{tuple_of(key)} in {name}", STAMP.unpack_from(have, STAMP_AT)[0], entry.last_seen)
+                self._check_age(f"{tuple_of(key)} in {name}", STAMP.unpack_from(have, at)[0], entry.last_seen)
 
     def _check_affinities(self) -> None:
         for (client, service), (backend, since) in self.model.chooser.affinity.items():
@@ -297,7 +343,19 @@ def check(what: str, kernel: object, model: object) -> None:
         raise Differs(f"{what}: {kernel}\n  model: {model}")
 
 
+def check_packet(kernel: bytes, model: bytes) -> None:
+    """As check, of packets that leave."""
+    if kernel != model:
+        raise Differs(f"left as {shown(kernel)}\n  model: {shown(model)}")
+
+
 # The kernel's side
+
+
+def tables_of(address: str) -> tuple[str, str]:
+    """The names of the flow tables of an address's family."""
+    flows, half_open = (name + Family.of(address).suffix for name in TABLES)
+    return flows, half_open
 
 
 def ticks() -> int:
@@ -320,7 +378,7 @@ def jiffies_ahead(bed: Bed) -> int:
 
 def give_all_numbers_once(bed: Bed) -> None:
     """As if every backend's number had been another's before: who comes when one has gone is given that one's again."""
-    gone = BACKEND_STRUCT.pack(bytes(4), bytes(2), 0, BackendState.GONE, 7, 0)
+    gone = BACKEND_STRUCT.pack(bytes(16), bytes(2), 0, BackendState.GONE, 7, 0)
     bed.maps["backends"].update_many({struct.pack("=I", number): gone for number in range(1, SIZES.backends)})
 
 
@@ -355,6 +413,7 @@ def compare(bed: Bed, steps: Sequence[Step], model: Callable[[World], Model] = M
             twins = Twins(bed, model(HERE), taken)
             for step in steps:
                 twins.take(step)
+            twins.end()
         except Paused:
             continue
         except Differs as differs:

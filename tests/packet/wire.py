@@ -5,22 +5,46 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 from functools import lru_cache
-from ipaddress import IPv4Address
-from typing import Final
+from ipaddress import ip_address
+from typing import Final, get_args
 
-from packetbed import GATEWAY_MAC, MAC, NODE, SERVICE_NETWORKS, pack_tuple
+from packetbed import GATEWAY_MAC, MAC, NODE, SERVICE_NETWORKS, V6_SERVICE_NETWORKS, pack_tuple, packed
+from scapy.layers.sctp import crc32c
 
-from pydatapath.kernel.layout import FLOW, PROTOCOL_NAMES, PROTOCOLS, TUPLE, FlowFlag, FlowState, ServiceFlag, VipKind
+from pydatapath.kernel.layout import (
+    LAYOUTS,
+    PROTOCOL_NAMES,
+    PROTOCOLS,
+    Family,
+    FamilyLayout,
+    FlowFlag,
+    FlowState,
+    ServiceFlag,
+    VipKind,
+)
 from pydatapath.plan import Live, Run
-from pydatapath.reference import PORTS, Address, Backend, Entry, FlowTuple, Packet, Service, State, World
+from pydatapath.reference import (
+    NEXT_HOPS,
+    PORTS,
+    Address,
+    Backend,
+    Entry,
+    FlowTuple,
+    Packet,
+    Protocol,
+    Service,
+    State,
+    World,
+)
 
 __all__ = [
+    "NO_MAC",
     "entry_in",
-    "expected_refusal",
+    "flagged",
     "flow_bytes",
     "frame",
-    "in_service_network",
-    "packed",
+    "is_by_bridge",
+    "layout_of",
     "ports_tried",
     "refusal",
     "told",
@@ -31,44 +55,93 @@ __all__ = [
 
 STATES: Final = {State.NEW: FlowState.NEW, State.ESTABLISHED: FlowState.ESTABLISHED}
 FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
+SEQUENCE, ACKNOWLEDGED, WINDOW = 1000, 2000, 0xFFFF  # of every segment
 WORD: Final = 0xFFFF_FFFF_FFFF_FFFF
+NO_MAC: Final = "00:00:00:00:00:00"  # of the loopback interface
+ANSWER_TTL: Final = 64
 
 
 @lru_cache
-def in_service_network(address: str) -> bool:
+def is_by_bridge(address: str) -> bool:
     """Whether the way to it leads over the bridge, to the gateway's MAC."""
-    return any(IPv4Address(address) in network for network in SERVICE_NETWORKS)
+    networks = (*SERVICE_NETWORKS, *V6_SERVICE_NETWORKS)
+    return address in NEXT_HOPS.values() or any(ip_address(address) in network for network in networks)
 
 
-@lru_cache
-def packed(address: str) -> bytes:
-    """An address as it stands in a packet."""
-    return IPv4Address(address).packed
+def layout_of(raw: bytes) -> FamilyLayout:
+    """The structs of the family that a struct tuple or flow is of."""
+    return next(one for one in LAYOUTS.values() if len(raw) in {one.tuple.struct.size, one.flow.struct.size})
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes) -> bytes:
     """RFC 1071, by arithmetic: the ones' complement sum of 16-bit words is the remainder by 65,535."""
-    return -int.from_bytes(data, "big") % 0xFFFF
+    return (-int.from_bytes(data + bytes(len(data) % 2), "big") % 0xFFFF).to_bytes(2, "big")
+
+
+def _macs(from_mac: str, to_mac: str) -> bytes:
+    return bytes.fromhex(to_mac.replace(":", "") + from_mac.replace(":", ""))
 
 
 def frame(packet: Packet, from_mac: str, to_mac: str = "") -> bytes:
     """A packet of the model, whole, with right checksums and nothing in it."""
-    to_mac = to_mac or (GATEWAY_MAC if in_service_network(packet.destination) else MAC[NODE])
-    protocol = PROTOCOLS[packet.protocol]
+    to_mac = to_mac or (GATEWAY_MAC if is_by_bridge(packet.destination) else MAC[NODE])
+    data = packet.length - _headers(packet)
+    return _macs(from_mac, to_mac) + _datagram(
+        PROTOCOLS[packet.protocol], packet, _transport(packet, bytes(data)), identification=1
+    )
+
+
+def _headers(packet: Packet) -> int:
+    """Bytes of its headers of layer 3 and 4."""
+    return (40 if Family.of(packet.source) is Family.IPV6 else 20) + {"TCP": 20, "UDP": 8, "SCTP": 12}[packet.protocol]
+
+
+def _datagram(
+    protocol: int, packet: Packet, content: bytes, *, identification: int = 0, tos: int = 0, fragment: int = 0
+) -> bytes:
+    """Ethernet's type, the IP header and what is in it."""
     ends = packed(packet.source) + packed(packet.destination)
-    head = struct.pack("!BBHHHBB", 0x45, 0, packet.length, 1, 0, packet.ttl, protocol)
-    rest = _transport(packet, ends + struct.pack("!HH", protocol, packet.length - 20))
-    ethernet = bytes.fromhex(to_mac.replace(":", "") + from_mac.replace(":", "")) + b"\x08\x00"
-    return ethernet + head + _checksum(head + ends).to_bytes(2, "big") + ends + rest
+    if Family.of(packet.source) is Family.IPV6:
+        return b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(content), protocol, packet.ttl) + ends + content
+    head = struct.pack("!BBHHHBB", 0x45, tos, 20 + len(content), identification, fragment, packet.ttl, protocol)
+    return b"\x08\x00" + head + _checksum(head + ends) + ends + content
 
 
-def _transport(packet: Packet, pseudo: bytes) -> bytes:
-    ports, length = struct.pack("!HH", packet.source_port, packet.destination_port), packet.length - 20
-    if packet.protocol == "UDP":
-        head = ports + struct.pack("!H", length)
-        return (head + (_checksum(pseudo + head) or 0xFFFF).to_bytes(2, "big")).ljust(length, b"\0")
-    head = ports + struct.pack("!IIBBH", 1000, 2000, 0x50, sum(FLAGS[flag] for flag in packet.flags), 0xFFFF)
-    return (head + _checksum(pseudo + head).to_bytes(2, "big")).ljust(length, b"\0")
+def _pseudo(packet: Packet, protocol: int, length: int) -> bytes:
+    """What a checksum covers beside layer 4 itself (RFC 9293 3.1, RFC 8200 8.1), in whatever order."""
+    return packed(packet.source) + packed(packet.destination) + struct.pack("!II", protocol, length)
+
+
+def _transport(packet: Packet, data: bytes) -> bytes:
+    ports = struct.pack("!HH", packet.source_port, packet.destination_port)
+    match packet.protocol:
+        case "TCP":
+            return _segment(packet, SEQUENCE, ACKNOWLEDGED, sum(FLAGS[flag] for flag in packet.flags), WINDOW, data)
+        case "UDP":
+            head = ports + struct.pack("!H", 8 + len(data))
+            check = _checksum(_pseudo(packet, PROTOCOLS["UDP"], 8 + len(data)) + head + data)
+            return head + (check if any(check) else b"\xff\xff") + data
+        case "SCTP":
+            return _sctp(ports, len(data), opens=packet.opens)
+
+
+def _segment(packet: Packet, seq: int, ack: int, flags: int, window: int, data: bytes) -> bytes:
+    ports = struct.pack("!HH", packet.source_port, packet.destination_port)
+    head = ports + struct.pack("!IIBBH", seq, ack, 0x50, flags, window)
+    return head + _checksum(_pseudo(packet, PROTOCOLS["TCP"], 20 + len(data)) + head + data) + bytes(2) + data
+
+
+@lru_cache(maxsize=4096)
+def _sctp(ports: bytes, length: int, *, opens: bool) -> bytes:
+    """A header and an INIT chunk under the tag 0, or DATA, of zeros: RFC 9260 3.1; its CRC32c covers no address."""
+    head, data = ports + struct.pack("!I", 0 if opens else 7), (bytes([opens]) + bytes(length))[:length]
+    return head + struct.pack("!I", crc32c(head + bytes(4) + data)) + data
+
+
+def flagged(packet: Packet, flags: str) -> Packet:
+    """The packet with these flags, as far as its protocol has them."""
+    had = {"TCP": flags, "SCTP": "S" if flags == "S" else ""}
+    return replace(packet, flags=had.get(packet.protocol, ""))
 
 
 def ports_tried(packet: Packet) -> list[int]:
@@ -77,14 +150,12 @@ def ports_tried(packet: Packet) -> list[int]:
 
 
 def _tuple_hash(packet: Packet, salt: int) -> int:
-    source, destination, sport, dport = struct.unpack(
-        "<IIHH",
-        packed(packet.source)
-        + packed(packet.destination)
-        + struct.pack("!HH", packet.source_port, packet.destination_port),
-    )
-    mixed = (source << 32 | destination) * 0x9E3779B97F4A7C15 & WORD
-    mixed ^= mixed >> 32
+    sport, dport = struct.unpack("<HH", struct.pack("!HH", packet.source_port, packet.destination_port))
+    mixed = 0
+    for source, destination in zip(_words(packet.source), _words(packet.destination), strict=True):
+        mixed ^= source << 32 | destination
+        mixed = mixed * 0x9E3779B97F4A7C15 & WORD
+        mixed ^= mixed >> 32
     mixed += sport << 48 | dport << 32 | PROTOCOLS[packet.protocol] << 24 | salt
     mixed &= WORD
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & WORD
@@ -92,18 +163,31 @@ def _tuple_hash(packet: Packet, salt: int) -> int:
     return mixed >> 32
 
 
-def refusal(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """Who is refused by whom, and what by: TCP's ports and RST, or ICMP's type, code and quotation."""
-    if raw[23] == 6:
-        return raw[26:30], raw[30:34], raw[34:38] + bytes([raw[47] & 4])
-    return raw[26:30], raw[30:34], raw[34:36] + raw[42:70]
+def _words(address: str) -> tuple[int, ...]:
+    """An address as a program loads it."""
+    raw = packed(address)
+    return struct.unpack(f"<{len(raw) // 4}I", raw)
 
 
-def expected_refusal(raw: bytes) -> tuple[bytes, bytes, bytes]:
-    """The same, from the packet that is refused (C2)."""
-    if raw[23] == 6:
-        return raw[30:34], raw[26:30], raw[36:38] + raw[34:36] + b"\4"
-    return raw[30:34], raw[26:30], b"\3\3" + raw[14:42]
+def refusal(packet: Packet, raw: bytes) -> bytes:
+    """The frame that tells the sender of a packet, of this frame, that it is refused (C2)."""
+    back = replace(packet.readdressed(packet.tuple.reverse), ttl=ANSWER_TTL)
+    macs, size = raw[6:12] + raw[:6], _headers(packet)
+    if packet.protocol == "TCP":
+        data = bytes(packet.length - size)
+        if "A" in packet.flags:
+            segment = _segment(back, ACKNOWLEDGED, 0, FLAGS["R"], 0, data)
+        else:
+            held = len(data) + ("S" in packet.flags) + ("F" in packet.flags)
+            segment = _segment(back, 0, SEQUENCE + held, FLAGS["R"] | FLAGS["A"], 0, data)
+        return macs + _datagram(PROTOCOLS["TCP"], back, segment, identification=1)
+    if Family.of(packet.source) is Family.IPV6:
+        quoted = raw[14 : 14 + 48]
+        check = _checksum(_pseudo(back, 58, 8 + len(quoted)) + b"\1\4" + quoted)
+        return macs + _datagram(58, back, b"\1\4" + check + bytes(4) + quoted)
+    quoted = raw[14 : 14 + 28]
+    content = b"\3\3" + _checksum(b"\3\3" + quoted) + bytes(4) + quoted
+    return macs + _datagram(1, back, content, tos=0xC0, fragment=0x4000)
 
 
 # Flow entries as they stand in the maps
@@ -118,16 +202,21 @@ def tuple_bytes(one: FlowTuple) -> bytes:
 @lru_cache(maxsize=4096)
 def tuple_of(raw: bytes) -> FlowTuple:
     """The tuple of a struct tuple."""
-    source, destination, sport, dport, protocol = TUPLE.unpack(raw)
-    ports = (int.from_bytes(port, "big") for port in (sport, dport))
-    return FlowTuple(
-        str(IPv4Address(source)), next(ports), str(IPv4Address(destination)), next(ports), PROTOCOL_NAMES[protocol]
-    )
+    source, destination, sport, dport, number = layout_of(raw).tuple.struct.unpack(raw)
+    ends = str(ip_address(source)), int.from_bytes(sport, "big"), str(ip_address(destination)), int.from_bytes(dport)
+    return FlowTuple(*ends, protocol_of(number))
+
+
+def protocol_of(number: int) -> Protocol:
+    """The name of a protocol that has ports."""
+    return next(one for one in get_args(Protocol) if one == PROTOCOL_NAMES[number])
 
 
 def tuple_in(raw: bytes) -> FlowTuple:
-    """The tuple of a packet without IP options."""
-    return tuple_of(TUPLE.pack(raw[26:30], raw[30:34], raw[34:36], raw[36:38], raw[23]))
+    """The tuple of a packet without IP options and extension headers."""
+    if raw[12:14] == b"\x86\xdd":
+        return tuple_of(raw[22:38] + raw[38:54] + raw[54:58] + raw[20:21] + bytes(3))
+    return tuple_of(raw[26:34] + raw[34:38] + raw[23:24] + bytes(3))
 
 
 def flow_bytes(entry: Entry) -> bytes:
@@ -139,14 +228,14 @@ def flow_bytes(entry: Entry) -> bytes:
         FlowFlag.FIN * entry.fin,
         FlowFlag.RST * entry.rst,
     )
-    return FLOW.pack(
-        tuple_bytes(entry.to), 0, entry.packets, entry.octets, number, generation, STATES[entry.state], sum(flags)
-    )
+    to = tuple_bytes(entry.to)
+    counted = entry.packets, entry.octets
+    return layout_of(to).flow.struct.pack(to, 0, *counted, number, generation, STATES[entry.state], sum(flags))
 
 
 def entry_in(raw: bytes) -> str:
     """A struct flow in words, without its stamp."""
-    to, _, packets, octets, number, generation, state, flags = FLOW.unpack(raw)
+    to, _, packets, octets, number, generation, state, flags = layout_of(raw).flow.struct.unpack(raw)
     counted = f"{packets} packets, {octets} bytes, backend {number}.{generation}"
     return f"to {tuple_of(to)}, {counted}, {FlowState(state).name}, {FlowFlag(flags)!r}"
 

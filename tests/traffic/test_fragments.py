@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import sys
@@ -11,28 +12,48 @@ from socket import SOCK_DGRAM
 
 import pytest
 from calls import SECONDS, dial
-from scene import Cluster
+from scene import Cluster, cluster_up
 
 from pydatapath.kernel.links import Links
 from pydatapath.lab import Host
 
-VIPS = {"local": "10.96.5.1", "remote": "10.96.5.2"}
-BALANCERS = {"local": "203.0.113.21", "remote": "203.0.113.22"}
+VIPS = {
+    "local": "10.96.5.1",
+    "remote": "10.96.5.2",
+    "local, IPv6": "fd00:10:96::51",
+    "remote, IPv6": "fd00:10:96::52",
+}
+BALANCERS = {
+    "local": "203.0.113.21",
+    "remote": "203.0.113.22",
+    "local, IPv6": "2001:db8:77::21",
+    "remote, IPv6": "2001:db8:77::22",
+}
 PORT, SIZE, COUNT = 9200, 65_507, 1000  # 65,507 bytes: the most that fits (RFC 768 and 791)
 ECHO = (
-    "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', {port})); print('ready', flush=True)\n"
+    "import socket; s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.bind(('', {port}))\n"
+    "print('ready', flush=True)\n"
     "while True:\n    data, peer = s.recvfrom(65535)\n    s.sendto(data[::-1], peer)"
 )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with both families, the first one loaded."""
+    networks = ("10.244.0.0/16", "fd00:10:244::/48")
+    with cluster_up(f"fragments-{os.getpid()}", dual_stack=True, cluster_cidr=networks) as made:
+        yield made
 
 
 @pytest.fixture(scope="module", autouse=True)
 def services(cluster: Cluster) -> Iterator[None]:
     """An echo server in a pod here and in one elsewhere, which turns each datagram round."""
+    pods = {"local": cluster.lab.pod(1, 2), "remote": cluster.lab.pod(2, 2)}
     with contextlib.ExitStack() as stack:
-        for place, pod in (("local", cluster.lab.pod(1, 2)), ("remote", cluster.lab.pod(2, 2))):
-            cluster.apply(
-                place, VIPS[place], [pod], port=PORT, target=PORT, type="LoadBalancer", balancer=BALANCERS[place]
-            )
+        for number, (place, vip) in enumerate(VIPS.items()):
+            pod, name = pods[place.partition(",")[0]], f"echo-{number}"
+            cluster.apply(name, vip, [pod], port=PORT, target=PORT, type="LoadBalancer", balancer=BALANCERS[place])
+        for pod in pods.values():
             command = [sys.executable, "-I", "-S", "-c", ECHO.format(port=PORT)]
             server = stack.enter_context(pod.popen(command, stdout=subprocess.PIPE))
             stack.callback(server.kill)
@@ -66,7 +87,9 @@ def test_S105_N63_a_thousand_datagrams_of_64_KB(cluster: Cluster, figure: Callab
 def test_N63_a_thousand_datagrams_from_outside(cluster: Cluster, figure: Callable[[str], None], place: str):
     """To a backend elsewhere, behind the node's address."""
     with Links(cluster.lab.outside.netns) as outside:
-        outside.route(f"{BALANCERS[place]}/32", via=cluster.lab.node(1).address)
+        address, node = BALANCERS[place], cluster.lab.node(1)
+        six = ":" in address
+        outside.route(f"{address}/{128 if six else 32}", via=node.address6 if six else node.address)
     whole = turned_round(cluster.lab.outside, BALANCERS[place])
     figure(f"64 KB datagrams from outside to a {place} backend and back: {whole} of {COUNT} intact")
     assert whole == COUNT

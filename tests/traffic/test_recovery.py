@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,17 +16,37 @@ from scene import VIP_PORT, Cluster, pydatapath
 from pydatapath import Options, connecting, instance, loading
 from pydatapath.errors import KernelError
 from pydatapath.kernel.attach import Attacher
-from pydatapath.kernel.links import Links, delete_namespace
+from pydatapath.kernel.compile import SERVICE_GATEWAYS
+from pydatapath.kernel.layout import ENDPOINT, MAPS, EndpointKind, Family
+from pydatapath.kernel.links import Links, delete_namespace, write_sysctls
+from pydatapath.kernel.tables import unpack_ip
 from pydatapath.lab import Lab, LabSpec
+from pydatapath.records import HostChange, Records
 
 NAME = f"re-{os.getpid()}"
 VIP = ("10.96.0.61", VIP_PORT)
+VIP6 = ("fd00:10:96::61", VIP_PORT)
+GATEWAY6 = "fd00:10:244:1::1"  # the bridge of node1
+ASKING = {"accept_dad": "1", "dad_transmits": "60"}  # a minute of duplicate address detection
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A loaded node with a service that works."""
-    with Lab.up(LabSpec(NAME, nodes=1, pods=2)) as lab:
+    with playground() as made:
+        yield made
+
+
+@pytest.fixture
+def dual_stack() -> Iterator[Cluster]:
+    """The same with IPv6 beside IPv4."""
+    with playground(dual_stack=True) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def playground(*, dual_stack: bool = False) -> Iterator[Cluster]:
+    with Lab.up(LabSpec(NAME, nodes=1, pods=2, dual_stack=dual_stack)) as lab:
         made = Cluster(lab)
         made.serve(lab.pod(1, 2))
         made.load(1)
@@ -34,11 +57,101 @@ def cluster() -> Iterator[Cluster]:
             made.close()
 
 
-def works(cluster: Cluster) -> None:
+def works(cluster: Cluster, vip: tuple[str, int] = VIP) -> None:
     """New connections from a pod and from the node are answered."""
     for host in (cluster.lab.pod(1, 1), cluster.lab.node(1)):
         for kind in KINDS.values():
-            assert ask_many(host, kind, VIP, 20).failures == []
+            assert ask_many(host, kind, vip, 20).failures == []
+
+
+def own_pins(cluster: Cluster, family: Family) -> set[str]:
+    """The pinned maps of one family's own."""
+    pins = cluster.datapaths[1].instance.map_pins
+    return {path.name for path in pins.iterdir() if MAPS[path.name].family is family}
+
+
+def route6(cluster: Cluster) -> str:
+    """The node's IPv6 routes that are ours."""
+    return cluster.lab.node(1).exec(["ip", "-6", "route", "show", "proto", "218"], check=True).stdout
+
+
+def own_addresses6(cluster: Cluster) -> set[str]:
+    """The IPv6 addresses that the programs take for the node's own."""
+    entries = cluster.datapaths[1]._maps["endpoints6"].items()
+    return {unpack_ip(key) for key, value in entries if ENDPOINT.unpack(value)[2] == EndpointKind.NODE}
+
+
+def use_IPv6(cluster: Cluster, *, wanted: bool) -> None:
+    """Gives the bridge its IPv6 address or takes it, as an administrator would."""
+    node = cluster.lab.node(1)
+    options = ["nodad"] if wanted else []
+    node.exec(["ip", "-6", "address", "add" if wanted else "del", f"{GATEWAY6}/64", "dev", "br0", *options], check=True)
+
+
+def test_IPv6_comes_with_its_address_and_goes_with_it(dual_stack: Cluster):
+    """Services of IPv6 are kept all the time, planned by a load with IPv6, and leave nothing behind without."""
+    use_IPv6(dual_stack, wanted=False)
+    dual_stack.load(1)
+    works(dual_stack)
+    dual_stack.apply("web6", VIP6[0], [dual_stack.lab.pod(1, 2)])
+    assert (own_pins(dual_stack, Family.IPV6), route6(dual_stack)) == (set(), "")
+    assert dual_stack.datapaths[1].service("web6").backends == ()
+    for _ in range(2):
+        use_IPv6(dual_stack, wanted=True)
+        dual_stack.load(1)
+        works(dual_stack, VIP6)
+        works(dual_stack)
+        assert own_addresses6(dual_stack) == {GATEWAY6, dual_stack.lab.node(1).address6}
+        assert [one.address for one in dual_stack.datapaths[1].service("web6").backends] == [
+            dual_stack.lab.pod(1, 2).address6
+        ] * 2
+        assert {one.family for one in dual_stack.datapaths[1].flows()} == {4, 6}
+        use_IPv6(dual_stack, wanted=False)
+        dual_stack.load(1)
+        works(dual_stack)
+        assert (own_pins(dual_stack, Family.IPV6), route6(dual_stack)) == (set(), "")
+        status = dual_stack.datapaths[1].status()
+        assert (status.drift, status.backends, {one.family for one in dual_stack.datapaths[1].flows()}) == ((), 2, {4})
+
+
+def test_IPv6_that_cannot_be_loaded_leaves_nothing(dual_stack: Cluster, monkeypatch: pytest.MonkeyPatch):
+    """It fails when the first program is exchanged: IPv4 goes on, and of IPv6 there is neither map nor plan."""
+    use_IPv6(dual_stack, wanted=False)
+    dual_stack.load(1)
+    dual_stack.apply("web6", VIP6[0], [dual_stack.lab.pod(1, 2)])
+    use_IPv6(dual_stack, wanted=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Attacher, "attach", fail)
+        with pytest.raises(KernelError, match="no luck"):
+            loading.load(dual_stack.datapaths[1].instance, Options(node_name=dual_stack.lab.node(1).netns))
+    assert (own_pins(dual_stack, Family.IPV6), route6(dual_stack)) == (set(), "")
+    status = dual_stack.datapaths[1].status()
+    assert (status.drift, status.backends) == ((), 2)
+    works(dual_stack)
+    dual_stack.load(1)
+    works(dual_stack, VIP6)
+
+
+def fail(*_: object) -> None:
+    raise KernelError("no luck")
+
+
+def test_an_address_that_is_still_asked_about_holds_no_load_up(dual_stack: Cluster):
+    """While the kernel looks for duplicates of the bridge's address it is no route's source: the route has none."""
+    node = dual_stack.lab.node(1)
+    use_IPv6(dual_stack, wanted=False)
+    dual_stack.datapaths[1].unload()
+    write_sysctls(node.netns, {f"net/ipv6/conf/br0/{name}": value for name, value in ASKING.items()})
+    node.exec(["ip", "-6", "address", "add", f"{GATEWAY6}/64", "dev", "br0"], check=True)
+    assert "tentative" in node.exec(["ip", "-6", "address", "show", "br0"]).stdout
+    dual_stack.load(1)
+    assert "fd00:10:96::/112" in route6(dual_stack)
+    assert " src " not in route6(dual_stack)
+    assert "tentative" in node.exec(["ip", "-6", "address", "show", "br0"]).stdout
+    use_IPv6(dual_stack, wanted=False)
+    use_IPv6(dual_stack, wanted=True)
+    dual_stack.apply("web6", VIP6[0], [dual_stack.lab.pod(1, 2)])
+    works(dual_stack, VIP6)
 
 
 def test_a_reload_refused_before_the_exchange_changes_nothing(cluster: Cluster):
@@ -61,7 +174,7 @@ def test_a_reload_refused_before_the_exchange_changes_nothing(cluster: Cluster):
 
 
 def test_a_reload_that_fails_half_way_leaves_the_old_programs(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
-    """Two of four filters are exchanged when it fails: all four run the old programs again, and they still serve."""
+    """Two of the filters are exchanged when it fails: all run the old programs again, and they still serve."""
     works(cluster)
     exchanged: list[str] = []
     attach = Attacher.attach
@@ -81,9 +194,12 @@ def test_a_reload_that_fails_half_way_leaves_the_old_programs(cluster: Cluster, 
     works(cluster)
 
 
-def test_unload_without_records_takes_all_away(cluster: Cluster):
+def test_unload_without_records_takes_all_away(dual_stack: Cluster):
     """Filters are ours by their name, routes by their protocol: nobody needs to remember them."""
+    cluster = dual_stack
     node = cluster.lab.node(1)
+    there = "".join(dump(cluster.lab, [node]).values())
+    assert all(str(gateway) in there for gateway in SERVICE_GATEWAYS.values())
     which = cluster.datapaths[1].instance
     cluster.datapaths[1].close()
     which.records.write_bytes(b"garbage" * 1000)
@@ -92,7 +208,8 @@ def test_unload_without_records_takes_all_away(cluster: Cluster):
     assert not which.exists
     left = "".join(dump(cluster.lab, [node]).values())
     assert "pydatapath/default" not in left
-    assert "169.254.218.122" not in left
+    for gateway in SERVICE_GATEWAYS.values():
+        assert str(gateway) not in left
     del cluster.datapaths[1]
 
 
@@ -101,8 +218,10 @@ def test_a_pod_that_comes_back_behind_another_interface(cluster: Cluster):
     works(cluster)
     lab = cluster.lab
     node, pod = lab.node(1), lab.pod(1, 2)
+    assert served_interfaces(cluster) == {"pod1", "pod2"}
     with Links(node.netns) as links:
         links.delete("pod2")
+        assert served_interfaces(cluster) == {"pod1"}, "the kernel takes an interface's entry away with it (C8)"
         links.veth("pod2", "eth0", pod.netns, peer_mac="02:00:0a:f4:01:0c", bridge="br0")
     with Links(pod.netns) as links:
         links.up("eth0")
@@ -110,7 +229,32 @@ def test_a_pod_that_comes_back_behind_another_interface(cluster: Cluster):
         links.route("default", via=node.gateway)
     done = pydatapath("--netns", node.netns, "load", "--node-name", node.netns)
     assert done.returncode == 0
+    assert served_interfaces(cluster) == {"pod1", "pod2"}
     works(cluster)
+    node.exec(["ip", "link", "set", "pod1", "nomaster"], check=True)
+    cluster.load(1)
+    assert served_interfaces(cluster) == {"pod2"}, "it lives, and is no pod's any more"
+
+
+def served_interfaces(cluster: Cluster) -> set[str]:
+    """The pods' interfaces that the programs know of."""
+    entries = dict(cluster.datapaths[1]._maps["interfaces"].items())
+    assert all(key == value for key, value in entries.items())
+    with cluster.lab.node(1).entered():
+        return {socket.if_indextoname(int.from_bytes(key, sys.byteorder)) for key in entries}
+
+
+def test_records_of_an_earlier_version_do_not_cost_the_next_hop(cluster: Cluster):
+    """They name a neighbour by its bridge alone: it is the one that is needed, and unload takes it away."""
+    node = cluster.lab.node(1)
+    with Records(cluster.datapaths[1].instance.records) as records:
+        for subject in records.host_changes(HostChange.NEIGHBOUR):
+            records.forget_host_change(HostChange.NEIGHBOUR, subject)
+        records.note_host_change(HostChange.NEIGHBOUR, "br0")
+    cluster.load(1)
+    works(cluster)
+    cluster.datapaths[1].unload()
+    assert "PERMANENT" not in node.exec(["ip", "neigh"], check=True).stdout
 
 
 def test_a_namespace_that_is_gone_leaves_nothing_after_unload_all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from calls import KINDS, ask_many
@@ -73,6 +74,98 @@ BAD_MANIFESTS = {
 def test_manifests_that_are_wrong(cluster: Cluster, text: str, words: list[str]):
     """All or nothing: of a file with one bad object none is made."""
     refused(pydatapath("--netns", cluster.lab.node(1).netns, "apply", "-f", "-", stdin=text), *words)
+
+
+BAD = {
+    "port": SERVICE.replace("other", "zero").replace("port: 80", "port: 0"),
+    "more": SERVICE.replace("other", "more").replace("port: 80", "port: 70000"),
+    "taken": SERVICE.replace("other", "taken").replace("10.96.0.81", VIP[0]),
+    "range": SERVICE.replace("other", "range").replace("{cluster", "{loadBalancerSourceRanges: [x], cluster"),
+    "endpoint": """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: bad-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: [127.0.0.1]}]
+""",
+}
+TWICE = SERVICE.replace("{clusterIP: 10.96.0.81", "{type: NodePort, clusterIP: IP").replace(
+    "80}]", "80, nodePort: 30099}]"
+)
+SENTENCES = {
+    "zero": "Service default/zero: spec.ports[0].port: 0 is not a port",
+    "more": "Service default/more: spec.ports[0].port: 70000 is not a port",
+    "taken": f"Service default/taken: {VIP[0]}:80/tcp is taken by Service default/web",
+    "range": "Service default/range: spec.loadBalancerSourceRanges[0]: 'x' is not a network",
+    "bad-1": "EndpointSlice default/bad-1: endpoints[0].addresses[0]: '127.0.0.1' is a loopback address",
+    "twice": "Service default/twice: node port 30099/tcp is taken by Service default/once",
+}
+ALL = "---".join(
+    [
+        *BAD.values(),
+        TWICE.replace("other", "once").replace(" IP,", " 10.96.0.82,"),
+        TWICE.replace("other", "twice").replace(" IP,", " 10.96.0.83,"),
+        SERVICE,
+    ]
+)
+
+
+def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]], ids=["all or none", "dry run"])
+def test_every_bad_object_is_named_at_once(cluster: Cluster, how: list[str]):
+    """An error each, so that all are mended at once; and not even the good one is made."""
+    done = pydatapath("--netns", cluster.lab.node(1).netns, "apply", *how, "-f", "-", stdin=ALL)
+    assert (done.returncode, done.stdout) == (1, "")
+    errors = errors_of(done)
+    assert len(errors) == len(SENTENCES)
+    for sentence in SENTENCES.values():
+        assert [sentence in error for error in errors].count(True) == 1, done.stderr
+
+
+def test_with_keep_going_the_good_ones_are_made(cluster: Cluster):
+    """And each bad one is named; the exit code says that something is amiss. A dry run says the same beforehand."""
+    node = cluster.lab.node(1).netns
+    dry = pydatapath("--netns", node, "apply", "--keep-going", "--dry-run", "-f", "-", stdin=ALL)
+    done = pydatapath("--netns", node, "apply", "--keep-going", "-f", "-", stdin=ALL)
+    made = pydatapath("--netns", node, "delete", "service", "once", "other")
+    assert made.returncode == 0, made.stderr
+    assert done.stdout.splitlines() == ["service/default/once created", "service/default/other created"]
+    assert dry.stdout.splitlines() == [f"{line} (dry run)" for line in done.stdout.splitlines()]
+    for one in (dry, done):
+        assert (one.returncode, len(errors_of(one))) == (1, len(SENTENCES))
+        assert all(sentence in one.stderr for sentence in SENTENCES.values()), one.stderr
+
+
+def test_with_keep_going_a_broken_file_does_not_hold_up_the_others(cluster: Cluster, tmp_path: Path):
+    """Its own good beginning is made, too. Nothing is pruned, as nobody knows what else stood in it."""
+    (tmp_path / "1.yaml").write_text(f"{SERVICE.replace('other', 'first')}---\nkind: [Service\n---\n{SERVICE}")
+    (tmp_path / "2.yaml").write_text(SERVICE.replace("other", "second").replace("10.96.0.81", "10.96.0.82"))
+    node = cluster.lab.node(1).netns
+    done = pydatapath("--netns", node, "apply", "--keep-going", "--prune", "-f", str(tmp_path))
+    assert pydatapath("--netns", node, "delete", "service", "first", "second").returncode == 0
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["service/default/first created", "service/default/second created"]
+    broken, pruned = sorted(errors_of(done))
+    assert broken.startswith(f"Error: {tmp_path}/1.yaml:")
+    assert pruned == "Error: nothing is pruned, because not all objects could be read"
+
+
+def test_with_keep_going_an_object_that_is_bad_now_stays_as_it_was(cluster: Cluster):
+    """Also where all others are pruned: the service of this module still answers."""
+    text = SERVICE.replace("other", "web").replace("port: 80", "port: 0")
+    done = pydatapath("--netns", cluster.lab.node(1).netns, "apply", "--keep-going", "-f", "-", stdin=text)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_service_by_hand_at_an_address_that_is_taken(cluster: Cluster):
+    """One service, one error, as of a manifest."""
+    words = ["service", "add", "other", "--port", "80", "--cluster-ip", VIP[0]]
+    done = pydatapath("--netns", cluster.lab.node(1).netns, *words)
+    refused(done, f"Service default/other: {VIP[0]}:80/tcp is taken by Service default/web", "Hint: ")
 
 
 def test_kinds_that_are_not_ours_are_named_and_skipped(cluster: Cluster):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -14,18 +15,33 @@ from scene import PORT, VIP_PORT, Cluster, objects, pydatapath
 
 from pydatapath import Datapath
 from pydatapath.kernel import links
-from pydatapath.kernel.layout import MAPS
+from pydatapath.kernel.compile import SERVICE_GATEWAYS
 from pydatapath.lab import Host, Lab, LabSpec
 
 NAME = f"un-{os.getpid()}"
 VIP = ("10.96.0.60", VIP_PORT)
+VIP6 = ("fd00:10:96::60", VIP_PORT)
+ACCEPT_LOCAL = "net/ipv4/conf/lo/accept_local"
 ALL = "u32 match u32 0 0 action mirred egress mirror dev foreign0"  # and count
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A lab for each test, with servers, and nothing loaded."""
-    with Lab.up(LabSpec(NAME, nodes=2, pods=2)) as lab:
+    with playground() as made:
+        yield made
+
+
+@pytest.fixture
+def dual_stack() -> Iterator[Cluster]:
+    """The same with IPv6 beside IPv4."""
+    with playground(dual_stack=True) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def playground(*, dual_stack: bool = False) -> Iterator[Cluster]:
+    with Lab.up(LabSpec(NAME, nodes=2, pods=2, dual_stack=dual_stack)) as lab:
         made = Cluster(lab)
         made.serve(lab.pod(1, 2), lab.pod(2, 2))
         try:
@@ -60,13 +76,59 @@ def test_the_host_is_as_it_was(cluster: Cluster):
     assert dump(cluster.lab) == before
 
 
+def test_a_host_with_IPv6_is_as_it_was(dual_stack: Cluster):
+    """With both families loaded and used there are more routes, neighbours and programs; none of them stays."""
+    before = dump(dual_stack.lab)
+    dual_stack.load(1)
+    use(dual_stack)
+    backends = [dual_stack.lab.pod(1, 2), dual_stack.lab.pod(2, 2)]
+    dual_stack.apply("web6", VIP6[0], backends)
+    for host in (dual_stack.lab.pod(1, 1), dual_stack.lab.node(1)):
+        assert ask_many(host, KINDS["TCP"], VIP6, 30).failures == []
+    during = "".join(dump(dual_stack.lab, [dual_stack.lab.node(1)]).values())
+    for gateway in SERVICE_GATEWAYS.values():
+        assert str(gateway) in during
+    done = unload(dual_stack)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert dump(dual_stack.lab) == before
+
+
+def accept_local(host: Host) -> str:
+    return host.exec(["sysctl", "-n", ACCEPT_LOCAL.replace("/", ".")], check=True).stdout.strip()
+
+
+def test_S46_a_sysctl_that_was_set_before_stays_set(cluster: Cluster):
+    """What the node's own node ports need is taken back only by who has set it."""
+    node = cluster.lab.node(1)
+    links.write_sysctls(node.netns, {ACCEPT_LOCAL: "1"})
+    cluster.load(1)
+    assert accept_local(node) == "1"
+    unload(cluster)
+    assert accept_local(node) == "1"
+
+
+def test_S46_a_sysctl_is_taken_back_where_node_ports_end(cluster: Cluster):
+    """A reload without an uplink: nobody calls a node port, and the loopback is nothing to us. Then they are back."""
+    node = cluster.lab.node(1)
+    cluster.load(1)
+    assert (accept_local(node), len(filters(node, "lo", "egress"))) == ("1", 1)
+    node.exec(["ip", "route", "del", "default"], check=True)
+    cluster.load(1)
+    assert (accept_local(node), filters(node, "lo", "egress")) == ("0", [])
+    cluster.load(1, uplink=("eth0",))
+    assert (accept_local(node), len(filters(node, "lo", "egress"))) == ("1", 1)
+    cluster.load(1, uplink=("eth0",))  # what is noted as the value before stays so
+    unload(cluster)
+    assert accept_local(node) == "0"
+
+
 def test_the_kernel_keeps_no_program_and_no_map(cluster: Cluster):
     """They end with the last filter and pin, at the latest when the kernel has cleaned up behind it."""
     cluster.load(1)
     use(cluster)
     datapath = cluster.datapaths[1]
     programs = {program["id"] for one in datapath.status().interfaces for program in one.programs}
-    maps = {datapath._maps[name].info.id for name in MAPS}
+    maps = {datapath._maps[one.name].info.id for one in datapath.status().maps}
     assert len(programs) >= 3
     assert surviving("prog", programs) == programs
     assert surviving("map", maps) == maps

@@ -13,7 +13,7 @@ from itertools import pairwise
 from hypothesis import strategies as st
 
 from pydatapath.guarding import GuardChange, Guards, SourceRange
-from pydatapath.kernel.layout import ServiceFlag
+from pydatapath.kernel.layout import Family, ServiceFlag
 from pydatapath.plan import (
     Address,
     Called,
@@ -164,11 +164,14 @@ def answers(wanted: Collection[PortPlan]) -> dict[Address, Answer]:
 
 FRONTENDS = [Address(f"10.96.0.{last}", 80, "TCP") for last in range(1, 6)]
 BACKENDS = [Address(f"10.244.1.{last}", 8080, "TCP") for last in range(1, 7)]
+FRONTENDS6 = [Address(f"fd00:10:96::{last}", 80, "TCP") for last in range(1, 4)]
+BACKENDS6 = [Address(f"fd00:10:244:1::{last}", 8080, "TCP") for last in range(1, 4)]
 SERVICES = ["a", "b", "c", "d"]
 
 
 KINDS: list[FrontendKind] = ["cluster-ip", "load-balancer-ip"]
 SOURCES = [None, (), ("10.0.0.0/8",), ("10.0.0.0/8", "192.0.2.0/24")]
+SOURCES6 = [None, (), ("2001:db8::/32",)]
 WEIGHTS = [1, 1, 1, 2, 3, 0, 0]
 
 
@@ -189,26 +192,47 @@ def port(service: str, frontends: str, backends: str, local: str | None = None, 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> list[PortPlan]:
-    """Some of the services, each address with one of them or with none, each with some of the backends, weighted.
+    """Some of the services, each in one family, in both (S8) or in none."""
+    return draw(families(Family.IPV4)) + draw(families(Family.IPV6))
+
+
+@st.composite
+def families(draw: st.DrawFn, family: Family) -> list[PortPlan]:
+    """Some of the services in one family, each address with one of them or with none, each with some of the backends,
+    weighted.
 
     A service's two sets are drawn each for itself: the local one may have what the other has not (S24, S87). Some
     backends drain: they are in neither set.
     """
-    owners = draw(st.lists(st.sampled_from([*SERVICES, None]), min_size=len(FRONTENDS), max_size=len(FRONTENDS)))
+    six = family is Family.IPV6
+    frontends, backends = (FRONTENDS6, BACKENDS6) if six else (FRONTENDS, BACKENDS)
+    owners = draw(st.lists(st.sampled_from([*SERVICES, None]), min_size=len(frontends), max_size=len(frontends)))
     found = []
     for name in sorted({one for one in owners if one}):
         called = tuple(
-            Frontend(FRONTENDS[place], draw(st.sampled_from(KINDS)), *draw(st.sampled_from(SETS)))
+            Frontend(frontends[place], draw(st.sampled_from(KINDS)), *draw(st.sampled_from(SETS)))
             for place, owner in enumerate(owners)
             if owner == name
         )
-        drawn = draw(st.lists(st.sampled_from(WEIGHTS), min_size=len(BACKENDS), max_size=len(BACKENDS)))
-        weights = {at: weight for at, weight in zip(BACKENDS, drawn, strict=True) if weight != 1}
-        taking = st.sampled_from([at for at in BACKENDS if weights.get(at, 1)])
+        drawn = draw(st.lists(st.sampled_from(WEIGHTS), min_size=len(backends), max_size=len(backends)))
+        weights = {at: weight for at, weight in zip(backends, drawn, strict=True) if weight != 1}
+        taking = st.sampled_from([at for at in backends if weights.get(at, 1)])
         cluster, local = (tuple(sorted(draw(st.sets(taking)))) if any(drawn) else () for _ in range(2))
-        affinity, sources = draw(st.sampled_from((0, 10_800))), draw(st.sampled_from(SOURCES))
+        affinity, sources = draw(st.sampled_from((0, 10_800))), draw(st.sampled_from(SOURCES6 if six else SOURCES))
         found.append(
-            PortPlan("default", name, "http", "TCP", called, cluster, local, affinity, sources, weights=weights)
+            PortPlan(
+                "default",
+                name,
+                "http",
+                "TCP",
+                called,
+                cluster,
+                local,
+                affinity,
+                sources,
+                weights=weights,
+                family=family,
+            )
         )
     return found
 
@@ -240,7 +264,7 @@ class Cluster:
 
     def apply(self, wanted: list[PortPlan], *, everything: bool = False, stop: int | None = None) -> Change:
         """Makes the change, and checks after each write that every address answers as before or as wanted."""
-        before = {at: self.maps.answer(at) for at in FRONTENDS}
+        before = {at: self.maps.answer(at) for at in (*FRONTENDS, *FRONTENDS6)}
         had = dict(self.maps.backends)
         alive = self.maps.active | self.maps.draining
         planned, after = self.plan(wanted, everything=everything), answers(wanted)
@@ -248,8 +272,8 @@ class Cluster:
             if place == stop:
                 return planned
             write()
-            for at in FRONTENDS:
-                assert self.maps.answer(at) in (before[at], after.get(at)), f"half a change at {at}"
+            for at, answer in before.items():
+                assert self.maps.answer(at) in (answer, after.get(at)), f"half a change at {at}"
         for number, one in planned.backends.items():
             if number in alive:
                 assert had[number] == one, "the flows that it has would go elsewhere"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mapmodel import BACKENDS, FRONTENDS, Cluster, Maps, answers, port, worlds
+from mapmodel import BACKENDS, BACKENDS6, FRONTENDS, Cluster, Maps, answers, port, worlds
 
 from pydatapath.guarding import GuardChange, SourceRange
 from pydatapath.kernel.layout import ServiceFlag, VipKind
@@ -60,10 +60,11 @@ def test_a_change_that_was_killed_is_finished_by_the_next(
 @given(worlds(), worlds())
 def test_C12_only_new_backends_are_written(first: list[PortPlan], second: list[PortPlan]) -> None:
     """A backend that stays or drains keeps its number, so that its flows go on, and one that is over frees it."""
+    backends = (*BACKENDS, *BACKENDS6)
     cluster = Cluster()
     cluster.apply(first)
     cluster.apply(second)
-    had = {(one.service, at): cluster.backend(one.service, at) for one in second for at in BACKENDS}
+    had = {(one.service, at): cluster.backend(one.service, at) for one in second for at in backends}
     drained = set(cluster.maps.draining)
     planned = cluster.apply(first)
     for one in first:

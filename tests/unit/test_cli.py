@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from pydatapath.cli import COMMANDS, SUMMARIES, cli, main
+from pydatapath.cli.node import _print_status
 from pydatapath.version import __version__
 from pydatapath.views import Status
 
@@ -183,6 +184,15 @@ def test_status_tells_a_program_that_nothing_is_loaded(run: Run, form: str) -> N
     found = json.loads(out) if form == "json" else yaml.safe_load(out)
     assert (found["instance"], found["netns"], found["loaded"]) == (ABSENT[1], "", False)
     assert list(found) == [field.name for field in dataclasses.fields(Status)]
+
+
+def test_S70_status_tells_of_services_that_claim_one_address(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each, below what drifted."""
+    said = "Service default/b: 192.0.2.1:80/tcp belongs to Service default/a, which is older"
+    _print_status(Status("default", "", drift=("interface eth0 is gone",), conflicts=(said,)), wide=False)
+    out, err = capsys.readouterr()
+    assert out.endswith(f"\n\ndrift: interface eth0 is gone\nconflict: {said}\n")
+    assert err == ""
 
 
 @pytest.mark.parametrize(

@@ -5,24 +5,45 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 
 import pytest
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
 from pydatapath.kernel import layout, source
-from pydatapath.kernel.compile import HALVES, Program, Sizes, _compare, _explain, definitions
+from pydatapath.kernel.compile import (
+    HALVES,
+    SERVICE_GATEWAYS,
+    Program,
+    Scope,
+    Sizes,
+    _compare,
+    _explain,
+    _part,
+    definitions,
+)
+from pydatapath.kernel.layout import Family, Hook
 
 PROGRAM = Program(
     Path("/sys/fs/bpf/maps"),
     Path("/sys/fs/bpf/programs"),
-    node_address=IPv4Address("10.244.1.1"),
-    pod_networks=(IPv4Network("10.244.1.0/24"), IPv4Network("10.245.0.0/16")),
-    service_networks=(IPv4Network("10.96.0.0/12"),),
+    ipv4=Scope(
+        node_address=IPv4Address("10.244.1.1"),
+        pod_networks=(IPv4Network("10.244.1.0/24"), IPv4Network("10.245.0.0/16")),
+        service_networks=(IPv4Network("10.96.0.0/12"),),
+    ),
+    ipv6=Scope(
+        node_address=IPv6Address("fd00:10:244:1::1"),
+        pod_networks=(IPv6Network("fd00:10:244:1::/64"),),
+        service_networks=(IPv6Network("fd00:10:96::/112"), IPv6Network("fd00:20::/45")),
+        cluster_networks=(IPv6Network("fd00:10:244::/48"),),
+    ),
 )
+families = pytest.mark.parametrize("family", Family, ids=lambda family: family.name)
 # What C code gets from <linux/...> and from bcc
-OTHERS = re.compile(r"BPF_(ADJ_ROOM|F|FIB_LKUP|TABLE)_\w+|ETH_\w+|ICMP_\w+|IPPROTO_\w+|TC_ACT_\w+|NULL")
+OTHERS = re.compile(r"BPF_(ADJ_ROOM|F|FIB_LKUP|TABLE)_\w+|ETH_\w+|ICMP(V6)?_\w+|IPPROTO_\w+|TC_ACT_\w+|NULL")
 
 # Said by bcc 0.26 with LLVM 14 on Debian 12, and by Linux 6.18
 UNDECLARED = """\
@@ -101,8 +122,8 @@ def code() -> str:
     return re.sub(r'/\*.*?\*/|"[^"\n]*"|#define BPF_LICENSE [^\n]*|#error[^\n]*', " ", text, flags=re.DOTALL)
 
 
-def given() -> dict[str, str]:
-    return definitions(PROGRAM)
+def given(family: Family = Family.IPV4) -> dict[str, str]:
+    return definitions(PROGRAM, family)
 
 
 def given_in_halves() -> set[str]:
@@ -127,7 +148,10 @@ def test_every_constant_that_the_c_code_uses_is_given() -> None:
 
 
 def test_no_constant_is_given_that_nobody_uses() -> None:
-    """Each -D is used in the C code, but for states: C may ask for one of them and mean the others by that."""
+    """Each -D is used in the C code, but for states: C may ask for one of them and mean the others by that. Both
+    families' programs are given the same names.
+    """
+    assert given().keys() == given(Family.IPV6).keys()
     states = {f"BACKEND_{state.name}" for state in layout.BackendState}
     states |= {f"FLOW_{state.name}" for state in layout.FlowState}
     states |= {f"VIP_{kind.name}" for kind in layout.VipKind}
@@ -160,16 +184,33 @@ def test_every_map_has_its_size() -> None:
 
 
 def test_addresses_are_given_as_they_stand_in_packets() -> None:
-    """An address is the number that a load of its four bytes gives, folders are texts."""
-    assert int(given()["NODE_ADDRESS"], 16).to_bytes(4, sys.byteorder) == bytes([10, 244, 1, 1])
+    """An address is the numbers that loads of four of its bytes each give, folders are texts."""
+    assert packed(given()["NODE_ADDRESS"]) == IPv4Address("10.244.1.1").packed
+    assert packed(given(Family.IPV6)["NODE_ADDRESS"]) == IPv6Address("fd00:10:244:1::1").packed
+    for family in Family:
+        assert packed(given(family)["SERVICE_GATEWAY"]) == SERVICE_GATEWAYS[family].packed
+        assert given(family)["UPLINK_ADDRESS"] == given(family)["NODE_ADDRESS"], "where no uplink has an address"
     assert given()["MAP_DIRECTORY"] == '"/sys/fs/bpf/maps"'
     mac = b"".join(int(word).to_bytes(2, sys.byteorder) for word in given()["SERVICE_GATEWAY_MAC"].split(","))
     assert mac.hex(":") == "02:da:7a:00:00:01"
 
 
+def packed(text: str) -> bytes:
+    """The bytes of address_of(...)."""
+    assert text.startswith("address_of(")
+    return b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in re.findall(r"0x[0-9a-f]+", text))
+
+
 @pytest.mark.parametrize(
     ("address", "pod", "service"),
     [
+        ("fd00:10:244:1::", True, False),
+        ("fd00:10:244:1:ffff:ffff:ffff:ffff", True, False),
+        ("fd00:10:244:2::", False, False),
+        ("fd00:10:96::ffff", False, True),
+        ("fd00:10:96::1:0", False, False),
+        ("fd00:20:7:ffff::", False, True),
+        ("fd00:20:8::", False, False),
         ("10.244.1.0", True, False),
         ("10.244.1.255", True, False),
         ("10.245.77.1", True, False),
@@ -181,15 +222,63 @@ def test_addresses_are_given_as_they_stand_in_packets() -> None:
 )
 def test_networks_are_given_as_a_question(address: str, pod: bool, service: bool) -> None:
     """IN_POD_NETWORK and IN_SERVICE_NETWORK mean what the networks mean, here evaluated as Python."""
-    a = int.from_bytes(IPv4Address(address).packed, sys.byteorder)
     for name, expected in (("IN_POD_NETWORK(a)", pod), ("IN_SERVICE_NETWORK(a)", service)):
-        assert bool(eval(given()[name].replace("||", "or"), {"a": a})) is expected  # noqa: S307 - our own text
+        assert holds(given(Family.of(address))[name], address) is expected
+
+
+def holds(question: str, address: str) -> bool:
+    """What C makes of it."""
+    raw = ip_address(address).packed
+    words = [int.from_bytes(raw[place : place + 4], sys.byteorder) for place in range(0, len(raw), 4)]
+    python = question.replace("||", "or").replace("&&", "and").replace("(a).words", "words")
+    return bool(eval(python, {"words": words}))  # noqa: S307 - our own text
+
+
+def test_S28_the_cluster_is_the_nodes_own_pods_and_all_others() -> None:
+    """Who calls from either is inside."""
+    question = given(Family.IPV6)["IN_CLUSTER_NETWORK(a)"]
+    for address, inside in (("fd00:10:244:1::5", True), ("fd00:10:244:9::5", True), ("fd00:10:245::5", False)):
+        assert holds(question, address) is inside
+
+
+@families
+def test_a_network_of_everything_is_always_met(family: Family) -> None:
+    """`0.0.0.0/0` and `::/0` leave nothing to compare."""
+    everything = {Family.IPV4: IPv4Network("0.0.0.0/0"), Family.IPV6: IPv6Network("::/0")}[family]
+    program = replace(PROGRAM, ipv4=Scope(pod_networks=(everything,)), ipv6=Scope(pod_networks=(everything,)))
+    assert definitions(program, family)["IN_POD_NETWORK(a)"] == "((1))"
+
+
+def test_only_the_families_that_are_used_are_compiled() -> None:
+    """IPv4 always: its programs hang at the hooks. IPv6's are reached from them, by name and place."""
+    alone = replace(PROGRAM, ipv6=None)
+    assert list(alone.scopes) == [Family.IPV4]
+    assert list(PROGRAM.scopes) == [Family.IPV4, Family.IPV6]
+    assert definitions(alone, Family.IPV4)["IPV6_HOOKS"] == "0"
+    for family in Family:
+        assert int(given(family)["IPV6_HOOKS"]) == PROGRAM.places[f"{Hook(0).program}6"]
+        for tail in layout.TAILS:
+            assert int(given(family)[tail.upper()]) == PROGRAM.places[tail + family.suffix]
+
+
+@families
+def test_every_program_is_compiled_once(family: Family) -> None:
+    """The two halves share no program, and each has the maps of its family and those of both."""
+    walk, others = (_part(PROGRAM, family, half) for half in HALVES)
+    hooks = [hook.program for hook in PROGRAM.hooks]
+    assert (sorted(walk["programs"]), sorted(others["programs"])) == (["walk"], sorted(["leave", *hooks]))
+    assert {pin for part in (walk, others) for pin in part["programs"].values()} == {
+        f"{name}{family.suffix}" for name in ("walk", "leave", *hooks)
+    }
+    wanted = {name for name, contract in layout.MAPS.items() if contract.is_of([family])}
+    assert set(walk["maps"]) == set(others["maps"]) == wanted
 
 
 def test_no_network_is_never_met() -> None:
-    """Where there is no pod network, no address is in it."""
-    program = Program(Path("/m"), Path("/p"), IPv4Address("10.0.0.1"), (), ())
-    assert definitions(program)["IN_POD_NETWORK(a)"] == "(0)"
+    """Where there is no pod network, no address is in it; a family without addresses has nothing."""
+    program = Program(Path("/m"), Path("/p"), Scope())
+    assert definitions(program, Family.IPV4)["IN_POD_NETWORK(a)"] == "(0)"
+    assert packed(definitions(program, Family.IPV4)["NODE_ADDRESS"]) == bytes(4)
 
 
 @pytest.mark.parametrize(

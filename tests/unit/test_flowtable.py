@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pydatapath.kernel import clock, tables
-from pydatapath.kernel.flowtable import _reverse, unpack_tuple
-from pydatapath.kernel.layout import PROTOCOLS, TUPLE
+from pydatapath.cli.flow import list_
+from pydatapath.guarding import SourceRange
+from pydatapath.kernel import clock, layout, tables
+from pydatapath.kernel.flowtable import _clients_of, _family, _protocol, _reverse, unpack_tuple
+from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag
+from pydatapath.kernel.maps import Maps
 from pydatapath.plan import Address
 from pydatapath.views import Flow, Tuple
 
 CLIENT, VIP = ("10.244.1.11", 40000), ("10.96.0.10", 80)
 BACKEND, NODE = ("10.244.1.12", 8080), ("10.244.1.1", 40000)
+CLIENT6, BACKEND6 = ("fd00:10:244:1::b", 40000), ("fd00:10:244:1::c", 8080)
 ports = st.integers(0, 65535)
-addresses = st.integers(0, 2**32 - 1).map(lambda number: str(IPv4Address(number)))
+fours = st.integers(0, 2**32 - 1).map(lambda number: str(IPv4Address(number)))
+# A mapped address is IPv4's (RFC 4291 2.5.5.2): manifests with one are refused
+sixes = st.integers(0, 2**128 - 1).map(IPv6Address).filter(lambda at: at.ipv4_mapped is None).map(str)
+addresses = st.one_of(
+    fours, sixes, st.sampled_from(["::", "::1", "2001:db8::1:0:0:1", "::1.2.3.4"]).map(IPv6Address).map(str)
+)
+pairs = st.one_of(st.tuples(fours, fours), st.tuples(sixes, sixes))
 unhurried = settings(deadline=None)  # a busy machine is no bug
 
 
 def raw(source: tuple[str, int], destination: tuple[str, int], protocol: int = PROTOCOLS["TCP"]) -> bytes:
     """A struct tuple as packets carry it: network byte order."""
     (src, sport), (dst, dport) = source, destination
-    packed = IPv4Address(src).packed, IPv4Address(dst).packed, sport.to_bytes(2, "big"), dport.to_bytes(2, "big")
-    return TUPLE.pack(*packed, protocol)
+    packed = ip_address(src).packed, ip_address(dst).packed, sport.to_bytes(2, "big"), dport.to_bytes(2, "big")
+    return LAYOUTS[Family.of(src)].tuple.struct.pack(*packed, protocol)
 
 
 def flow(original: Tuple, reply: Tuple) -> Flow:
@@ -41,20 +53,40 @@ def test_a_tuple_is_read_in_network_byte_order() -> None:
     assert str(found) == "10.244.1.11:40000 > 10.96.0.10:80"
 
 
+def test_an_IPv6_tuple_is_shown_with_brackets() -> None:
+    """So that the port is told from the address; canonical, as manifests have it."""
+    found = unpack_tuple(raw(CLIENT6, BACKEND6))
+    assert found == Tuple("fd00:10:244:1::b", 40000, "fd00:10:244:1::c", 8080)
+    assert str(found) == "[fd00:10:244:1::b]:40000 > [fd00:10:244:1::c]:8080"
+
+
 @settings(unhurried)
-@given(addresses, ports, addresses, ports)
-def test_any_tuple_is_read_back(source: str, sport: int, destination: str, dport: int) -> None:
-    """What is packed is unpacked, whatever the numbers."""
-    assert unpack_tuple(raw((source, sport), (destination, dport))) == Tuple(source, sport, destination, dport)
+@given(pairs, ports, ports, st.sampled_from(sorted(PROTOCOLS)))
+def test_any_tuple_is_read_back(ends: tuple[str, str], sport: int, dport: int, protocol: str) -> None:
+    """What is packed is unpacked, whatever the numbers; its size says the family."""
+    source, destination = ends
+    packed = raw((source, sport), (destination, dport), PROTOCOLS[protocol])
+    assert unpack_tuple(packed) == Tuple(source, sport, destination, dport)
+    assert (_family(packed), _protocol(packed)) == (Family.of(source), protocol)
 
 
-def test_the_other_direction_has_ends_exchanged() -> None:
+@pytest.mark.parametrize(("client", "backend"), [(CLIENT, BACKEND), (CLIENT6, BACKEND6)], ids=["IPv4", "IPv6"])
+def test_the_other_direction_has_ends_exchanged(client: tuple[str, int], backend: tuple[str, int]) -> None:
     """A flow's other half has the reverse of the tuple that the packet leaves with, of the same protocol."""
-    assert _reverse(raw(CLIENT, BACKEND, PROTOCOLS["UDP"])) == raw(BACKEND, CLIENT, PROTOCOLS["UDP"])
+    assert _reverse(raw(client, backend, PROTOCOLS["UDP"])) == raw(backend, client, PROTOCOLS["UDP"])
+
+
+@pytest.mark.parametrize("protocol", sorted(PROTOCOLS))
+def test_only_TCPs_half_open_flows_are_their_claim_alone(protocol: str) -> None:
+    """UDP's and SCTP's have both entries, so none is made up for the client."""
+    key, to = raw(BACKEND6, CLIENT6, PROTOCOLS[protocol]), raw(("fd00:10:96::a", 80), CLIENT6, PROTOCOLS[protocol])
+    claim = (to, 1, 2, 3, 4, 5, 0, int(FlowFlag.REPLY))
+    expected = {_reverse(to): (_reverse(key), *claim[1:7], 0)} if protocol == "TCP" else {}
+    assert _clients_of({key: claim}) == expected
 
 
 @settings(unhurried)
-@given(st.binary(min_size=16, max_size=16))
+@given(st.sampled_from([16, 40]).flatmap(lambda size: st.binary(min_size=size, max_size=size)))
 def test_the_reverse_of_the_reverse_is_the_tuple(some: bytes) -> None:
     """So each of the two halves finds the other."""
     assert _reverse(_reverse(some)) == some
@@ -91,17 +123,66 @@ def test_N43_age_is_right_where_the_clock_wraps(then: int, now: int, ticks: int)
     assert clock.age(then, now) == ticks / clock.HZ
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(None, None), ("10.244.1.11", "10.244.1.11"), ("FD00:10:244:1:0::b", "fd00:10:244:1::b"), ("::1", "::1")],
+)
+def test_a_filter_takes_any_spelling_of_an_address(given: str | None, meant: str | None) -> None:
+    """Flows show the canonical one, and are compared with it."""
+    assert {one.process_value(click.Context(list_), given) for one in list_.params if one.name in ("src", "dst")} == {
+        meant
+    }
+
+
+def test_a_filter_that_is_no_address_is_said_so() -> None:
+    """Instead of finding nothing."""
+    with pytest.raises(click.BadParameter, match="'fd00::1/64' is no IP address: such as "):
+        list_.make_context("list", ["--src", "fd00::1/64"])
+
+
 def test_the_tick_is_one_of_those_that_kernels_have() -> None:
     """CONFIG_HZ, told by the resolution of the coarse clock."""
     assert clock.HZ in (100, 250, 300, 1000)
 
 
 @settings(unhurried)
-@given(addresses, ports, st.sampled_from(["TCP", "UDP"]))
+@given(addresses, ports, st.sampled_from(["TCP", "UDP", "SCTP"]))
 def test_an_address_in_a_map_is_read_back(address: str, port: int, protocol: Any) -> None:
-    """What a service is called at goes into the maps and comes out the same."""
+    """What a service is called at goes into the maps and comes out the same, and so does a backend."""
     at = Address(address, port, protocol)
-    assert tables.unpack_address(tables.pack_address(at)) == at
+    assert tables.unpack_address(tables.pack_address(at), at.family) == at
+    backend = tables.LiveBackend(at, 7, 9)
+    packed = tables._pack_backend(backend, tables.BackendState.ACTIVE)
+    assert tables._unpack_backend(packed) == (backend, tables.BackendState.ACTIVE)
+
+
+def test_a_backends_IPv4_address_is_mapped() -> None:
+    """One array has the backends of both families (RFC 4291 2.5.5.2)."""
+    backend = tables.LiveBackend(Address("10.244.1.12", 8080, "TCP"), 1, 1)
+    address = layout.BACKEND.unpack(tables._pack_backend(backend, tables.BackendState.ACTIVE))[0]
+    assert IPv6Address(address).ipv4_mapped == IPv4Address("10.244.1.12")
+
+
+@pytest.mark.parametrize(
+    ("network", "bits"),
+    [("10.0.0.0/8", 8), ("0.0.0.0/0", 0), ("192.0.2.7/32", 32), ("2001:db8::/33", 33), ("::/0", 0), ("::1/128", 128)],
+)
+def test_S62_a_source_range_is_read_back(network: str, bits: int) -> None:
+    """The service port's number is the first 32 bits of what is matched."""
+    one = SourceRange(7, network)
+    packed = tables._pack_range(one)
+    assert int.from_bytes(packed[:4], "little") == 32 + bits
+    assert tables._unpack_range(packed, Family.of(network)) == one
+
+
+def test_a_family_is_loaded_where_its_maps_are(tmp_path: Path) -> None:
+    """IPv6 where one of its maps is pinned; then the others must be, too. IPv4 always."""
+    maps = Maps(tmp_path)
+    assert tables.loaded_families(maps) == [Family.IPV4]
+    (tmp_path / "backends").touch()
+    assert tables.loaded_families(maps) == [Family.IPV4]
+    (tmp_path / next(name for name, one in MAPS.items() if one.family is Family.IPV6)).touch()
+    assert tables.loaded_families(maps) == [Family.IPV4, Family.IPV6]
 
 
 def test_numbers_that_were_never_given_are_read_first() -> None:

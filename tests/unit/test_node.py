@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
 from typing import Any
 
 import click
@@ -11,22 +11,34 @@ import pytest
 
 from pydatapath.cli.node import load
 from pydatapath.errors import DatapathError, NotFound
-from pydatapath.kernel.host import Host, Interface
-from pydatapath.kernel.layout import Hook
-from pydatapath.node import LIMITS, WORDS, Node, Options, resolve
+from pydatapath.kernel.host import Host, Interface, Neighbour
+from pydatapath.kernel.layout import ENDPOINT, EndpointKind, Family, Hook
+from pydatapath.kernel.tables import unpack_ip
+from pydatapath.loading import _endpoints
+from pydatapath.node import LIMITS, WORDS, Node, Options, Scope, resolve
 
 
 def interface(index: int, name: str, kind: str = "veth", master: int = 0, *addresses: str) -> Interface:
     mac = f"02:00:00:00:00:{index:02x}"
-    return Interface(index, name, kind, mac, master, tuple(IPv4Interface(at) for at in addresses))
+    return Interface(index, name, kind, mac, master, tuple(ip_interface(at) for at in addresses))
 
 
-LO = interface(1, "lo", "", 0, "127.0.0.1/8")
+LO = interface(1, "lo", "", 0, "127.0.0.1/8", "::1/128")
 ETH0 = interface(2, "eth0", "", 0, "192.168.50.11/24", "192.168.50.12/24")
 BR0 = interface(3, "br0", "bridge", 0, "10.244.1.1/24")
 POD1, POD2 = interface(4, "veth1", master=3), interface(5, "veth2", master=3)
 CALI = interface(6, "cali7")
 HOST = Host((LO, ETH0, BR0, POD2, POD1, CALI), ("eth0",), ())
+# The same with IPv6 beside IPv4
+ETH0_6 = interface(2, "eth0", "", 0, "192.168.50.11/24", "192.168.50.12/24", "fd00:50::11/64", "2001:db8::11/64")
+BR0_6 = interface(3, "br0", "bridge", 0, "10.244.1.1/24", "fd00:10:244:1::1/64")
+DUAL = Host((LO, ETH0_6, BR0_6, POD2, POD1, CALI), ("eth0",), ())
+# And with IPv6 alone
+ALONE = Host(
+    (LO, interface(2, "eth0", "", 0, "fd00:50::11/64"), interface(3, "br0", "bridge", 0, "fd00:10:244:1::1/64"), POD1),
+    ("eth0",),
+    (),
+)
 
 
 def host(*interfaces: Interface, uplinks: tuple[str, ...] = ("eth0",)) -> Host:
@@ -35,6 +47,14 @@ def host(*interfaces: Interface, uplinks: tuple[str, ...] = ("eth0",)) -> Host:
 
 def resolved(found: Host = HOST, **options: Any) -> Node:
     return resolve(Options.from_mapping(options), found, "worker")
+
+
+def six(found: Host = DUAL, **options: Any) -> Scope:
+    return resolved(found, **options).scopes[Family.IPV6]
+
+
+def four(found: Host = HOST, **options: Any) -> Scope:
+    return resolved(found, **options).scopes[Family.IPV4]
 
 
 def names(interfaces: tuple[Interface, ...]) -> list[str]:
@@ -51,17 +71,117 @@ def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
     """The host's name, the default route's interface, the only bridge with its ports and network."""
     assert resolved() == Node(
         name="worker",
-        addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
         bridges=(BR0,),
         uplinks=(ETH0,),
         pods=(POD1, POD2),
-        pod_networks=(IPv4Network("10.244.1.0/24"),),
-        cluster_networks=(IPv4Network("10.244.1.0/24"),),
-        service_networks=(IPv4Network("10.96.0.0/12"),),
-        masquerade_address=IPv4Address("10.244.1.1"),
-        node_port_addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
+        loopback=LO,
+        scopes={
+            Family.IPV4: Scope(
+                addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
+                pod_networks=(IPv4Network("10.244.1.0/24"),),
+                cluster_networks=(IPv4Network("10.244.1.0/24"),),
+                service_networks=(IPv4Network("10.96.0.0/12"),),
+                masquerade_address=IPv4Address("10.244.1.1"),
+                node_port_addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
+            )
+        },
         zone="",
     )
+
+
+def test_IPv6_is_found_out_as_IPv4_is() -> None:
+    """A bridge with an IPv6 address is enough; what IPv4 has is what it has without."""
+    found = resolved(DUAL)
+    assert found.scopes[Family.IPV4] == four()
+    assert found.scopes[Family.IPV6] == Scope(
+        addresses=(IPv6Address("fd00:50::11"), IPv6Address("2001:db8::11")),
+        pod_networks=(IPv6Network("fd00:10:244:1::/64"),),
+        cluster_networks=(IPv6Network("fd00:10:244:1::/64"),),
+        service_networks=(IPv6Network("fd00:10:96::/112"),),
+        masquerade_address=IPv6Address("fd00:10:244:1::1"),
+        node_port_addresses=(IPv6Address("fd00:50::11"), IPv6Address("2001:db8::11")),
+    )
+    assert [str(at) for at in found.addresses] == ["192.168.50.11", "192.168.50.12", "fd00:50::11", "2001:db8::11"]
+    assert [str(at) for at in found.service_networks] == ["10.96.0.0/12", "fd00:10:96::/112"]
+    assert [str(at) for at in found.pod_networks] == ["10.244.1.0/24", "fd00:10:244:1::/64"]
+
+
+@pytest.mark.parametrize(
+    ("found", "options", "families"),
+    [
+        pytest.param(HOST, {}, [4], id="no IPv6 address"),
+        pytest.param(DUAL, {}, [4, 6], id="the bridge has one"),
+        pytest.param(host(LO, ETH0_6, BR0, POD1), {}, [4], id="only the uplink has one"),
+        pytest.param(host(LO, ETH0_6, BR0), {"pod_cidr": ["fd00:10:244:1::/64"]}, [4, 6], id="a pod network is named"),
+        pytest.param(host(LO, ETH0_6, BR0), {"service_cidr": ["fd00:96::/112"]}, [4, 6], id="a service network"),
+        pytest.param(host(LO, ETH0_6, BR0), {"cluster_cidr": ["fd00:10::/32"]}, [4, 6], id="a cluster network"),
+        pytest.param(HOST, {"node_ip": ["192.0.2.1", "2001:db8::1"]}, [4, 6], id="a node IP"),
+        pytest.param(HOST, {"nodeport_addresses": ["0.0.0.0/0", "::/0"]}, [4], id="node ports wherever they are"),
+        pytest.param(
+            host(ETH0, interface(6, "cali7", "veth", 0, "fd00::1/128")),
+            {"pod_interface": ["cali*"]},
+            [4, 6],
+            id="a pod's",
+        ),
+        pytest.param(ALONE, {}, [4, 6], id="IPv6 alone"),
+    ],
+)
+def test_IPv6_is_loaded_where_it_is_used(found: Host, options: dict[str, Any], families: list[int]) -> None:
+    """On the pods' side of the host, or in the options."""
+    assert [int(family) for family in resolved(found, **options).families] == families
+
+
+def test_a_host_with_IPv6_alone_has_nothing_of_IPv4() -> None:
+    """IPv4's programs are loaded and have nothing to do."""
+    assert four(ALONE) == Scope()
+    assert six(ALONE).masquerade_address == IPv6Address("fd00:10:244:1::1")
+    assert Hook.TO_LOOPBACK in {one.hook for one in resolved(ALONE).attachments}
+
+
+@pytest.mark.parametrize(
+    ("options", "networks"),
+    [
+        pytest.param({}, ["fd00:10:96::/112"], id="kind's"),
+        pytest.param({"service_cidr": ["10.96.0.0/16"]}, ["fd00:10:96::/112"], id="another family's is said"),
+        pytest.param({"service_cidr": ["10.96.0.0/16", "fd00:96::/112"]}, ["fd00:96::/112"], id="its own is said"),
+        pytest.param({"pod_cidr": ["fd00:10:96::/64"]}, [], id="pods are there"),
+        pytest.param({"cluster_cidr": ["fd00:10::/32"]}, [], id="pods of other nodes are there"),
+    ],
+)
+def test_where_IPv6_services_are(options: dict[str, Any], networks: list[str]) -> None:
+    """What is not said is kind's network, unless something else is there: kubeadm has no default."""
+    assert [str(network) for network in six(**options).service_networks] == networks
+    assert four(DUAL, service_cidr=["fd00:96::/112"]).service_networks == (IPv4Network("10.96.0.0/12"),)
+
+
+def test_options_take_both_families() -> None:
+    """Each family has those of a list that are its own."""
+    found = resolved(
+        DUAL,
+        node_ip=["2001:db8::1", "192.0.2.1"],
+        pod_cidr=["10.8.0.0/16", "fd00:8::/64"],
+        cluster_cidr=["fd00:8::/48", "10.0.0.0/11"],
+        service_cidr=["172.20.0.0/16", "fd00:20::/112", "fd00:21::/112"],
+        nodeport_addresses=["fd00:50::/64"],
+    )
+    assert found.scopes == {
+        Family.IPV4: Scope(
+            addresses=(IPv4Address("192.0.2.1"),),
+            pod_networks=(IPv4Network("10.8.0.0/16"),),
+            cluster_networks=(IPv4Network("10.0.0.0/11"),),
+            service_networks=(IPv4Network("172.20.0.0/16"),),
+            masquerade_address=IPv4Address("10.244.1.1"),
+            node_port_addresses=(IPv4Address("192.0.2.1"),),
+        ),
+        Family.IPV6: Scope(
+            addresses=(IPv6Address("2001:db8::1"),),
+            pod_networks=(IPv6Network("fd00:8::/64"),),
+            cluster_networks=(IPv6Network("fd00:8::/48"),),
+            service_networks=(IPv6Network("fd00:20::/112"), IPv6Network("fd00:21::/112")),
+            masquerade_address=IPv6Address("fd00:10:244:1::1"),
+            node_port_addresses=(IPv6Address("fd00:50::11"),),
+        ),
+    }
 
 
 def test_each_option_stands_for_what_would_be_found_out() -> None:
@@ -80,11 +200,11 @@ def test_each_option_stands_for_what_would_be_found_out() -> None:
     )
     assert (found.name, names(found.uplinks), names(found.bridges)) == ("node1", ["eth1"], ["br1"])
     assert names(found.pods) == ["cali7", "port"]
-    assert found.addresses == found.node_port_addresses == (IPv4Address("192.0.2.1"),)
+    assert found.addresses == found.node_port_addresses == [IPv4Address("192.0.2.1")]
     assert found.zone == "west"
-    assert found.pod_networks == (IPv4Network("10.8.0.0/16"), IPv4Network("10.9.0.0/24"))
-    assert found.service_networks == (IPv4Network("172.20.0.0/16"),)
-    assert found.masquerade_address == IPv4Address("10.9.0.1")
+    assert found.pod_networks == [IPv4Network("10.8.0.0/16"), IPv4Network("10.9.0.0/24")]
+    assert found.service_networks == [IPv4Network("172.20.0.0/16")]
+    assert found.scopes[Family.IPV4].masquerade_address == IPv4Address("10.9.0.1")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +214,7 @@ def test_each_option_stands_for_what_would_be_found_out() -> None:
         (["192.168.50.8/30", "10.0.0.0/8"], ["192.168.50.11", "10.244.1.1"]),
         (["172.16.0.0/12", "192.168.50.0/24", "192.168.0.0/16"], ["192.168.50.11", "192.168.50.12"]),
         (["0.0.0.0/0"], ["192.168.50.11", "192.168.50.12", "10.244.1.1"]),
+        (["192.168.50.11/32", "::/0"], ["192.168.50.11"]),
     ],
 )
 def test_C5_S46_node_ports_answer_where_it_is_said(networks: list[str], addresses: list[str]) -> None:
@@ -102,11 +223,47 @@ def test_C5_S46_node_ports_answer_where_it_is_said(networks: list[str], addresse
     assert [str(address) for address in found.node_port_addresses] == addresses
 
 
+@pytest.mark.parametrize(
+    ("networks", "addresses"),
+    [
+        ([], ["192.168.50.11", "192.168.50.12", "fd00:50::11", "2001:db8::11"]),
+        (["192.168.50.12/32"], ["192.168.50.12", "fd00:50::11", "2001:db8::11"]),
+        (["2001:db8::/32"], ["192.168.50.11", "192.168.50.12", "2001:db8::11"]),
+        (["192.168.50.12/32", "::/0"], ["192.168.50.12", "fd00:50::11", "2001:db8::11", "fd00:10:244:1::1"]),
+    ],
+)
+def test_C5_S46_a_family_of_which_nothing_is_said_has_its_node_ports(networks: list[str], addresses: list[str]) -> None:
+    """Networks of one family leave the other one as it is without any."""
+    assert [str(at) for at in resolved(DUAL, nodeport_addresses=networks).node_port_addresses] == addresses
+
+
 def test_every_interface_gets_the_program_of_its_role() -> None:
     """Every hook of an interface's role has its program there, once, and no other."""
-    interfaces = {"pod": ["veth1", "veth2"], "uplink": ["eth0"], "bridge": ["br0"]}
+    interfaces = {"pod": ["veth1", "veth2"], "uplink": ["eth0"], "bridge": ["br0"], "loopback": ["lo"]}
     found = [(one.interface.name, one.hook) for one in resolved().attachments]
     assert sorted(found) == sorted((name, hook) for hook in Hook for name in interfaces[hook.role])
+
+
+def test_S46_the_loopback_is_left_alone_where_no_node_port_answers() -> None:
+    """Only the node's calls of its own node ports go that way."""
+    found = resolved(replace(HOST, default_interfaces=()))
+    assert Hook.TO_LOOPBACK not in {one.hook for one in found.attachments}
+
+
+def test_who_answers_to_an_address_is_known_from_the_start() -> None:
+    """Each family has the pods that the host has seen at their interfaces, and the node's own addresses."""
+    mac = "02:00:00:00:00:0b"
+    seen = [("10.244.1.11", POD1), ("fd00:10:244:1::11", POD1), ("10.9.0.1", POD1), ("fd00:9::1", POD1)]
+    elsewhere = [("10.244.1.12", CALI), ("fd00:10:244:1::12", CALI)]
+    found = replace(DUAL, neighbours=tuple(Neighbour(ip_address(at), mac, on.index) for at, on in [*seen, *elsewhere]))
+    node = resolved(found)
+    own = [str(at) for at in found.addresses]
+    for family, pod in ((Family.IPV4, "10.244.1.11"), (Family.IPV6, "fd00:10:244:1::11")):
+        entries = {unpack_ip(key): ENDPOINT.unpack(value) for key, value in _endpoints(node, found, family).items()}
+        assert entries.pop(pod) == (POD1.index, bytes.fromhex(mac.replace(":", "")), EndpointKind.POD)
+        assert entries.keys() == {at for at in own if Family.of(at) is family}
+        bridge = (BR0.index, bytes.fromhex(BR0.mac.replace(":", "")), EndpointKind.NODE)
+        assert set(entries.values()) == {bridge}
 
 
 def test_an_uplink_that_is_a_port_of_the_bridge_is_no_pod() -> None:
@@ -116,21 +273,21 @@ def test_an_uplink_that_is_a_port_of_the_bridge_is_no_pod() -> None:
 
 
 def test_a_glob_takes_neither_bridges_nor_uplinks() -> None:
-    """`*` means every other interface."""
-    assert names(resolved(pod_interface=["*"]).pods) == ["cali7", "lo", "veth1", "veth2"]
+    """`*` means every other interface; the loopback is nobody's."""
+    assert names(resolved(pod_interface=["*"]).pods) == ["cali7", "veth1", "veth2"]
 
 
 def test_pods_without_a_bridge() -> None:
     """With pod interfaces named there need not be a bridge: the node shows its own address."""
     found = resolved(host(ETH0, CALI), pod_interface=["cali*"])
-    assert (found.bridges, names(found.pods), found.pod_networks) == ((), ["cali7"], ())
-    assert found.masquerade_address == IPv4Address("192.168.50.11")
+    assert (found.bridges, names(found.pods), found.pod_networks) == ((), ["cali7"], [])
+    assert found.scopes[Family.IPV4].masquerade_address == IPv4Address("192.168.50.11")
 
 
 def test_a_host_without_default_route_has_no_uplink() -> None:
     """A cluster on one machine needs none."""
     found = resolved(replace(HOST, default_interfaces=()))
-    assert (found.uplinks, found.addresses) == ((), ())
+    assert (found.uplinks, found.addresses) == ((), [])
 
 
 def test_a_bridge_without_address_is_not_taken_for_the_pods() -> None:
@@ -193,34 +350,82 @@ def test_a_bridge_without_address_is_not_taken_for_the_pods() -> None:
         ),
         pytest.param(
             HOST,
-            {"node_ip": ["fd00::1"]},
+            {"node_ip": ["node1"]},
             DatapathError,
-            "--node-ip 'fd00::1' is not an IPv4 address",
-            "such as 192.168.50.11",
+            "--node-ip 'node1' is not an IP address",
+            "such as 192.168.50.11 or fd00:192:168:50::11",
             id="node IP",
+        ),
+        pytest.param(
+            HOST,
+            {"node_ip": ["fe80::1"]},
+            DatapathError,
+            "--node-ip 'fe80::1' is of one link only",
+            "a global or unique local one, please",
+            id="link-local node IP",
+        ),
+        pytest.param(
+            HOST,
+            {"pod_cidr": ["fe80::/64"]},
+            DatapathError,
+            "--pod-cidr 'fe80::/64' is of one link only",
+            "a global or unique local one, please",
+            id="link-local pod CIDR",
+        ),
+        pytest.param(
+            HOST,
+            {"service_cidr": ["fd00:96::/112"]},
+            DatapathError,
+            "this host has no IPv6 address to show to pods, and IPv6 networks are named",
+            "give the bridge one, or --node-ip",
+            id="no IPv6 address",
+        ),
+        pytest.param(
+            ALONE,
+            {"pod_cidr": ["10.244.1.0/24"]},
+            DatapathError,
+            "this host has no IPv4 address to show to pods, and IPv4 networks are named",
+            "give the bridge one, or --node-ip",
+            id="no IPv4 address",
+        ),
+        pytest.param(
+            DUAL,
+            {"service_cidr": ["fd00:10:244::/48"]},
+            DatapathError,
+            "the service network fd00:10:244::/48 overlaps fd00:10:244:1::/64, which this host or its pods are in",
+            "--service-cidr names another one",
+            id="overlap",
+        ),
+        pytest.param(
+            DUAL,
+            {"nodeport_addresses": ["0.0.0.0/0", "2001:db8:7::/48"]},
+            DatapathError,
+            "--nodeport-addresses 2001:db8:7::/48: none of this host's addresses is in there",
+            "`ip address` lists them",
+            id="no IPv6 node port address",
         ),
         pytest.param(
             HOST,
             {"pod_cidr": ["10.244.1.0/33"]},
             DatapathError,
-            "--pod-cidr '10.244.1.0/33' is not an IPv4 network",
-            "such as 10.96.0.0/12",
+            "--pod-cidr '10.244.1.0/33' is not an IP network",
+            "such as 10.96.0.0/12 or fd00:10:96::/112",
             id="pod CIDR",
         ),
         pytest.param(
             HOST,
             {"service_cidr": ["services"]},
             DatapathError,
-            "--service-cidr 'services' is not an IPv4 network",
-            "such as 10.96.0.0/12",
+            "--service-cidr 'services' is not an IP network",
+            "such as 10.96.0.0/12 or fd00:10:96::/112",
             id="service CIDR",
         ),
         pytest.param(
             HOST,
             {"nodeport_addresses": ["primary"]},
             DatapathError,
-            "--nodeport-addresses 'primary' is not an IPv4 network",
-            "such as 10.96.0.0/12",
+            "--nodeport-addresses 'primary' is not an IP network",
+            "such as 10.96.0.0/12 or fd00:10:96::/112",
             id="no node port network",
         ),
         pytest.param(

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from pydatapath.kernel.layout import Family
 from pydatapath.model import Endpoint, EndpointPort, EndpointSlice, Protocol, Service, ServicePort
 from pydatapath.plan import Address, Frontend, Here, PortPlan, plan_service
-from pydatapath.serving import cluster_set, known_endpoints
+from pydatapath.serving import cluster_set, known_endpoints, used_endpoints
 
 HTTP = ServicePort("http", "TCP", 80, target_port=8080)
-DNS = ServicePort("dns", "UDP", 53)
 WEB = Service("shop", "web", cluster_ips=("10.96.0.10",), ports=(HTTP,))
 SLICE = EndpointSlice(
     "shop",
@@ -22,6 +22,9 @@ SLICE = EndpointSlice(
     endpoints=(Endpoint(("10.244.1.12",)), Endpoint(("10.244.1.11",))),
 )
 HERE = Here("node1")
+BOTH = Here("node1", families=(Family.IPV4, Family.IPV6))
+SIX = replace(SLICE, name="web-6", address_type="IPv6", endpoints=(Endpoint(("fd00::1",)),))
+DUAL = replace(WEB, cluster_ips=("10.96.0.10", "fd00::10"))
 READY = Endpoint(("10.244.1.11",))
 UNREADY = replace(READY, ready=False)
 TERMINATING = replace(READY, ready=False, terminating=True)
@@ -79,23 +82,74 @@ def test_S5_S6_a_slice_that_does_not_count_brings_no_backend(hidden: EndpointSli
     assert plans(WEB, hidden, other)["http"].cluster == (tcp("10.244.2.11:8080"),)
 
 
-def test_S7_a_family_without_cluster_ip_is_not_there() -> None:
-    """Without an IPv4 ClusterIP there is no IPv4 service, external addresses or not."""
-    assert plan_service(replace(WEB, cluster_ips=("fd00::10",), external_ips=("192.0.2.1",)), [SLICE], HERE) == []
+@pytest.mark.parametrize(
+    ("cluster_ip", "family"), [("10.96.0.10", Family.IPV4), ("fd00::10", Family.IPV6)], ids=["IPv4", "IPv6"]
+)
+def test_S7_a_family_without_cluster_ip_is_not_there(cluster_ip: str, family: Family) -> None:
+    """Without a ClusterIP of it there is no service in a family, whatever other addresses and slices there are."""
+    others = ("192.0.2.1", "2001:db8::1")
+    service = replace(
+        WEB,
+        cluster_ips=(cluster_ip,),
+        external_ips=others,
+        load_balancer_ips=others,
+        ports=(replace(HTTP, node_port=30080),),
+    )
+    here = replace(BOTH, addresses=("192.168.50.11", "fd00:50::11"))
+    (plan,) = plan_service(service, [SLICE, SIX], here)
+    assert plan.family is family
+    assert {one.address.family for one in plan.frontends} == {at.family for at in plan.cluster} == {family}
+    assert [one.kind for one in plan.frontends] == ["cluster-ip", "load-balancer-ip", "node-port"]
 
 
 @pytest.mark.parametrize("cluster_ips", [("10.96.0.10", "fd00::10"), ("fd00::10", "10.96.0.10")])
 def test_S8_the_order_of_families_does_not_matter(cluster_ips: tuple[str, ...]) -> None:
     """Of two families each has its own addresses and slices, whichever comes first."""
-    six = replace(SLICE, name="web-6", address_type="IPv6", endpoints=(Endpoint(("fd00::1",)),))
-    assert plans(replace(WEB, cluster_ips=cluster_ips), six, SLICE) == plans()
+    found = plan_service(replace(WEB, cluster_ips=cluster_ips), [SIX, SLICE], BOTH)
+    assert found == [
+        plans()["http"],
+        PortPlan(
+            "shop",
+            "web",
+            "http",
+            "TCP",
+            frontends=(Frontend(Address("fd00::10", 80, "TCP")),),
+            cluster=(Address("fd00::1", 8080, "TCP"),),
+            family=Family.IPV6,
+        ),
+    ]
+    assert len({one.key for one in found}) == 2
 
 
-def test_S8_one_family_may_be_empty() -> None:
-    """With slices of the other family only, the port is called and has no backend."""
-    six = replace(SLICE, address_type="IPv6", endpoints=(Endpoint(("fd00::1",)),))
-    plan = plans(replace(WEB, cluster_ips=("10.96.0.10", "fd00::10")), six)["http"]
-    assert (plan.frontends, plan.cluster) == ((Frontend(tcp("10.96.0.10:80")),), ())
+@pytest.mark.parametrize("given", [[SLICE], [SIX], []], ids=["IPv4", "IPv6", "none"])
+def test_S8_one_family_may_be_empty(given: list[EndpointSlice]) -> None:
+    """With slices of the other family only, the port is called in both and has no backend in one."""
+    four, six = plan_service(DUAL, given, BOTH)
+    assert four.frontends == (Frontend(tcp("10.96.0.10:80")),)
+    assert six.frontends == (Frontend(Address("fd00::10", 80, "TCP")),)
+    assert (bool(four.cluster), bool(six.cluster)) == (SLICE in given, SIX in given)
+
+
+def test_S8_what_serves_in_one_family_does_not_decide_for_the_other() -> None:
+    """Where one family has ready endpoints, those that end serve in the other one, where none is ready (S21)."""
+    ending = replace(SIX, endpoints=(Endpoint(("fd00::2",), ready=False, terminating=True),))
+    four, six = plan_service(DUAL, [SLICE, ending], BOTH)
+    assert (len(four.cluster), six.cluster) == (2, (Address("fd00::2", 8080, "TCP"),))
+    shown = [at.address for at, _ in used_endpoints(DUAL, HTTP, [SLICE, ending], BOTH)]
+    assert shown == ["10.244.1.11", "10.244.1.12", "fd00::2"]
+
+
+def test_a_family_that_is_not_loaded_has_no_plan() -> None:
+    """Its service is kept in the records; a load with it plans it."""
+    assert plan_service(DUAL, [SLICE, SIX], HERE) == [plans()["http"]]
+    assert plan_service(replace(DUAL, cluster_ips=("fd00::10",)), [SIX], HERE) == []
+    assert [at.address for at, _ in used_endpoints(DUAL, HTTP, [SLICE, SIX], HERE)] == ["10.244.1.11", "10.244.1.12"]
+
+
+def test_an_IPv6_address_is_shown_with_brackets() -> None:
+    """So that the port is told from the address."""
+    assert str(Address("fd00::1", 80, "SCTP")) == "[fd00::1]:80/sctp"
+    assert str(tcp("10.96.0.10:80")) == "10.96.0.10:80/tcp"
 
 
 @pytest.mark.parametrize(
@@ -122,9 +176,12 @@ def test_S13_ports_of_a_service_are_independent() -> None:
 
 
 def test_S14_one_number_in_two_protocols_is_two_ports() -> None:
-    """TCP and UDP on port 53 have keys, addresses and backends of their own."""
-    service = replace(WEB, ports=(ServicePort("a", "TCP", 53), ServicePort("b", "UDP", 53)))
-    one = replace(SLICE, ports=(EndpointPort("a", "TCP", 5353), EndpointPort("b", "UDP", 5354)), endpoints=(READY,))
+    """TCP, UDP and SCTP on port 53 have keys, addresses and backends of their own (S18)."""
+    service = replace(
+        WEB, ports=(ServicePort("a", "TCP", 53), ServicePort("b", "UDP", 53), ServicePort("c", "SCTP", 53))
+    )
+    numbers = (EndpointPort("a", "TCP", 5353), EndpointPort("b", "UDP", 5354), EndpointPort("c", "SCTP", 5355))
+    one = replace(SLICE, ports=numbers, endpoints=(READY,))
     found = plan_service(service, [one], HERE)
     called = [[frontend.address for frontend in plan.frontends] for plan in found]
     assert [str(at) for plan, at_all in zip(found, called, strict=True) for at in (*at_all, *plan.cluster)] == [
@@ -132,14 +189,10 @@ def test_S14_one_number_in_two_protocols_is_two_ports() -> None:
         "10.244.1.11:5353/tcp",
         "10.96.0.10:53/udp",
         "10.244.1.11:5354/udp",
+        "10.96.0.10:53/sctp",
+        "10.244.1.11:5355/sctp",
     ]
-    assert len({plan.key for plan in found}) == 2
-
-
-def test_a_protocol_that_the_programs_do_not_carry_is_not_programmed() -> None:
-    """An SCTP port is kept in the records and has no plan; the service's other ports have."""
-    service = replace(WEB, ports=(ServicePort("sctp", "SCTP", 80), HTTP, DNS))
-    assert list(plans(service)) == ["http", "dns"]
+    assert len({plan.key for plan in found}) == 3
 
 
 @pytest.mark.parametrize("number", [None, 0])

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pydatapath.kernel.layout import ServiceFlag
+from pydatapath.kernel.layout import Family, ServiceFlag
 from pydatapath.model import Endpoint, EndpointPort, EndpointSlice, Policy, Service, ServicePort
 from pydatapath.plan import Frontend, FrontendKind, Here, PortPlan, plan_service, used_endpoints
 
@@ -91,11 +91,49 @@ def test_a_node_without_addresses_has_no_node_ports() -> None:
     assert list(ways(plan(pod(1), here=Here("node1")))) == [CLUSTER_IP, BALANCER, EXTERNAL]
 
 
-def test_S7_S8_addresses_of_the_other_family_are_not_called() -> None:
-    """Of a dual-stack service the IPv4 half is planned, at every kind of address."""
-    six = {"external_ips": ("2001:db8::1",), "load_balancer_ips": ("2001:db8::9",)}
-    made = plan(pod(1), here=Here("node1", ("fd00::11", "192.168.50.11")), cluster_ips=("fd00::a", "10.96.0.10"), **six)
-    assert list(ways(made)) == [CLUSTER_IP, NODE_PORT]
+def test_S7_S8_each_family_is_called_at_its_own_addresses() -> None:
+    """The two halves of a dual-stack service have their addresses of every kind, and node ports at the node's."""
+    service = replace(
+        WEB,
+        cluster_ips=("fd00::a", "10.96.0.10"),
+        external_ips=("2001:db8::1", "192.0.2.1"),
+        load_balancer_ips=("192.0.2.9", "2001:db8::9"),
+    )
+    here = Here("node1", ("fd00:50::11", "192.168.50.11"), families=(Family.IPV4, Family.IPV6))
+    four, six = plan_service(service, [a_slice(pod(1))], here)
+    assert [str(one.address) for one in four.frontends] == [
+        f"{at}/tcp" for at in (CLUSTER_IP, BALANCER, EXTERNAL, NODE_PORT)
+    ]
+    assert [str(one.address) for one in six.frontends] == [
+        "[fd00::a]:80/tcp",
+        "[2001:db8::9]:80/tcp",
+        "[2001:db8::1]:80/tcp",
+        "[fd00:50::11]:30080/tcp",
+    ]
+    assert [[one.owned for one in half.frontends] for half in (four, six)] == [[True, True, True, False]] * 2
+
+
+@pytest.mark.parametrize(
+    ("ranges", "four", "six"),
+    [
+        ((), None, None),
+        (("192.0.2.0/24",), ("192.0.2.0/24",), ()),
+        (("2001:db8::/32",), (), ("2001:db8::/32",)),
+        (("2001:db8::/32", "10.0.0.0/8", "192.0.2.0/24"), ("10.0.0.0/8", "192.0.2.0/24"), ("2001:db8::/32",)),
+    ],
+)
+def test_C6_S66_source_ranges_are_each_familys_own(
+    ranges: tuple[str, ...], four: tuple[str, ...] | None, six: tuple[str, ...] | None
+) -> None:
+    """Ranges of one family close the other one: where no entry is of it, nobody may call."""
+    addresses = {"cluster_ips": ("10.96.0.10", "fd00::a"), "load_balancer_ips": ("192.0.2.9", "2001:db8::9")}
+    service = replace(WEB, source_ranges=ranges, **addresses)
+    found = plan_service(service, [a_slice(pod(1))], replace(HERE, families=(Family.IPV4, Family.IPV6)))
+    assert [one.sources for one in found] == [four, six]
+    for one in found:
+        balancers = [frontend for frontend in one.frontends if frontend.kind == "load-balancer-ip"]
+        assert [bool(one.flags(frontend) & ServiceFlag.RANGES) for frontend in balancers] == [bool(ranges)]
+        assert {Family.of(address) for address in one.guard(7).vips} == {one.family}
 
 
 @pytest.mark.parametrize("field", ["external_ips", "load_balancer_ips"])

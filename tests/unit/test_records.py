@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pydatapath import applying
-from pydatapath.errors import Conflict, DatapathError
+from pydatapath.claims import Claim, Holding
+from pydatapath.errors import DatapathError
+from pydatapath.kernel.layout import Family
 from pydatapath.plan import Address, Frontend, FrontendKind, Here, PortPlan
 from pydatapath.records import SCHEMA_VERSION, HostChange, RecordedPort, Records, Stored
 
@@ -165,41 +168,94 @@ def test_release_tells_what_a_service_had(path: Path) -> None:
         assert {str(one) for one in records.ports().values()} == {"shop/web:http", "shop/web:none"}
 
 
-def test_an_address_that_is_taken_names_both_services(path: Path) -> None:
-    """Who asks and who has it, where, and what to do about it; and nothing of the asker's is kept."""
-    with Records(path) as records:
-        register(records, "web", port("web", "10.96.0.10:80"))
+def store(records: Records, *services: tuple[str, str]) -> None:
+    """Services by name, each with the time it was made."""
+    records.store([Stored("Service", "shop", name, None, "{}", made) for name, made in services])
 
-    def change(records: Records) -> None:
-        records.store([Stored("Service", "shop", "api", None, "{}")])
-        register(records, "api", port("api", "10.96.0.11:80", "10.96.0.10:80"))
 
-    with pytest.raises(Conflict) as caught, Records(path) as records:
-        change(records)
-    assert str(caught.value) == "Service shop/api: 10.96.0.10:80/tcp is taken by Service shop/web"
-    assert "spec.clusterIP" in caught.value.hint
-    with Records(path) as records:
-        assert records.objects() == []
-        assert records.used_addresses() == {"10.96.0.10"}
+def holders(records: Records) -> dict[str, str]:
+    """Who is called where."""
+    found = {}
+    for port in records.ports().values():
+        for addresses in records.frontends_of(port.namespace, port.service).values():
+            found |= {str(at): port.service for at in addresses}
+    return found
+
+
+OLD, NEW = "2024-05-06T07:08:09Z", "2025-05-06T07:08:09Z"
 
 
 @pytest.mark.parametrize(
-    ("kind", "remedy"),
+    ("one", "other", "reason"),
     [
-        ("cluster-ip", "spec.clusterIP"),
-        ("node-port", "spec.ports[].nodePort"),
-        ("external-ip", "spec.externalIPs"),
-        ("load-balancer-ip", "ask for another IP"),
+        ((OLD, "external-ip"), (NEW, "external-ip"), "which is older"),
+        ((OLD, "external-ip"), ("", "cluster-ip"), "which says when it was made"),
+        ((NEW, "external-ip"), (NEW, "external-ip"), "which comes first by name"),
+        (("", "external-ip"), ("", "external-ip"), "which comes first by name"),
+        ((NEW, "external-ip"), (OLD, "node-port"), "which names the address itself"),
+        (("", "load-balancer-ip"), (OLD, "node-port"), "which names the address itself"),
     ],
 )
-def test_S70_the_hint_fits_the_address_that_is_taken(path: Path, kind: FrontendKind, remedy: str) -> None:
-    """What to change is told by how the second service is called there."""
+@pytest.mark.parametrize("order", ["web api", "api web"])
+def test_S48_S70_C7_the_first_of_two_claims_holds_the_address(
+    path: Path, one: tuple[str, FrontendKind], other: tuple[str, FrontendKind], reason: str, order: str
+) -> None:
+    """Whatever was registered first; the other keeps its claim and its own address, and has it when the first goes."""
+    claims = {"api": one, "web": other}
     with Records(path) as records:
-        register(records, "web", port("web", "192.168.50.11:30080", kind="node-port"))
-        with pytest.raises(Conflict) as caught:
-            register(records, "api", port("api", "192.168.50.11:30080", kind=kind))
-    assert str(caught.value) == "Service shop/api: 192.168.50.11:30080/tcp is taken by Service shop/web"
-    assert remedy in caught.value.hint
+        store(records, *((name, made) for name, (made, _) in claims.items()))
+        for name in order.split():
+            own = port(name, f"10.96.0.7:{ord(name[0])}", name="own")
+            register(records, name, port(name, "192.0.2.1:80", kind=claims[name][1]), own)
+        records.settle()
+        assert holders(records)["192.0.2.1:80/tcp"] == "api"
+        assert len(holders(records)) == 3
+        (shadow,) = records.shadows()
+        assert str(shadow) == f"Service shop/web: 192.0.2.1:80/tcp belongs to Service shop/api, {reason}"
+        register(records, "api")
+        assert records.settle() == {("shop", "web"): had_before(records, "web")}
+        assert holders(records)["192.0.2.1:80/tcp"] == "web"
+        assert records.shadows() == []
+
+
+def had_before(records: Records, service: str) -> dict[int, list[Address]]:
+    """What a service had before it got the address that all claim."""
+    return {
+        number: [at for at in addresses if at.address != "192.0.2.1"]
+        for number, addresses in records.frontends_of("shop", service).items()
+    }
+
+
+def test_C7_settling_tells_who_gains_and_who_loses_and_what_each_had(path: Path) -> None:
+    """A third that is older takes the address from the second; the last one, who never had it, is not told of."""
+    with Records(path) as records:
+        store(records, ("a", NEW), ("b", OLD), ("c", NEW))
+        register(records, "a", port("a", "192.0.2.1:80"))
+        register(records, "c", port("c", "192.0.2.1:80"))
+        assert records.settle() == {}
+        register(records, "b", port("b", "192.0.2.1:80"))
+        assert records.settle() == {
+            ("shop", "a"): {1: [Address("192.0.2.1", 80, "TCP")]},
+            ("shop", "b"): {3: []},
+        }
+        assert records.settle() == {}
+        assert [shadow.service for shadow in records.shadows()] == ["shop/a", "shop/c"]
+
+
+def test_claims_are_kept_by_service(path: Path) -> None:
+    """Who claims a place, as long as its service is there; what it claims no longer is forgotten."""
+    web, node_port = Claim("10.96.0.10", 80, "TCP"), Claim("", 30080, "TCP")
+    with Records(path) as records:
+        store(records, ("web", OLD), ("api", ""))
+        records.claim("shop", "web", {web: "cluster-ip", node_port: "node-port"})
+        records.claim("shop", "api", {node_port: "health-check"})
+        assert records.holdings([web, node_port]) == {
+            web: [Holding("shop/web", OLD, "cluster-ip")],
+            node_port: [Holding("shop/api", "", "health-check"), Holding("shop/web", OLD, "node-port")],
+        }
+        records.claim("shop", "web", {})
+        records.forget([("Service", "shop", "api")])
+        assert records.holdings([web, node_port]) == {web: [], node_port: []}
 
 
 def test_S14_one_address_and_number_in_two_protocols_is_no_conflict(path: Path) -> None:
@@ -298,26 +354,90 @@ def test_records_of_another_version_are_refused(path: Path) -> None:
     database.close()
     with pytest.raises(DatapathError) as caught:
         Records(path)
-    assert str(caught.value) == f"the records {path} are of version 3, this pydatapath writes 2"
+    versions = f"are of version {SCHEMA_VERSION + 1}, this pydatapath writes {SCHEMA_VERSION}"
+    assert str(caught.value) == f"the records {path} {versions}"
     assert "unload" in caught.value.hint
 
 
-def test_load_brings_records_of_version_1_up_to_date(path: Path) -> None:
-    """They knew cluster IPs only: objects, numbers and addresses stay. Other commands leave them as they are."""
-    with Records(path) as records:
-        records.store([WEB])
-        register(records, "web", port("web", "10.96.0.10:80", name=""))
+VERSION_2 = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE objects (
+    kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL, service TEXT, manifest TEXT NOT NULL,
+    PRIMARY KEY (kind, namespace, name)
+) WITHOUT ROWID;
+CREATE INDEX slices_of ON objects (namespace, service) WHERE service IS NOT NULL;
+CREATE TABLE service_ports (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    namespace TEXT NOT NULL, service TEXT NOT NULL, port TEXT NOT NULL, protocol TEXT NOT NULL,
+    UNIQUE (namespace, service, port, protocol)
+);
+CREATE TABLE frontends (
+    address TEXT NOT NULL, port INTEGER NOT NULL, protocol TEXT NOT NULL,
+    number INTEGER NOT NULL REFERENCES service_ports (number) ON DELETE CASCADE,
+    kind TEXT NOT NULL DEFAULT 'cluster-ip',
+    PRIMARY KEY (address, port, protocol)
+) WITHOUT ROWID;
+CREATE INDEX frontends_of ON frontends (number);
+CREATE TABLE host_changes (kind TEXT NOT NULL, subject TEXT NOT NULL, PRIMARY KEY (kind, subject)) WITHOUT ROWID;
+INSERT INTO objects VALUES
+    ('Service', 'shop', 'old', NULL, '{"metadata":{"creationTimestamp":"2024-05-06T09:08:09+02:00"}}'),
+    ('Service', 'shop', 'web', NULL, '{"kind":"Service"}'), ('EndpointSlice', 'shop', 'web-1', 'web', '{}');
+INSERT INTO service_ports VALUES (7, 'shop', 'web', '', 'TCP');
+INSERT INTO frontends VALUES ('10.96.0.10', 80, 'TCP', 7, 'cluster-ip');
+PRAGMA user_version = 2;
+"""
+VERSION_1 = "ALTER TABLE frontends DROP COLUMN kind; PRAGMA user_version = 1;"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_load_brings_older_records_up_to_date(tmp_path: Path, version: int) -> None:
+    """Objects, numbers and addresses stay, and it is known when services were made. Other commands change nothing."""
+    path = tmp_path / "old.db"
     with sqlite3.connect(path) as database:
-        database.executescript("ALTER TABLE frontends DROP COLUMN kind; PRAGMA user_version = 1;")
+        database.executescript(VERSION_2 + (VERSION_1 if version == 1 else ""))
     database.close()
-    with pytest.raises(DatapathError, match="are of version 1"):
+    with pytest.raises(DatapathError, match=f"are of version {version}"):
         Records(path)
     for create in (True, False):
         with Records(path, create=create) as records:
-            assert records.objects() == [WEB]
+            assert [(one.name, one.made) for one in records.objects("Service")] == [("old", OLD), ("web", "")]
+            assert records.slices("shop", "web") == [SLICE]
             assert [str(one) for one in records.ports().values()] == ["shop/web:80"]
-            assert register(records, "web", port("web", "192.168.50.11:30080", name="", kind="node-port")) == {"": 1}
+            assert records.frontends_of("shop", "web") == {7: [Address("10.96.0.10", 80, "TCP")]}
+            assert register(records, "web", port("web", "192.168.50.11:30080", name="", kind="node-port")) == {"": 7}
+            register(records, "old", port("old", "192.168.50.11:30080"))
+            assert [shadow.service for shadow in records.shadows()] == ["shop/web"]
             records.rollback()
+
+
+def test_a_number_that_older_records_gave_is_never_given_again(tmp_path: Path) -> None:
+    """Flows and maps may still name it. What was there is IPv4's."""
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as database:
+        database.executescript(VERSION_2)
+        database.execute("INSERT INTO service_ports VALUES (9, 'shop', 'gone', '', 'TCP')")
+        database.execute("DELETE FROM service_ports WHERE number = 9")
+    database.close()
+    with Records(path, create=True) as records:
+        assert records.numbers_of("shop", "web") == {("shop", "web", "", "TCP", "IPv4"): 7}
+        assert register(records, "new", port("new", "10.96.0.11:80")) == {"http": 10}
+
+
+def test_S8_each_family_of_a_service_port_has_its_own_number(path: Path) -> None:
+    """One stays while the other comes and goes."""
+    four = port("web", "10.96.0.10:80")
+    six = replace(four, frontends=(Frontend(Address("fd00::10", 80, "TCP")),), family=Family.IPV6)
+    with Records(path) as records:
+        first = records.register("shop", "web", [four])
+        for _ in range(2):
+            records.release("shop", "web")
+            both = records.register("shop", "web", [four, six])
+            assert both[four.key] == first[four.key] != both[six.key]
+            assert records.frontends_of("shop", "web") == {
+                both[one.key]: [frontend.address for frontend in one.frontends] for one in (four, six)
+            }
+            records.release("shop", "web")
+            assert records.register("shop", "web", [four]) == first
 
 
 def test_a_second_reader_sees_the_last_whole_change(path: Path) -> None:

@@ -1,0 +1,144 @@
+"""Two CPUs at once (N4, N6): the same program runs on both, on packets that want the same tuple."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from packetbed import (
+    DROP,
+    V4,
+    V6,
+    Bed,
+    Hook,
+    Outcome,
+    Packet,
+    Places,
+    Serving,
+    addresses,
+    answer_to,
+    at,
+    key_of,
+    reverse,
+    tcp,
+    udp,
+)
+
+FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
+MAKE = pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
+Make = Callable[..., Packet]
+ROUNDS = 400
+SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def two_cpus() -> Iterator[None]:
+    """A thread is put on a CPU of its own, and the test's own thread may be anywhere."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU only")
+    yield
+
+
+def at_once(bed: Bed, packets: Sequence[tuple[Packet, Packet]]) -> list[tuple[Outcome, Outcome]]:
+    """Runs each pair of packets on two CPUs at the same time; what came of them, in their order."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    barrier = threading.Barrier(2, timeout=SECONDS)
+    found: list[list[Outcome]] = [[], []]
+    faults: list[Exception] = []
+
+    def work(side: int) -> None:
+        os.sched_setaffinity(0, {cpus[side]})  # 0: this thread
+        try:
+            for raw in frames[side]:
+                barrier.wait()
+                found[side].append(bed.run(Hook.FROM_POD, raw))
+        except Exception as fault:  # noqa: BLE001 - shown by the test
+            faults.append(fault)
+            barrier.abort()
+
+    frames = [[bytes(pair[side]) for pair in packets] for side in (0, 1)]
+    threads = [threading.Thread(target=work, args=(side,)) for side in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    return list(zip(*found, strict=True))
+
+
+@FAMILIES
+@MAKE
+def test_N6_two_first_packets_of_a_socket_are_one_flow_and_none_is_lost(bed: Bed, where: Places, make: Make):
+    """A and AAAA from one socket (Kubernetes 56903, OpenWrt 18608): one source, one backend, both go and are answered.
+
+    A direct flow has each socket's port already, so that both have to take another one.
+    """
+    protocol, listens = make.__name__.upper(), 8000
+    called = where.called(f"80/{protocol}")
+    bed.serve({called: [at(where.BACKEND, listens)]})
+    for start in range(20000, 20000 + ROUNDS, 200):
+        bed.forget_flows()
+        ports = range(start, start + 200)
+        for port in ports:
+            bed.run(Hook.FROM_POD, make(where.CLIENT, port, where.BACKEND, listens))
+        calls = [make(where.CLIENT, port, where.VIP, 80) for port in ports]
+        for call, pair in zip(calls, at_once(bed, [(call, call) for call in calls]), strict=True):
+            first, second = (addresses(one) for one in pair)
+            assert first == second
+            assert first[1] != addresses(call)[1]
+            assert addresses(bed.answer(pair[0])) == reverse(addresses(call))
+            assert addresses(bed.run(Hook.FROM_POD, call)) == first
+
+
+@FAMILIES
+@MAKE
+def test_N6_also_where_a_backend_is_taken_away_meanwhile(bed: Bed, where: Places, make: Make):
+    """With sixteen backends and affinity, whichever of two packets is first: both are one flow."""
+    protocol = make.__name__.upper()
+    backends = [at(where.BACKEND, port) for port in range(8000, 8016)]
+    for number in range(4):
+        bed.forget_flows()
+        bed.serve({where.called(f"80/{protocol}"): Serving(backends[number:], affinity=100)})
+        calls = [make(where.CLIENT, port, where.VIP, 80) for port in range(30000, 30050)]
+        for first, second in at_once(bed, [(call, call) for call in calls]):
+            assert addresses(first) == addresses(second)
+
+
+@FAMILIES
+@MAKE
+@pytest.mark.parametrize("other", ["direct", "another service"])
+def test_N3_N4_two_flows_at_once_never_claim_one_answer(bed: Bed, where: Places, make: Make, other: str):
+    """One client port to one backend, by two ways, in the same moment: two tuples, and each has its own answer."""
+    protocol = make.__name__.upper()
+    bed.serve({where.called(f"80/{protocol}", vip): [at(where.BACKEND, 8000)] for vip in (where.VIP, where.VIP_TWO)})
+    target = (where.BACKEND, 8000) if other == "direct" else (where.VIP_TWO, 80)
+    for start in range(20000, 20000 + ROUNDS, 200):
+        bed.forget_flows()
+        pairs = [
+            (make(where.CLIENT, port, where.VIP, 80), make(where.CLIENT, port, *target))
+            for port in range(start, start + 200)
+        ]
+        pairs = [pair[:: 1 if number % 2 else -1] for number, pair in enumerate(pairs)]  # type: ignore[misc]
+        for packets, outcomes in zip(pairs, at_once(bed, pairs), strict=True):
+            assert DROP not in {one.verdict for one in outcomes}
+            assert len({addresses(one) for one in outcomes}) == 2
+            for packet, one in zip(packets, outcomes, strict=True):
+                assert addresses(bed.answer(one)) == reverse(addresses(packet))
+
+
+@FAMILIES
+def test_N6_an_answer_and_a_SYN_sent_again_at_once_leave_one_connection(bed: Bed, where: Places):
+    """The flow moves to the main table on one CPU while its SYN comes again on the other."""
+    there = {}
+    for port in range(20000, 20200):
+        call = tcp(where.CLIENT, port, where.VIP, 80)
+        there[port] = (call, bed.run(Hook.FROM_POD, call))
+    pairs = [(answer_to(left), call) for call, left in there.values()]
+    for (call, left), (back, again) in zip(there.values(), at_once(bed, pairs), strict=True):
+        assert addresses(back) == reverse(addresses(call))
+        assert addresses(again) == addresses(left)
+        data = tcp(*addresses(call), "A")
+        assert addresses(bed.run(Hook.FROM_POD, data)) == addresses(left)
+        assert key_of(call) in bed.entries("flows")
