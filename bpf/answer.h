@@ -113,8 +113,11 @@ static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct pac
 	__u32 length;
 	__u64 change;
 
-	/* Again for the verifier, which has forgotten by which protocol the bounds were checked */
-	if ((void *)(tcp + 1) > (void *)(long)skb->data_end || (flags & TCP_RST) || skb->gso_segs > 1)
+	/*
+	 * Again for the verifier, which has forgotten by which protocol the bounds were checked. The first of several fragments
+	 * would leave as one, and its receiver wait for the others.
+	 */
+	if ((void *)(tcp + 1) > (void *)(long)skb->data_end || (flags & TCP_RST) || skb->gso_segs > 1 || packet->is_first)
 		return TC_ACT_SHOT;
 	old = *words;
 	length = ip_total_length(packet->ip) - (packet->transport_offset - IP_OFFSET) - tcp->doff * 4;

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import cached_property
 from typing import Final
 
 __all__ = [
@@ -226,7 +227,7 @@ class Record:
     name: str
     fields: tuple[tuple[str, str], ...]
 
-    @property
+    @cached_property
     def struct(self) -> struct.Struct:
         """Packs and unpacks it."""
         return struct.Struct("=" + "".join(code for _, code in self.fields))

@@ -102,9 +102,10 @@ def give_up(flows: Flows, entries: Iterable[Entry], moment: Moment) -> Dropped:
 
     `entries`: the flow as it may be, one for each backend. Raises Impossible where none was in another flow's way.
     """
+    held = {key.destination_port for table in (flows.half_open, flows.main) for key in table}
     for entry in entries:
         kept = entry.to.source_port
-        others = (port for port in PORTS if port != kept)
+        others = (port for port in held if port in PORTS and port != kept)
         if all(any(_is_taken(flows, entry, port, moment) for port in ports) for ports in ((kept,), others)):
             return Dropped("drop_ports_taken")
     raise Impossible(f"{moment.packet.tuple} was dropped, though a port was free for it (N22)")

@@ -74,12 +74,12 @@ def no_service(packet: Packet, hook: Hook, world: World) -> Dropped | None:
     """Another port of a service's address: refused (S37). An address that no service owns: dropped (S38).
 
     So is what the node sends to its next hop to services, and no flow: nobody is there. None: none of these; or it
-    leaves by an uplink, where another machine may have that address.
+    leaves by an uplink, where another machine may have that address, or by the loopback interface.
     """
     to = packet.destination
     if world.is_cluster_ip(to) and may_call(packet, hook, world):
         return refuse("drop_no_service", packet)
-    lost = world.is_service_address(to) and hook is not Hook.TO_UPLINK
+    lost = world.is_service_address(to) and hook not in {Hook.TO_UPLINK, Hook.TO_LOOPBACK}
     nowhere = hook is Hook.TO_BRIDGE and to == world.next_hop(to)
     return Dropped("drop_no_service") if lost or nowhere else None
 

@@ -18,6 +18,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -255,6 +256,7 @@ def sctp(source: str, sport: int, destination: str, dport: int, *, payload: byte
     return frame(source, destination, **ip) / SCTP(sport=sport, dport=dport, tag=7) / Raw(payload)
 
 
+@cache
 def packed(address: str) -> bytes:
     """An address as it stands in a packet."""
     return ip_address(address).packed
