@@ -58,7 +58,7 @@ static inline void answer_turn_ethernet(struct ethhdr *ethernet)
 
 /* The addresses exchanged, with a TTL of our own. */
 #if FAMILY == 4
-static inline void answer_turn_ip(struct iphdr *ip)
+static inline void answer_turn_ip(struct __sk_buff *skb, struct iphdr *ip)
 {
 	__be32 source = ip->saddr;
 
@@ -69,7 +69,7 @@ static inline void answer_turn_ip(struct iphdr *ip)
 	ip->ttl = ANSWER_TTL;
 }
 #else
-static inline void answer_turn_ip(struct ipv6hdr *ip)
+static inline void answer_turn_ip(struct __sk_buff *skb, struct ipv6hdr *ip)
 {
 	struct address source = ip_source(ip), destination = ip_destination(ip);
 
@@ -78,7 +78,7 @@ static inline void answer_turn_ip(struct ipv6hdr *ip)
 		ip->saddr.s6_addr32[i] = destination.words[i];
 		ip->daddr.s6_addr32[i] = source.words[i];
 	}
-	ip->hop_limit = ANSWER_TTL;
+	rewrite_hops_to(skb, ip, ANSWER_TTL);
 }
 #endif
 
@@ -93,7 +93,7 @@ static inline int answer_echo(struct __sk_buff *skb, enum hook hook, struct pack
 	if ((void *)icmp + sizeof(icmp_header) > (void *)(long)skb->data_end)
 		return TC_ACT_SHOT;
 	answer_turn_ethernet(packet->ethernet);
-	answer_turn_ip(packet->ip);
+	answer_turn_ip(skb, packet->ip);
 	*check = ~sum_fold16((__u16)~*check + (__u16)~bpf_htons(ICMP_TYPE_ECHO << 8) + bpf_htons(ICMP_TYPE_ECHO_REPLY << 8));
 	icmp[0] = ICMP_TYPE_ECHO_REPLY;
 	return answer_leave(skb, hook);
@@ -123,7 +123,7 @@ static inline int answer_reset(struct __sk_buff *skb, enum hook hook, struct pac
 	length = ip_total_length(packet->ip) - (packet->transport_offset - IP_OFFSET) - tcp->doff * 4;
 	length += !!(flags & TCP_SYN) + !!(flags & TCP_FIN);
 	answer_turn_ethernet(packet->ethernet);
-	answer_turn_ip(packet->ip);
+	answer_turn_ip(skb, packet->ip);
 	words->ports = old.ports << 16 | old.ports >> 16;
 	words->seq = flags & TCP_ACK ? old.ack : 0;
 	words->ack = flags & TCP_ACK ? 0 : bpf_htonl(bpf_ntohl(old.seq) + length);

@@ -72,7 +72,10 @@ static inline bool is_called(const struct packet *packet)
 
 #endif
 
-/* N87: a source that only a packet from this node can have. Before any flow is looked for, which it might pass for. */
+/*
+ * N87: a source that only a packet from this node can have. Before any flow is looked for, which it might pass for. That
+ * the node's own addresses are none takes a lookup, for what is no known flow only.
+ */
 static inline bool is_spoofed(enum hook hook, const struct packet *packet)
 {
 	struct address source = ip_source(packet->ip), destination = ip_destination(packet->ip);
@@ -120,7 +123,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		if (flow)
 			seen = KNOWN_FLOW;
 	}
-	if (hook == TO_LOOPBACK && !flow && !is_called(&packet))
+	if (hook == TO_LOOPBACK && !flow && (!is_called(&packet) || answers_opening(&packet)))
 		return PASS;
 	skb->cb[CB_HOOK] = hook;
 	skb->cb[CB_FLOW] = seen;
@@ -173,13 +176,15 @@ static inline bool calls_services(enum hook hook, struct address source)
 	return sender && sender->kind == ENDPOINT_NODE;
 }
 
-static inline enum kind classify(enum hook hook, const struct tuple *key, struct flow *flow)
+static inline enum kind classify(enum hook hook, const struct tuple *key, const struct packet *packet,
+				 struct flow *flow)
 {
+	bool calls = calls_services(hook, key->source);
 	enum caller caller = hook == FROM_UPLINK && !IN_CLUSTER_NETWORK(key->source) ? OUTSIDE : INSIDE;
 
 	/* Nothing of an entry that was found and is over */
 	*flow = (struct flow){.to = *key, .state = FLOW_NEW};
-	switch (calls_services(hook, key->source) ? service_choose(key, caller, flow) : NO_SERVICE) {
+	switch (calls && !answers_opening(packet) ? service_choose(key, caller, flow) : NO_SERVICE) {
 	case CHOSEN:
 		flow->to.source = seen_source(hook, key, &flow->to);
 		return KIND_FLOW;
@@ -198,7 +203,7 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, struct
 		return KIND_FLOW;
 	}
 	/* C2: a cluster IP has no other ports (S37), the address that no service owns none (S38) */
-	if (calls_services(hook, key->source) && vip_kind(&key->destination) == VIP_CLUSTER)
+	if (calls && vip_kind(&key->destination) == VIP_CLUSTER)
 		return KIND_NO_PORT;
 	return !is_egress(hook) && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
 }
@@ -238,6 +243,13 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 	}
 }
 
+static inline bool is_from_itself(enum hook hook, const struct packet *packet)
+{
+	struct address source = ip_source(packet->ip);
+
+	return hook == FROM_UPLINK && is_nodes_own(&source);
+}
+
 static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *packet)
 {
 	enum parsed parsed = packet_parse(skb, packet, ALL_HEADERS);
@@ -252,32 +264,32 @@ static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *p
 	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
 }
 
-/* Whether a packet is for a service's own address */
-static inline bool is_for_vip(enum hook hook, const struct packet *packet)
+/* The kind of the service's own address that a packet is for, 0 for none */
+static inline u32 called_vip(enum hook hook, const struct packet *packet)
 {
 	struct address destination = ip_destination(packet->ip);
 
-	return calls_services(hook, ip_source(packet->ip)) && vip_kind(&destination);
+	return calls_services(hook, ip_source(packet->ip)) ? vip_kind(&destination) : 0;
 }
 
-/* What has no ports in sight: the stack's, but for a service's address, where it would be lost unnamed. */
+/* What has no ports in sight: the stack's (C2), but for a cluster IP, where it would be lost unnamed. */
 static inline int pass_unread(struct __sk_buff *skb, enum hook hook, const struct packet *packet, u32 passed, u32 dropped)
 {
-	if (is_for_vip(hook, packet))
+	if (called_vip(hook, packet) == VIP_CLUSTER)
 		return drop(dropped);
 	count(passed);
 	return pass(skb, hook);
 }
 
-/* C8: whether an address is a pod's whose interface is no more. `unknown`: the answer for one that nobody has here. */
-static inline bool pod_is_gone(const struct address *address, bool unknown)
+/* C8: whether nobody has a pod's address any more: its interface is gone, or it is this node's and no pod's here */
+static inline bool pod_is_gone(const struct address *address)
 {
 	struct address asked = *address;
 	struct endpoint *endpoint = endpoints.lookup(&asked);
 	u32 interface;
 
 	if (!endpoint)
-		return unknown && IN_POD_NETWORK(asked);
+		return IN_EXCLUSIVE_NETWORK(asked);
 	interface = endpoint->interface;
 	return endpoint->kind == ENDPOINT_POD && !interfaces.lookup(&interface);
 }
@@ -298,19 +310,14 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 		*verdict = drop(DROP_LATE_ANSWER);
 		return false;
 	}
-	/*
-	 * C8: a backend that is in no slice any more and has lost its interface, too, will not answer; and a node answers for
-	 * its own pods, whoever has sent the packet here.
-	 */
-	if ((followed == FOLLOWED && flow_is_forsaken(flow) && pod_is_gone(&flow->to.destination, true)) ||
-	    (hook == FROM_UPLINK && pod_is_gone(&key->destination, false))) {
-		if (followed == FOLLOWED)
-			flow_end(key, flow);
+	/* C8: a backend that is in no slice any more and has lost its interface, too, will not answer */
+	if (followed == FOLLOWED && flow_is_forsaken(flow) && pod_is_gone(&flow->to.destination)) {
+		flow_end(key, flow);
 		*verdict = refuse(skb, hook, KIND_POD_GONE, packet);
 		return false;
 	}
 	if (followed == NOT_FOUND) {
-		kind = classify(hook, key, flow);
+		kind = classify(hook, key, packet, flow);
 		if (kind != KIND_FLOW) {
 			*verdict = refuse(skb, hook, kind, packet);
 			return false;
@@ -342,13 +349,13 @@ int walk(struct __sk_buff *skb)
 
 	if (!of)
 		return TC_ACT_SHOT; /* never: it is an array */
-	if (has_addresses(parsed) && is_spoofed(hook, &packet))
+	if (has_addresses(parsed) && (is_spoofed(hook, &packet) || is_from_itself(hook, &packet)))
 		return drop(DROP_SPOOFED);
 	if (hook == FROM_POD && seen != KNOWN_FLOW)
 		learn(skb, parsed, &packet);
 	switch (parsed) {
 	case PARSED_ICMP:
-		if (icmp_is_echo(skb, &packet) && is_for_vip(hook, &packet))
+		if (icmp_is_echo(skb, &packet) && called_vip(hook, &packet))
 			return answer_echo(skb, hook, &packet);
 		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &of->key, &of->to))
 			return pass(skb, hook);

@@ -6,7 +6,8 @@
 #ifndef PYDATAPATH_FORWARD_H
 #define PYDATAPATH_FORWARD_H
 
-BPF_TABLE_PINNED("lru_hash", struct address, struct endpoint, endpoints, MAX_ENDPOINTS,
+/* No LRU: a pod that makes up sources may fill it, but pushes nobody out */
+BPF_TABLE_PINNED("hash", struct address, struct endpoint, endpoints, MAX_ENDPOINTS,
 		 MAP_DIRECTORY "/endpoints" FAMILY_NAME);
 
 /*
@@ -238,10 +239,11 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 		}
 	}
 	if (is_routed(hook, route.way)) {
+		/* The stack answers time exceeded; but at the node's own address it would take the packet for its own */
 		if (ip_hops(packet->ip) <= 1)
-			return PASS; /* the stack answers time exceeded */
+			return is_nodes_own(&key->destination) ? drop(DROP_HOPS) : PASS;
 		if (route.way != WAY_STACK)
-			rewrite_hops(packet->ip);
+			rewrite_hops(skb, packet->ip);
 	}
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
@@ -255,7 +257,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	if (shape == ERROR)
 		icmp_rewrite(packet, quoted, key, to);
 	else if (shape == FRAGMENT)
-		rewrite_addresses(packet->ip, key, to);
+		rewrite_fragment(skb, packet->ip, key, to);
 	else if (rewrite_tuple(skb, packet, key, to))
 		return drop(DROP_REWRITE);
 	switch (route.way) {

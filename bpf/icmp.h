@@ -37,11 +37,12 @@ static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *
 	icmp_header *icmp = packet->transport;
 	ip_header *ip = (void *)(icmp + 1);
 	__u32 length;
+	__u8 protocol;
 
 	if ((void *)(ip + 1) > end || !icmp_is_error(((__u8 *)icmp)[0]))
 		return false;
-	length = ip_quoted_length(ip);
-	if (length == 0 || !has_ports(ip_protocol(ip)))
+	length = ip_quoted(ip, end, &protocol);
+	if (length == 0 || !has_ports(protocol))
 		return false;
 	quoted->ip = ip;
 	quoted->ports = (void *)ip + length;
@@ -52,7 +53,7 @@ static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *
 		.destination = ip_destination(ip),
 		.source_port = quoted->ports[0],
 		.destination_port = quoted->ports[1],
-		.protocol = ip_protocol(ip),
+		.protocol = protocol,
 	};
 	return true;
 }

@@ -89,17 +89,16 @@ static inline bool icmp_is_error(__u8 type)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-/* The length of the header of a quoted packet. 0: it has no ports to be found by, as a later fragment has not. */
-static inline __u32 ip_quoted_length(const ip_header *ip)
+/*
+ * The length of the header of a quoted packet, and its protocol. 0: it has no ports to be found by, as a later fragment has
+ * not.
+ */
+static inline __u32 ip_quoted(const ip_header *ip, const void *end, __u8 *protocol)
 {
 	__u32 length = ip->ihl * 4;
 
+	*protocol = ip->protocol;
 	return ip->version != 4 || length < sizeof(*ip) || (ip->frag_off & bpf_htons(IP_FRAGMENT_OFFSET)) ? 0 : length;
-}
-
-static inline __u8 ip_protocol(const ip_header *ip)
-{
-	return ip->protocol;
 }
 
 #endif

@@ -167,15 +167,23 @@ static inline bool icmp_is_error(__u8 type)
 	return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
 }
 
-/* The length of the headers of a quoted packet. One with extension headers is not looked into. */
-static inline __u32 ip_quoted_length(const ip_header *ip)
+/*
+ * The length of the headers of a quoted packet, and its protocol. 0: it has no ports to be found by, as a later fragment has
+ * not. Of extension headers only that of fragments is looked behind: IPv6's senders fragment, so what is too big is one.
+ */
+static inline __u32 ip_quoted(const ip_header *ip, const void *end, __u8 *protocol)
 {
-	return ip->version == 6 ? sizeof(*ip) : 0;
-}
+	const struct extension_header *fragment = (const void *)(ip + 1);
 
-static inline __u8 ip_protocol(const ip_header *ip)
-{
-	return ip->nexthdr;
+	*protocol = ip->nexthdr;
+	if (ip->version != 6)
+		return 0;
+	if (ip->nexthdr != IPPROTO_FRAGMENT)
+		return sizeof(*ip);
+	if ((const void *)(fragment + 1) > end || (fragment->offset & bpf_htons(IP_FRAGMENT_OFFSET)))
+		return 0;
+	*protocol = fragment->next;
+	return sizeof(*ip) + sizeof(*fragment);
 }
 
 #endif

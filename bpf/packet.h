@@ -166,6 +166,12 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	return read.is_first ? PARSED_FIRST : PARSED;
 }
 
+/* An answer to a connection that was opened is no call, though it comes to a node port's number (a client's port may be) */
+static inline bool answers_opening(const struct packet *packet)
+{
+	return (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
+
 /* By hand: LLVM 14 makes a call of a 6-byte memcmp, which BPF has not. Both are at even addresses. */
 static inline bool mac_equal(const void *one, const void *other)
 {

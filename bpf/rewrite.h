@@ -56,14 +56,23 @@ static inline __u64 rewrite_addresses(struct iphdr *ip, const struct tuple *from
 }
 
 /* RFC 1812 5.3.1. The caller has seen that ttl is over 1. */
-static inline void rewrite_hops(struct iphdr *ip)
+static inline void rewrite_hops(struct __sk_buff *skb, struct iphdr *ip)
 {
 	/* TTL is the high byte of its 16-bit word, so one less is 0x0100 less in network byte order */
 	ip->check = ~sum_fold16((__u16)~ip->check + (__u16)~bpf_htons(0x0100));
 	ip->ttl--;
 }
 #else
-/* IPv6's header has no checksum */
+/*
+ * IPv6's header has no checksum of its own. Where a NIC has summed up the whole packet (CHECKSUM_COMPLETE), what changes in
+ * the header and is not made up for elsewhere must be told to that sum; in other packets this does nothing (N77). bcc's
+ * prototype takes 16 bits, and a folded sum is as good.
+ */
+static inline void sum_tell(struct __sk_buff *skb, __u64 change)
+{
+	bpf_csum_update(skb, sum_fold16(change));
+}
+
 static inline __u64 rewrite_addresses(struct ipv6hdr *ip, const struct tuple *from, const struct tuple *to)
 {
 #pragma unroll
@@ -74,12 +83,30 @@ static inline __u64 rewrite_addresses(struct ipv6hdr *ip, const struct tuple *fr
 	return address_change(&from->source, &to->source) + address_change(&from->destination, &to->destination);
 }
 
-/* RFC 8200 3. The caller has seen that the hop limit is over 1. */
-static inline void rewrite_hops(struct ipv6hdr *ip)
+static inline void rewrite_hops_to(struct __sk_buff *skb, struct ipv6hdr *ip, __u8 hops)
 {
-	ip->hop_limit--;
+	/* The hop limit is the low byte of its 16-bit word, in network byte order */
+	sum_tell(skb, sum_change(bpf_htons(ip->hop_limit), bpf_htons(hops)));
+	ip->hop_limit = hops;
+}
+
+/* RFC 8200 3. The caller has seen that the hop limit is over 1. */
+static inline void rewrite_hops(struct __sk_buff *skb, struct ipv6hdr *ip)
+{
+	rewrite_hops_to(skb, ip, ip->hop_limit - 1);
 }
 #endif
+
+/* Of a later fragment: its checksum is in the first one, so nothing makes up for the addresses of an IPv6 header */
+static inline void rewrite_fragment(struct __sk_buff *skb, ip_header *ip, const struct tuple *from,
+				    const struct tuple *to)
+{
+	__u64 change = rewrite_addresses(ip, from, to);
+
+#if FAMILY == 6
+	sum_tell(skb, change);
+#endif
+}
 
 /*
  * Whether the addresses' change has turned `before` into `after` as it turns a pseudo-header's sum: added, where a
@@ -107,13 +134,13 @@ static inline long rewrite_checksum(struct __sk_buff *skb, __u32 offset, __u64 f
 
 	if (bpf_l4_csum_replace(skb, offset, 0, change, flags | BPF_F_PSEUDO_HDR))
 		return -1;
+#if FAMILY == 6
 	/*
-	 * Where the NIC has summed up the whole packet (CHECKSUM_COMPLETE), the helper takes the change off that sum: right
-	 * for IPv4, whose header's checksum makes up for it, wrong for IPv6 (Linux commit ead7f9b8de65, in v6.16, has a flag
-	 * for it; N77). So it is put back; elsewhere this says "not supported" and does nothing.
+	 * The helper takes the change off a sum of the whole packet: right for IPv4, whose header's checksum makes up for it,
+	 * wrong for IPv6 (Linux commit ead7f9b8de65, in v6.16, has a flag for it). So it is put back.
 	 */
-	if (FAMILY == 6)
-		bpf_csum_update(skb, change);
+	sum_tell(skb, change);
+#endif
 	if (!ports)
 		return 0;
 	/* A call costs 30 ns, and most packets on a host are from local sockets, for which this one would do nothing */

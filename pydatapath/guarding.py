@@ -51,14 +51,25 @@ class GuardChange:
 
 
 def guard_change(
-    wanted: Collection[Guard], changing: Collection[int], staying: Iterable[str], live: Guards, *, whole: bool
+    wanted: Collection[Guard],
+    changing: Collection[int],
+    staying: Iterable[str],
+    live: Guards,
+    *,
+    whole: bool,
+    others: Collection[str] = (),
 ) -> GuardChange:
     """From what is live to what is wanted of the service ports that change.
 
     `changing`: their numbers, those that go included; `staying`: the addresses at which any service is called
-    afterwards, so that one that two services share stays with the other; `whole`: all service ports change.
+    afterwards, so that one that two services share stays with the other; `others`: those of service ports that do not
+    change; `whole`: all service ports change.
     """
-    vips = {address: kind for guard in wanted for address, kind in guard.vips.items()}
+    vips: dict[str, VipKind] = {}
+    for address, kind in (one for guard in wanted for one in guard.vips.items()):
+        # What is one service's cluster IP is so to all others, too, whichever is looked at last
+        stays = not whole and address in others and live.vips.get(address) is VipKind.CLUSTER
+        vips[address] = VipKind.CLUSTER if stays or vips.get(address) is VipKind.CLUSTER else kind
     ranges = {SourceRange(guard.number, network) for guard in wanted for network in guard.networks}
     kept = {*vips, *(() if whole else staying)}
     return GuardChange(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydatapath import applying, connecting
 from pydatapath.errors import DatapathError, KernelError
@@ -73,7 +73,7 @@ def load(instance: Instance, options: Options) -> Node:
 def _exchange(instance: Instance, node: Node, seen: Host, options: Options, staging: Path) -> None:
     """The compiled programs take the place of those that run, if any."""
     with Records(instance.records, create=True) as records, Maps(instance.map_pins) as maps:
-        _seed(maps, node, seen)
+        seeded = _seed(maps, node, seen)
         before = {name: records.get(name, default) for name, default in _PLACE.items()}
         records.put(
             {
@@ -89,7 +89,9 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
             connecting.connect(records, instance, node, staging)
         except BaseException:
             _plan_as_before(records, maps, before)
+            _write_back(maps, seeded)
             raise
+        _forget_others(maps, node, seen)
         _remember(records, instance, node, options)
     _keep(instance, staging)
     _drop_family_maps(instance, node.families)
@@ -161,6 +163,7 @@ def _programs_scope(scope: Scope) -> compile.Scope:
         service_networks=scope.service_networks,
         uplink_address=next(iter(scope.addresses), None),
         cluster_networks=scope.cluster_networks,
+        exclusive_networks=scope.exclusive_networks,
     )
 
 
@@ -177,28 +180,43 @@ def _remember(records: Records, instance: Instance, node: Node, options: Options
     records.put(facts)
 
 
-def _seed(maps: Maps, node: Node, seen: Host) -> None:
+# What some keys of maps had before: a value, or None for nothing
+_Before: TypeAlias = dict[str, dict[bytes, bytes | None]]
+
+
+def _seed(maps: Maps, node: Node, seen: Host) -> _Before:
     """What the programs rely on: backend 0 means none; which interfaces are pods'; who answers to an address, as far as
-    the host knows.
+    the host knows. What is there from before stays until the exchange is done. Returns what to write back if it fails.
     """
     maps["backends"].update(bytes(4), BACKEND.pack(bytes(16), bytes(2), 0, BackendState.UNUSED, 0, 0))
+    before: _Before = {}
+    for name, entries in _told(node, seen).items():
+        known = dict(maps[name].items())
+        before[name] = {key: known.get(key) for key in entries}
+        maps[name].update_many(entries)
+    return before
+
+
+def _write_back(maps: Maps, before: _Before) -> None:
+    with contextlib.suppress(DatapathError):
+        for name, entries in before.items():
+            maps[name].update_many({key: value for key, value in entries.items() if value is not None})
+            maps[name].delete_many(key for key, value in entries.items() if value is None)
+
+
+def _forget_others(maps: Maps, node: Node, seen: Host) -> None:
+    """What an earlier load told or packets taught, and no longer holds."""
     ports = {one.index for one in node.pods}
-    _seed_interfaces(maps, ports)
-    for family in node.families:
-        entries = _endpoints(node, seen, family)
-        endpoints = maps[f"endpoints{family.suffix}"]
-        known = dict(endpoints.items())
-        endpoints.delete_many(key for key, value in known.items() if key not in entries and _is_stale(value, ports))
-        endpoints.update_many(entries)
+    for name, entries in _told(node, seen).items():
+        over = [key for key, value in maps[name].items() if key not in entries and _is_stale(name, value, ports)]
+        maps[name].delete_many(over)
 
 
-def _seed_interfaces(maps: Maps, ports: Collection[int]) -> None:
-    """The pods' interfaces. The kernel looks them up in the namespace that we are in."""
-    wanted = {_U32.pack(index): _U32.pack(index) for index in ports}
-    interfaces = maps["interfaces"]
-    known = [key for key, _ in interfaces.items()]
-    interfaces.update_many(wanted)
-    interfaces.delete_many(key for key in known if key not in wanted)
+def _told(node: Node, seen: Host) -> dict[str, dict[bytes, bytes]]:
+    """The entries that a load writes, by their maps. The kernel looks interfaces up in the namespace that we are in."""
+    interfaces = {_U32.pack(one.index): _U32.pack(one.index) for one in node.pods}
+    endpoints = {f"endpoints{family.suffix}": _endpoints(node, seen, family) for family in node.families}
+    return {"interfaces": interfaces, **endpoints}
 
 
 def _endpoints(node: Node, seen: Host, family: Family) -> dict[bytes, bytes]:
@@ -218,9 +236,11 @@ def _endpoints(node: Node, seen: Host, family: Family) -> dict[bytes, bytes]:
     return entries
 
 
-def _is_stale(endpoint: bytes, ports: set[int]) -> bool:
-    """What an earlier load or packet taught, and no longer holds: an address of the host's, a pod's interface."""
-    interface, _, kind = ENDPOINT.unpack(endpoint)
+def _is_stale(name: str, value: bytes, ports: set[int]) -> bool:
+    """Of `interfaces` whatever a load has not told; of `endpoints` the host.s own, and what is behind no pod."""
+    if name == "interfaces":
+        return True
+    interface, _, kind = ENDPOINT.unpack(value)
     return kind == EndpointKind.NODE or interface not in ports
 
 

@@ -110,6 +110,7 @@ class Scope:
     service_networks: tuple[Network, ...] = ()
     masquerade_address: Address | None = None  # what a pod sees that calls itself through its service
     node_port_addresses: tuple[Address, ...] = ()  # where node ports answer (S46, C5)
+    exclusive_networks: tuple[Network, ...] = ()  # those of the pods that are nobody else's, too
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,22 @@ def _scope(family: Family, said: _Said, host: Host, found: _Interfaces) -> Scope
         service_networks=_service_networks(family, said, taken),
         masquerade_address=shown[0],
         node_port_addresses=_node_port_addresses(said, host, addresses),
+        exclusive_networks=_exclusive_networks(family, said, found, pod_networks),
+    )
+
+
+def _exclusive_networks(
+    family: Family, said: _Said, found: _Interfaces, pod_networks: Sequence[Network]
+) -> tuple[Network, ...]:
+    """The pod networks of which nobody is elsewhere: no uplink is in one (N87), nor is a part of it another node's."""
+    bridges = {one.master for one in found.uplinks if one.master}
+    shared = [*found.uplinks, *(one for one in found.bridges if one.index in bridges)]
+    outside = [at.ip for at in _own(shared, family)]
+    return tuple(
+        one
+        for one in pod_networks
+        if not any(address in one for address in outside)
+        and not any(other.prefixlen >= one.prefixlen and other.network_address in one for other in said.cluster_cidr)
     )
 
 

@@ -344,7 +344,8 @@ def change(
     called = {at.address for at in {*live.services, *result.services} - set(removed)}
     guards = [port.guard(numbers[port.key]) for port in wanted]
     changing = {*before, *(guard.number for guard in guards)}
-    result.guards = guard_change(guards, changing, called, live.guards, whole=live.whole)
+    others = {at.address for at, one in live.services.items() if one.number not in changing}
+    result.guards = guard_change(guards, changing, called, live.guards, whole=live.whole, others=others)
     return result
 
 

@@ -102,6 +102,7 @@ class Scope:
     # What a backend elsewhere sees of a client from elsewhere
     uplink_address: Address | None = None
     cluster_networks: tuple[Network, ...] = ()  # where the other nodes' pods are
+    exclusive_networks: tuple[Network, ...] = ()  # pod networks that are this node's alone
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         "SERVICE_GATEWAY": _address_of(SERVICE_GATEWAYS[family], family),
         "SERVICE_GATEWAY_MAC": _mac_words(SERVICE_GATEWAY_MAC),
         "IN_POD_NETWORK(a)": _within(scope.pod_networks),
-        "COMES_FROM_HERE(a)": _within(_never_from_elsewhere(scope)),
+        "IN_EXCLUSIVE_NETWORK(a)": _within(scope.exclusive_networks),
+        "COMES_FROM_HERE(a)": _within((*scope.exclusive_networks, *scope.service_networks)),
         "IN_SERVICE_NETWORK(a)": _within(scope.service_networks),
     }
 
@@ -190,13 +192,6 @@ def _words(packed: bytes) -> list[str]:
 def _address_of(address: Address | None, family: Family) -> str:
     packed = address.packed if address else bytes(family.address_size)
     return f"address_of({', '.join(_words(packed))})"
-
-
-def _never_from_elsewhere(scope: Scope) -> list[Network]:
-    """What no packet that comes in by an uplink has as its source; but an uplink may be in the pods' own network."""
-    uplink = scope.uplink_address
-    own = [network for network in scope.pod_networks if uplink is None or uplink not in network]
-    return [*own, *scope.service_networks]
 
 
 def _within(networks: Iterable[Network]) -> str:

@@ -147,6 +147,7 @@ class Counter(IntEnum):
     PASS_HEADERS = 14
     DROP_HEADERS = 15
     DROP_SPOOFED = 16
+    DROP_HOPS = 17
 
 
 class Hook(IntEnum):
@@ -404,7 +405,7 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
         ranges,
         MapContract("vips", table, at, 4, "MAX_SERVICES", family=family),
         MapContract("affinities", lru, layout.client, AFFINITY_RECORD, "MAX_AFFINITIES", family=family),
-        MapContract("endpoints", lru, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
+        MapContract("endpoints", table, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
         MapContract("leaving", MapType.PERCPU_ARRAY, 4, layout.leaving, "ONE", family=family),
     )
 

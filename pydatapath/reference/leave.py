@@ -55,6 +55,8 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
     way = _way(hook, packet, to, world)
     translated = packet.readdressed(to)
     if _is_routed(hook, way):
+        if packet.ttl <= 1 and world.is_own(packet.destination):
+            return Verdict("drop", packet, reason="drop_hops")  # or the node would take it for its own
         if packet.ttl <= 1:
             return Verdict("pass", packet, "stack")  # which answers "time exceeded", about the packet as it came
         if way is not _Way.STACK:

@@ -39,8 +39,12 @@ class Choice:
 
 
 def service_called(packet: Packet, hook: Hook, world: World) -> Service | None:
-    """The service port that a packet calls (S11, S14); None where it calls none."""
-    return world.services.get(packet.tuple.called) if may_call(packet, hook, world) else None
+    """The service port that a packet calls (S11, S14); None where it calls none.
+
+    An answer to a connection that opens is no call: a client's port may be a service's number.
+    """
+    answers = packet.is_syn and not packet.opens
+    return world.services.get(packet.tuple.called) if may_call(packet, hook, world) and not answers else None
 
 
 def may_call(packet: Packet, hook: Hook, world: World) -> bool:

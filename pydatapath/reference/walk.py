@@ -60,11 +60,13 @@ class Model:
         entry = self.flows.quick(Moment(packet, now, self.world))
         if entry is not None:
             return replace(self._send(hook, packet, entry), walked=False)
+        if hook is Hook.FROM_UPLINK and self.world.is_own(packet.source):
+            return Verdict("drop", packet, reason="drop_spoofed")  # N87; of a known flow it is not asked
         self._learn(hook, packet, interface)
         moment = Moment(packet, now, self.world)
         try:
             entry = follow_half_open(self.flows, moment) or self.flows.follow(moment)
-            self._look_for_the_pod(hook, moment, entry)
+            self._look_for_the_pod(moment, entry)
             if entry is not None:
                 return self._send(hook, packet, entry)
             return self._first(hook, moment, chosen or Choice())
@@ -77,17 +79,13 @@ class Model:
             known = self.world.endpoints.get(packet.source)
             self.world = self.world.learned(packet.source, interface or known or f"veth of {packet.source}")
 
-    def _look_for_the_pod(self, hook: Hook, moment: Moment, entry: Entry | None) -> None:
-        """C8: a packet to a pod that is gone is refused at once, and its flow is over. Raises Dropped.
-
-        Of a backend that is still in its service the node says so only to who comes from elsewhere: it answers for its
-        own pods, whoever has sent the packet here.
+    def _look_for_the_pod(self, moment: Moment, entry: Entry | None) -> None:
+        """C8: a backend that is in no slice any more and has lost its interface, too: its flow is over, its client is
+        refused at once. Raises Dropped.
         """
         packet, world = moment.packet, moment.world
-        forsaken = entry is not None and entry.is_forsaken(world) and world.has_nobody(entry.to.destination)
-        if forsaken or (hook is Hook.FROM_UPLINK and world.has_lost(packet.destination)):
-            if entry is not None:
-                self.flows.end(packet.tuple, entry)
+        if entry is not None and entry.is_forsaken(world) and world.has_nobody(entry.to.destination):
+            self.flows.end(packet.tuple, entry)
             raise refuse("drop_pod_gone", packet)
 
     def _first(self, hook: Hook, moment: Moment, told: Choice) -> Verdict:

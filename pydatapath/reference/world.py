@@ -97,7 +97,8 @@ class World:
     `own`: the node's own addresses, for each IP version that it has. `interfaces`: the pods' interfaces that are there.
     `endpoints`: the interface behind which each known address is, NODE for the node's own. `targets`: addresses where
     a backend listens, besides those of the services here. `draining`: backends that take no new flows but keep those
-    that they have (S94). `cluster_networks`: the other nodes' pods. `cluster_ips`: those outside the service networks.
+    that they have (S94). `cluster_networks`: the other nodes' pods. `exclusive_networks`:
+    the pod networks that are this node's alone. `cluster_ips`: those outside the service networks.
     """
 
     own: tuple[Own, ...]
@@ -105,6 +106,7 @@ class World:
     endpoints: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     interfaces: frozenset[str] = frozenset()
     pod_networks: tuple[str, ...] = ()
+    exclusive_networks: tuple[str, ...] = ()
     service_networks: tuple[str, ...] = ()
     cluster_networks: tuple[str, ...] = ()
     cluster_ips: frozenset[str] = frozenset()
@@ -156,22 +158,15 @@ class World:
         return self.endpoints.get(address) == NODE
 
     def is_spoofed(self, packet: Packet) -> bool:
-        """N87: whether a packet from elsewhere has a source that only one from here can have, or is its own sender.
-
-        Where an uplink is in the pods' own network, others there are not of this node alone.
-        """
-        uplink = self.own_of(packet.source).uplink
-        shared = bool(uplink) and self.is_pod(uplink)
-        own = self.is_in_service_network(packet.source) or (self.is_pod(packet.source) and not shared)
-        return own or packet.source == packet.destination
-
-    def has_lost(self, address: str) -> bool:
-        """C8: whether a pod had it whose interface is no more."""
-        return self.is_here(address) and not self.is_own(address) and self.endpoints[address] not in self.interfaces
+        """N87: whether a packet from elsewhere has a source that only one from here can have, or is its own sender."""
+        here = is_within(packet.source, self.exclusive_networks) or self.is_in_service_network(packet.source)
+        return here or packet.source == packet.destination
 
     def has_nobody(self, address: str) -> bool:
-        """C8: whether no pod will answer to it: its interface is no more, or it is this node's and nobody knows it."""
-        return self.has_lost(address) or (self.is_pod(address) and not self.is_here(address))
+        """C8: whether no pod will answer to it: its interface is no more, or it is this node's alone and nobody's."""
+        if not self.is_here(address):
+            return is_within(address, self.exclusive_networks)
+        return not self.is_own(address) and self.endpoints[address] not in self.interfaces
 
     def is_target(self, address: Address) -> bool:
         """Whether a backend listens there: direct connections to it are kept apart from a service's (N93)."""

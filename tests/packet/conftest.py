@@ -43,9 +43,16 @@ PINS = bpffs.BPFFS / "pydatapath" / NAME
 PROGRAM = compile.Program(
     PINS,
     PINS / "programs",
-    compile.Scope(IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, IPv4Address(UPLINK), CLUSTER_NETWORKS),
     compile.Scope(
-        IPv6Address(V6.NODE), V6_POD_NETWORKS, V6_SERVICE_NETWORKS, IPv6Address(V6.UPLINK), V6_CLUSTER_NETWORKS
+        IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, IPv4Address(UPLINK), CLUSTER_NETWORKS, POD_NETWORKS
+    ),
+    compile.Scope(
+        IPv6Address(V6.NODE),
+        V6_POD_NETWORKS,
+        V6_SERVICE_NETWORKS,
+        IPv6Address(V6.UPLINK),
+        V6_CLUSTER_NETWORKS,
+        V6_POD_NETWORKS,
     ),
     sizes=SIZES,
     uplink_index=99,  # BPF_PROG_TEST_RUN tells nothing of where a redirect leads

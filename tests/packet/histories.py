@@ -6,6 +6,7 @@ plain list, from which steps may be taken away until only those are left that sh
 
 from __future__ import annotations
 
+import os
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from ipaddress import ip_address
@@ -63,6 +64,7 @@ FAMILIES: Final = (
 # Every wait is this much longer than a multiple of half a second: with eight of them at most, no entry's age is ever
 # near a whole number of seconds, where the time that the test itself takes would count
 ODD: Final = 0.04
+STEPS: Final = int(os.environ.get("PYDATAPATH_STEPS", "55"))  # fewer than that, after the services
 WAITS: Final = (*(0.5, 1, 1.5, 5, 9, 11) * 4, 60, 118, 121, 239, 241, 299, 301, 3600, 431_999, 432_001)
 OPENING: Final = (*("S",) * 12, "SA", "A", "PA", "FA", "R", "SF")
 ANSWERS: Final = (*("SA",) * 8, "A", "PA", "PA", "FA", "FA", "R", "RA", "S")
@@ -196,7 +198,7 @@ def history(rng: Random) -> list[Step]:
     """Services, and then whatever happens."""
     scopes, steps = opening(rng)
     served = len(steps)
-    steps += [step(rng, scopes) for _ in range(rng.randrange(5, 55))]
+    steps += [step(rng, scopes) for _ in range(rng.randrange(5, STEPS))]
     for incident in (_crowd, _race, _return, _burial):
         if rng.randrange(16) == 0:
             place = rng.randrange(served, len(steps))

@@ -418,3 +418,25 @@ def test_N65_another_datagram_is_not_known_by_its_source(bed: Bed):
     other = bytearray(first[1])
     other[14 + 44] ^= 1
     assert bed.run(Hook.FROM_POD, bytes(other)).verdict == DROP
+
+
+@pytest.mark.parametrize("size", [8, 60])
+def test_N52_an_error_about_a_fragment_finds_the_client(bed: Bed, size: int):
+    """IPv6's senders fragment, so what is too big for a link is a fragment; the first one has ports."""
+    query = udp(V6.CLIENT, 40000, V6.VIP, 54, payload=bytes(4000))
+    there = bed.run(Hook.FROM_POD, pieces(query)[0])
+    outcome = bed.run(Hook.FROM_UPLINK, about("too big", ROUTER, V6.CLIENT, there.packet[14 : 14 + 48 + size]))
+    assert outcome.verdict == REDIRECT
+    inner = outcome.packet[14 + 48 :]
+    sent = pieces(query)[0][14:]
+    assert inner[8:40] == sent[8:40]
+    assert inner[48:52] == sent[48:52]
+    assert error_sum_is_right(outcome, "too big")
+
+
+def test_N72_the_last_hop_at_the_nodes_own_address_is_none_of_its_sockets(bed: Bed):
+    """A call of a node port with nothing left to live for: dropped by name, not delivered to whom it is not for."""
+    bed.put_endpoint(V6.UPLINK, bed.devices["br0"], MAC[V6.NODE], 1)
+    bed.serve({V6.called("30080/TCP", V6.UPLINK): [at(V6.REMOTE, 8080)]})
+    assert bed.run(Hook.FROM_UPLINK, tcp(V6.FAR, 1, V6.UPLINK, 30080, hlim=1)).verdict == DROP
+    assert bed.counted()["drop_hops"] == 1

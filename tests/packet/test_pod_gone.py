@@ -83,16 +83,11 @@ def test_C8_a_backend_elsewhere_keeps_its_connections(bed: Bed, where: Places):
 
 
 @FAMILIES
-def test_C8_a_node_answers_for_its_own_pods(bed: Bed, where: Places):
-    """A packet from elsewhere for a pod that was here is refused at once, by the pod's own address."""
+def test_C8_who_is_no_backend_is_the_stacks_business(bed: Bed, where: Places):
+    """The address of a pod that is gone may be another's by now, whose interface we have not seen yet."""
     bed.kill(where.SECOND)
-    outcome = bed.run(Hook.FROM_UPLINK, tcp(where.FAR, 40000, where.SECOND, 8080))
-    assert outcome.ip[TCP].flags == "RA"
-    assert addresses(outcome) == (where.SECOND, 8080, where.FAR, 40000)
-    assert bed.run(Hook.FROM_UPLINK, udp(where.FAR, 40000, where.SECOND, 53)).ip.payload.code in (3, 4)
-    assert bed.counted()["drop_pod_gone"] == 2
-    bed.revive(where.SECOND)
-    assert bed.run(Hook.FROM_UPLINK, tcp(where.FAR, 40001, where.SECOND, 8080)).verdict == PASS
+    for packet in (tcp(where.FAR, 40000, where.SECOND, 8080), udp(where.FAR, 40000, where.SECOND, 53)):
+        assert bed.run(Hook.FROM_UPLINK, packet).verdict == PASS
 
 
 @FAMILIES

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import DROP, ICMP, PASS, REDIRECT, UDP, V4, V6, Bed, Hook, Packet, Places, frame, tcp, udp
+from packetbed import DROP, ICMP, MAC, PASS, REDIRECT, UDP, V4, V6, Bed, Hook, Packet, Places, frame, tcp, udp
 from scapy.layers.inet6 import ICMPv6EchoRequest
+
+from pydatapath.kernel.layout import EndpointKind
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 
@@ -44,3 +46,12 @@ def test_N87_others_come_in(bed: Bed, where: Places):
         assert bed.run(Hook.FROM_UPLINK, tcp(source, 40000, where.VIP, 80)).verdict == REDIRECT
         assert bed.run(Hook.FROM_UPLINK, frame(source, where.CLIENT) / UDP(sport=1, dport=2)).verdict == PASS
     assert "drop_spoofed" not in bed.counted()
+
+
+@FAMILIES
+def test_N87_nor_does_the_nodes_own_address(bed: Bed, where: Places):
+    """Whichever of its interfaces has it; a flow that is known is not looked at again."""
+    bed.put_endpoint(where.UPLINK, bed.devices["br0"], MAC[where.NODE], EndpointKind.NODE)
+    for packet in (tcp(where.UPLINK, 1, where.VIP, 80), udp(where.UPLINK, 1, where.CLIENT, 53)):
+        assert bed.run(Hook.FROM_UPLINK, packet).verdict == DROP
+    assert bed.counted()["drop_spoofed"] == 2

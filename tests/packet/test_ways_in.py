@@ -355,3 +355,12 @@ def test_no_affinity_leaves_no_trace(bed: Bed):
     bed.run(Hook.FROM_POD, tcp(CLIENT, 40000, VIP, 80))
     assert not list(bed.maps["affinities"].items())
     assert bed.maps["half_open"].lookup(key_of(tcp(BACKEND, 8080, CLIENT, 40000))) is not None
+
+
+def test_an_answer_to_the_nodes_own_call_is_no_call_of_a_node_port(bed: Bed):
+    """A client's port may be a node port's number: what opens its connection from the other side is the client's."""
+    bed.serve({f"{UPLINK}:30080/TCP": Serving([f"{BACKEND}:8080"], kind="node-port")})
+    packet = tcp(FAR, 443, UPLINK, 30080, "SA")
+    outcome = bed.run(Hook.FROM_UPLINK, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+    assert bed.run(Hook.FROM_UPLINK, tcp(FAR, 443, UPLINK, 30080)).verdict == REDIRECT

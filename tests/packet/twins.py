@@ -73,6 +73,7 @@ HERE = World(
     endpoints={**dict.fromkeys((V4.NODE, V4.UPLINK, V6.NODE, V6.UPLINK), THE_NODE), **DEVICES},
     interfaces=frozenset(DEVICES.values()),
     pod_networks=tuple(map(str, (*POD_NETWORKS, *V6_POD_NETWORKS))),
+    exclusive_networks=tuple(map(str, (*POD_NETWORKS, *V6_POD_NETWORKS))),
     service_networks=tuple(map(str, (*SERVICE_NETWORKS, *V6_SERVICE_NETWORKS))),
     cluster_networks=tuple(map(str, (*CLUSTER_NETWORKS, *V6_CLUSTER_NETWORKS))),
     routes=(

@@ -96,6 +96,7 @@ WORLD = World(
     endpoints={**V4.endpoints, **V6.endpoints},
     interfaces=frozenset({"pod2", "pod3", "pod4"}),
     pod_networks=("10.1.0.0/24", "fd00:1::/64"),
+    exclusive_networks=("10.1.0.0/24", "fd00:1::/64"),
     cluster_networks=("10.2.0.0/24", "fd00:2::/64"),
     service_networks=("10.96.0.0/12", "fd00:96::/112"),
     routes=(

@@ -83,6 +83,7 @@ def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
                 service_networks=(IPv4Network("10.96.0.0/12"),),
                 masquerade_address=IPv4Address("10.244.1.1"),
                 node_port_addresses=(IPv4Address("192.168.50.11"), IPv4Address("192.168.50.12")),
+                exclusive_networks=(IPv4Network("10.244.1.0/24"),),
             )
         },
         zone="",
@@ -100,6 +101,7 @@ def test_IPv6_is_found_out_as_IPv4_is() -> None:
         service_networks=(IPv6Network("fd00:10:96::/112"),),
         masquerade_address=IPv6Address("fd00:10:244:1::1"),
         node_port_addresses=(IPv6Address("fd00:50::11"), IPv6Address("2001:db8::11")),
+        exclusive_networks=(IPv6Network("fd00:10:244:1::/64"),),
     )
     assert [str(at) for at in found.addresses] == ["192.168.50.11", "192.168.50.12", "fd00:50::11", "2001:db8::11"]
     assert [str(at) for at in found.service_networks] == ["10.96.0.0/12", "fd00:10:96::/112"]
@@ -172,6 +174,7 @@ def test_options_take_both_families() -> None:
             service_networks=(IPv4Network("172.20.0.0/16"),),
             masquerade_address=IPv4Address("10.244.1.1"),
             node_port_addresses=(IPv4Address("192.0.2.1"),),
+            exclusive_networks=(IPv4Network("10.8.0.0/16"),),
         ),
         Family.IPV6: Scope(
             addresses=(IPv6Address("2001:db8::1"),),
@@ -180,8 +183,19 @@ def test_options_take_both_families() -> None:
             service_networks=(IPv6Network("fd00:20::/112"), IPv6Network("fd00:21::/112")),
             masquerade_address=IPv6Address("fd00:10:244:1::1"),
             node_port_addresses=(IPv6Address("fd00:50::11"),),
+            exclusive_networks=(IPv6Network("fd00:8::/64"),),
         ),
     }
+
+
+def test_N87_a_network_that_others_are_in_too_is_not_this_nodes_alone() -> None:
+    """An uplink in it, as a port of the bridge or by an address of its own, or other nodes' pods."""
+    found = resolved(pod_cidr=["10.244.0.0/16"], cluster_cidr=["10.244.0.0/16"])
+    assert found.scopes[Family.IPV4].exclusive_networks == ()
+    found = resolved(pod_cidr=["10.244.0.0/24"], cluster_cidr=["10.244.0.0/16"])
+    assert found.scopes[Family.IPV4].exclusive_networks == (IPv4Network("10.244.0.0/24"),)
+    found = resolved(pod_cidr=["192.168.50.0/24", "10.244.1.0/24"])
+    assert found.scopes[Family.IPV4].exclusive_networks == (IPv4Network("10.244.1.0/24"),)
 
 
 def test_each_option_stands_for_what_would_be_found_out() -> None:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from pydatapath.kernel.layout import Family, ServiceFlag
+from pydatapath.guarding import Guard, Guards, guard_change
+from pydatapath.kernel.layout import Family, ServiceFlag, VipKind
 from pydatapath.model import Endpoint, EndpointPort, EndpointSlice, Policy, Service, ServicePort
 from pydatapath.plan import Frontend, FrontendKind, Here, PortPlan, plan_service, used_endpoints
 
@@ -359,3 +360,14 @@ def test_S73_S75_affinity_is_the_service_ports() -> None:
 def test_S90_S94_who_serves_keeps_its_flows(found: list[Endpoint], resting: list[int]) -> None:
     """Hints, policies and termination decide on new flows; open ones stay until their endpoint stops serving."""
     assert [int(at.address.rpartition(".")[2]) for at in plan(*found).draining] == resting
+
+
+def test_S37_an_address_is_a_cluster_IP_to_all_services_that_share_it() -> None:
+    """Whichever of them is planned last, or alone: its other ports are refused."""
+    own = Guard(1, {"10.96.0.10": VipKind.CLUSTER})
+    other = Guard(2, {"10.96.0.10": VipKind.EXTERNAL})
+    for wanted in ([own, other], [other, own]):
+        change = guard_change(wanted, {1, 2}, (), Guards(), whole=True)
+        assert change.vips == {"10.96.0.10": VipKind.CLUSTER}
+    live = Guards(vips={"10.96.0.10": VipKind.CLUSTER})
+    assert guard_change([other], {2}, ["10.96.0.10"], live, whole=False, others=["10.96.0.10"]).vips == {}
