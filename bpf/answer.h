@@ -223,10 +223,12 @@ static inline int answer_unreachable(struct __sk_buff *skb, enum hook hook, cons
 	return answer_leave(skb, hook);
 }
 
-static inline int answer_refuse(struct __sk_buff *skb, enum hook hook, struct packet *packet)
+/* Refuses a packet for a reason, which is counted; one that gets no answer has no other (N108) */
+static inline int answer_refuse(struct __sk_buff *skb, enum hook hook, struct packet *packet, u32 reason)
 {
 	if (!answer_is_allowed())
 		return drop(DROP_ANSWER_LIMIT);
+	count(reason);
 	if (packet->protocol == IPPROTO_TCP)
 		return answer_reset(skb, hook, packet);
 	return answer_unreachable(skb, hook, packet);

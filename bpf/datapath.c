@@ -224,14 +224,11 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 {
 	switch (kind) {
 	case KIND_NO_BACKEND:
-		count(DROP_NO_BACKEND);
-		return answer_refuse(skb, hook, packet);
+		return answer_refuse(skb, hook, packet, DROP_NO_BACKEND);
 	case KIND_NO_PORT:
-		count(DROP_NO_SERVICE);
-		return answer_refuse(skb, hook, packet);
+		return answer_refuse(skb, hook, packet, DROP_NO_SERVICE);
 	case KIND_POD_GONE:
-		count(DROP_POD_GONE);
-		return answer_refuse(skb, hook, packet);
+		return answer_refuse(skb, hook, packet, DROP_POD_GONE);
 	case KIND_NOT_HERE:
 		return drop(DROP_POLICY);
 	case KIND_NOT_ALLOWED:

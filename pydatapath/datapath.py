@@ -11,27 +11,51 @@ from __future__ import annotations
 import difflib
 import socket
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Self
 
 from pydatapath import applying, editing, instance, plan
 from pydatapath.applying import Outcome
-from pydatapath.errors import Conflict, ManifestError, NotFound, Refused
+from pydatapath.errors import Conflict, DatapathError, ManifestError, NotFound, Refused
 from pydatapath.instance import Instance
+from pydatapath.interrupts import deferred
 from pydatapath.kernel import flowtable, libbpf, netns, tables, tc
-from pydatapath.kernel.layout import MAPS, Hook, MapType
+from pydatapath.kernel.layout import MAPS, Family, Hook, MapType
 from pydatapath.kernel.maps import Maps
 from pydatapath.model import Backend, BackendState, Endpoint, EndpointSlice, Service
 from pydatapath.node import Node, Options
 from pydatapath.records import HostChange, Records, Stored
 from pydatapath.views import Flow, InterfaceStatus, MapStatus, ServiceStatus, Status
 
-__all__ = ["Datapath", "split_key"]
+__all__ = ["Datapath", "FlowFilter", "split_key"]
 
 # Where a backend of one service port listens: namespace, service, port name, protocol, address
 Listener = tuple[str, str, str, str, plan.Address]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowFilter:
+    """Which flows are meant: those for which all holds that is said. Addresses are in their canonical form.
+
+    `service`: `namespace/name` or `name`; `src`: who called; `dst`: the called address, or the backend's; `state`: new,
+    established or closing.
+    """
+
+    service: str | None = None
+    src: str | None = None
+    dst: str | None = None
+    state: str | None = None
+
+    def takes(self, flow: Flow) -> bool:
+        """Whether a flow is meant."""
+        return (
+            (self.service is None or (flow.service or "").rpartition(":")[0] == "/".join(split_key(self.service)))
+            and self.src in (None, flow.original.src)
+            and self.dst in (None, flow.original.dst, flow.reply.src)
+            and self.state in (None, flow.state)
+        )
 
 
 class Datapath:
@@ -123,26 +147,38 @@ class Datapath:
         self,
         key: str,
         ports: Sequence[editing.PortSpec],
-        cluster_ip: str | None = None,
+        cluster_ips: Sequence[str] = (),
         backends: Iterable[tuple[str, int | None]] = (),
+        *,
+        families: Collection[Family] = (),
     ) -> list[Outcome]:
         """Adds a service made by hand, with backends (address, port or None for the target port).
 
-        Without `cluster_ip` it gets a free one of the service networks. Raises Conflict where it exists, or its address
-        is taken.
+        Without `cluster_ips` it gets a free one of the service networks, or one of each of these families. Raises
+        Conflict where it exists, or its address is taken.
         """
         namespace, name = split_key(key)
         with self.instance.locked(), Records(self.instance.records) as records:
             if records.object("Service", namespace, name) is not None:
                 raise Conflict(f"Service {namespace}/{name} exists already", hint="`pydatapath service delete` first")
             networks = records.get("service_networks", [])
-            address = cluster_ip or editing.free_cluster_ip(networks, records.used_addresses())
-            service = editing.new_service(namespace, name, address, ports)
+            addresses = editing.cluster_ips_of(cluster_ips, families, networks, records.used_addresses())
+            service = editing.new_service(namespace, name, addresses, ports)
+            self._check_loaded(records, service)
             slices = editing.add_backends(service, [], [(*one, self._node_of(records, one[0])) for one in backends])
             try:
                 return applying.apply(records, self._maps, [service, *slices])
             except Refused as refused:  # one service, one error
                 raise refused.errors[0] from None
+
+    @staticmethod
+    def _check_loaded(records: Records, service: Service) -> None:
+        """Raises DatapathError where nobody could call a service: none of its families is loaded."""
+        if not {Family.of(address) for address in service.cluster_ips} & set(applying.here(records).families):
+            raise DatapathError(
+                f"Service {service.key} has an IPv6 address only, and IPv6 is not loaded here",
+                hint="`pydatapath load` takes IPv6 where the bridge has an address of it, or an option names one",
+            )
 
     @staticmethod
     def _node_of(records: Records, address: str) -> str:
@@ -171,10 +207,45 @@ class Datapath:
     def remove_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
         """Takes one backend from a service. Raises NotFound."""
         with self.instance.locked(), Records(self.instance.records) as records:
-            service, slices = self._service_and_slices(records, key)
-            changed, emptied = editing.remove_backend(service, slices, address, port)
-            keys = [("EndpointSlice", one.namespace, one.name) for one in emptied]
-            return applying.apply(records, self._maps, changed, delete=keys)
+            return self._remove_backend(records, key, address, port)[0]
+
+    def reset_backend(self, key: str, address: str, port: int | None = None) -> tuple[list[Outcome], int]:
+        """Takes one backend from a service and ends its flows: its open connections are cut (C8). Says how many.
+
+        Raises NotFound.
+        """
+        with self.instance.locked(), deferred(), Records(self.instance.records) as records:
+            outcomes, listened = self._remove_backend(records, key, address, port)
+            over = self._backends_over(records, key, editing.canonical(address), listened)
+            return outcomes, flowtable.end_flows_of(self._maps, over)
+
+    def _remove_backend(
+        self, records: Records, key: str, address: str, port: int | None
+    ) -> tuple[list[Outcome], set[int | None]]:
+        """What became of the objects, and the ports where it listened."""
+        service, slices = self._service_and_slices(records, key)
+        changed, emptied = editing.remove_backend(service, slices, address, port)
+        keys = [("EndpointSlice", one.namespace, one.name) for one in emptied]
+        listened = {each.port for one in (*changed, *emptied) for each in one.ports}
+        return applying.apply(records, self._maps, changed, delete=keys), listened
+
+    def _backends_over(
+        self, records: Records, key: str, address: str, ports: Collection[int | None]
+    ) -> set[flowtable.BackendKey]:
+        """The backends of a service at an address that have flows and serve it no more."""
+        numbers = set(records.numbers_of(*split_key(key)).values())
+        serving = tables.read_live(self._maps, numbers).backends
+        used = flowtable.backends_in_use(self._maps)
+        known = tables.read_backends(self._maps, (number for number, _ in used))
+        return {
+            (number, generation)
+            for number, generation in used
+            if number not in serving
+            and (one := known.get(number))
+            and (one.generation, one.service in numbers) == (generation, True)
+            and one.address.address == address
+            and one.address.port in ports
+        }
 
     def drain_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
         """Lets one backend of a service finish its open flows and gives it no new ones. Raises NotFound."""
@@ -251,18 +322,38 @@ class Datapath:
 
     # Flows and state
 
-    def flows(self) -> list[Flow]:
-        """Every live flow, oldest silence first."""
+    def flows(self, wanted: FlowFilter | None = None) -> list[Flow]:
+        """Every live flow, or those that are wanted, oldest silence first."""
+        found = [one.flow for one in self._tracked(wanted)]
+        return sorted(found, key=lambda flow: (-flow.idle, str(flow.original)))
+
+    def flush_flows(self, wanted: FlowFilter | None = None) -> int:
+        """Ends all flows, or those that are wanted. Returns how many. Raises NotFound where their service is none."""
+        with self.instance.locked():
+            if wanted is not None and wanted.service is not None:
+                with Records(self.instance.records) as records:
+                    self._stored_service(records, wanted.service)
+            found = self._tracked(wanted)
+            # With all flows go those that are over, too, and what is left of others
+            everything = wanted in (None, FlowFilter())
+            ends = flowtable.all_ends(self._maps) if everything else {one.ends for one in found}
+            flowtable.end_flows(self._maps, ends)
+            return len(found)
+
+    def _tracked(self, wanted: FlowFilter | None) -> list[flowtable.TrackedFlow]:
+        """The live flows that are wanted, each with its service."""
         with Records(self.instance.records) as records:
             ports = records.ports()
         rows = list(flowtable.read_flows(self._maps))
-        backends = tables.read_backends(self._maps, (number for _, number, _ in rows if number))
+        backends = tables.read_backends(self._maps, (number for _, (number, _), _ in rows if number))
         found = []
-        for flow, number, generation in rows:
+        for flow, (number, generation), ends in rows:
             backend = backends.get(number)
             known = backend is not None and backend.generation == generation and backend.service in ports
-            found.append(replace(flow, service=str(ports[backend.service])) if backend and known else flow)
-        return sorted(found, key=lambda flow: (-flow.idle, str(flow.original)))
+            named = replace(flow, service=str(ports[backend.service])) if backend and known else flow
+            if wanted is None or wanted.takes(named):
+                found.append(flowtable.TrackedFlow(named, (number, generation), ends))
+        return found
 
     def status(self) -> Status:
         """All of it: where it hangs, what the maps hold, and what is not as load left it (drift)."""

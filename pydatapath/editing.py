@@ -1,23 +1,36 @@
 """Services made by hand: `service add` and `backend add`, `remove`, `drain` as edits of the same objects as manifests.
 
-A service's hand-made backends live in slices of their own, one for each port number, because a slice holds one number
-for each port name. Removing and draining look into every slice, so that backends of a manifest can be meant, too.
+A service's hand-made backends live in slices of their own, one for each family and port number, because a slice holds
+addresses of one family, and one number for each port name. Removing and draining look into every slice, so that
+backends of a manifest can be meant, too.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from typing import Any, Final
 
 from pydatapath import schema
 from pydatapath.annotations import weigh
 from pydatapath.errors import Conflict, DatapathError, NotFound
+from pydatapath.fields import FieldError, unicast_of
+from pydatapath.kernel.layout import Family
 from pydatapath.model import EndpointSlice, Service
 
-__all__ = ["PortSpec", "add_backends", "drain_backend", "free_cluster_ip", "new_service", "remove_backend"]
+__all__ = [
+    "PortSpec",
+    "add_backends",
+    "backend_text",
+    "canonical",
+    "cluster_ips_of",
+    "drain_backend",
+    "free_cluster_ip",
+    "new_service",
+    "remove_backend",
+]
 
 MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
 SERVICE_NAME: Final = "kubernetes.io/service-name"
@@ -34,27 +47,58 @@ class PortSpec:
     target_port: int
 
 
-def free_cluster_ip(networks: Iterable[str], used: set[str]) -> str:
-    """The first address of the service networks that no service has. Raises DatapathError where all are taken."""
-    for network in networks:
-        if ":" in network:
-            continue
-        for address in IPv4Network(network, strict=False).hosts():
+def cluster_ips_of(
+    given: Sequence[str], families: Collection[Family], networks: Sequence[str], used: Collection[str]
+) -> tuple[str, ...]:
+    """The cluster IPs of a new service: those given, and a free one of each of the families that they have not.
+
+    No family: those of the given addresses; without any, IPv4 alone, as Kubernetes has it (SingleStack), and IPv6 alone
+    where no service network is IPv4. Raises DatapathError where one is given that is of none of the families.
+    """
+    given = [canonical(address) for address in given]
+    own = [Family.of(address) for address in given]
+    wanted = families or own or [_first_family(networks)]
+    for address, family in zip(given, own, strict=True):
+        if family not in wanted:
+            raise DatapathError(
+                f"the cluster IP {address} is of {_title(family)}, which is not asked for",
+                hint="--ip-family dual asks for both families",
+            )
+    return (*given, *(free_cluster_ip(networks, used, family) for family in wanted if family not in own))
+
+
+def _first_family(networks: Iterable[str]) -> Family:
+    families = {Family.of(network) for network in networks}
+    return Family.IPV6 if families == {Family.IPV6} else Family.IPV4
+
+
+def free_cluster_ip(networks: Iterable[str], used: Collection[str], family: Family = Family.IPV4) -> str:
+    """The first address of a family's service networks that no service has. Raises DatapathError for none."""
+    own = [ip_network(network, strict=False) for network in networks if Family.of(network) is family]
+    for network in own:
+        for address in network.hosts():
             if str(address) not in used:
                 return str(address)
-    raise DatapathError("no cluster IP is free in the service networks", hint="give one with --cluster-ip")
+    raise DatapathError(
+        f"no cluster IP of {_title(family)} is free in the service networks"
+        if own
+        else f"no service network is of {_title(family)}",
+        hint="give an address with --cluster-ip" if own else "`pydatapath load --service-cidr` names one",
+    )
 
 
-def new_service(namespace: str, name: str, cluster_ip: str, ports: Sequence[PortSpec]) -> Service:
-    """A ClusterIP service. Raises ManifestError, as its manifest would."""
+def new_service(namespace: str, name: str, cluster_ips: Sequence[str], ports: Sequence[PortSpec]) -> Service:
+    """A ClusterIP service, of the families of its addresses. Raises ManifestError, as its manifest would."""
     manifest = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"namespace": namespace, "name": name},
         "spec": {
             "type": "ClusterIP",
-            "clusterIP": cluster_ip,
-            "clusterIPs": [cluster_ip],
+            "clusterIP": cluster_ips[0],
+            "clusterIPs": list(cluster_ips),
+            "ipFamilies": [_title(Family.of(address)) for address in cluster_ips],
+            "ipFamilyPolicy": "SingleStack" if len(cluster_ips) == 1 else "RequireDualStack",
             "ports": [
                 {
                     **({"name": port.name} if port.name else {}),
@@ -82,22 +126,26 @@ def add_backends(
 
     Port None is the target port, node "" is not known. One that drains takes new flows again.
 
-    Raises Conflict where one serves already, DatapathError where the port does not say which service port is meant.
+    Raises Conflict where one serves already, DatapathError where the port does not say which service port is meant, or
+    the service has no cluster IP of the backend's family.
     """
     documents = {one.name: copy.deepcopy(dict(one.manifest)) for one in slices}
     changed: dict[str, None] = {}
-    for address, port, node in backends:
+    for text, port, node in backends:
+        address = canonical(text)
+        _check_family(service, address)
         numbers = _target_numbers(service, port)
         there = [name for name, document in documents.items() if _has(document, address, numbers)]
         if there:
             if not all(_drains(slices, name, address) for name in there):
-                raise Conflict(f"Service {service.key} has the backend {_text(address, port)} already")
+                raise Conflict(f"Service {service.key} has the backend {backend_text(address, port)} already")
             for name in there:
                 weigh(documents[name], address, weight)
                 changed[name] = None
             continue
-        name = f"{service.name}-by-hand-{'-'.join(str(number) for number in numbers)}"
-        document = documents.setdefault(name, _empty_slice(service, name, numbers))
+        fresh = _empty_slice(service, numbers, Family.of(address))
+        name = fresh["metadata"]["name"]
+        document = documents.setdefault(name, fresh)
         changed[name] = None
         document["endpoints"] = [
             *(document.get("endpoints") or []),
@@ -111,10 +159,11 @@ def remove_backend(
     service: Service, slices: Sequence[EndpointSlice], address: str, port: int | None
 ) -> tuple[list[EndpointSlice], list[EndpointSlice]]:
     """The slices to apply and the slices to delete so that this address no longer serves. Raises NotFound."""
+    address = canonical(address)
     kept, emptied = [], []
     for one in _holding(service, slices, address, port):
         document = copy.deepcopy(dict(one.manifest))
-        document["endpoints"] = [each for each in document["endpoints"] if each["addresses"][0] != address]
+        document["endpoints"] = [each for each in document["endpoints"] if not _is_at(each, address)]
         weigh(document, address, 1)
         by_hand = document["metadata"].get("labels", {}).get(MANAGED_BY) == BY_HAND
         if by_hand and not document["endpoints"]:
@@ -128,6 +177,7 @@ def drain_backend(
     service: Service, slices: Sequence[EndpointSlice], address: str, port: int | None
 ) -> list[EndpointSlice]:
     """The slices to apply so that this address takes no new flows and keeps those that it has. Raises NotFound."""
+    address = canonical(address)
     drained = []
     for one in _holding(service, slices, address, port):
         document = copy.deepcopy(dict(one.manifest))
@@ -148,13 +198,39 @@ def _holding(
             yield one
     if not found:
         raise NotFound(
-            f"Service {service.key} has no backend {_text(address, port)}",
+            f"Service {service.key} has no backend {backend_text(address, port)}",
             hint=f"`pydatapath backend list {service.key}` shows those that it has",
         )
 
 
-def _text(address: str, port: int | None) -> str:
-    return address if port is None else f"{address}:{port}"
+def _check_family(service: Service, address: str) -> None:
+    """Raises DatapathError where a backend would be of no use: each family is balanced among its own (S8)."""
+    family = Family.of(address)
+    if service.cluster_ips and family not in map(Family.of, service.cluster_ips):
+        raise DatapathError(
+            f"Service {service.key} has no cluster IP of {_title(family)}: the backend {address} would never be called",
+            hint=f"a service gets one by --ip-family {_title(family).lower()} or dual, or by --cluster-ip",
+        )
+
+
+def _title(family: Family) -> str:
+    """What Kubernetes calls a family."""
+    return f"IPv{int(family)}"
+
+
+def canonical(address: str) -> str:
+    """An address as model objects have it; what no backend can have, as it is: making the object refuses it."""
+    try:
+        return unicast_of(address, "")
+    except FieldError:
+        return address
+
+
+def backend_text(address: str, port: int | None) -> str:
+    """A backend as it is typed: IPv6 with a port in brackets."""
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _target_numbers(service: Service, port: int | None) -> list[int]:
@@ -179,19 +255,25 @@ def _drains(slices: Sequence[EndpointSlice], name: str, address: str) -> bool:
 
 def _has(document: dict[str, Any], address: str, numbers: Sequence[int]) -> bool:
     same_port = {port.get("port") for port in document.get("ports") or []} & set(numbers)
-    return bool(same_port) and any(each["addresses"][0] == address for each in document.get("endpoints") or [])
+    return bool(same_port) and any(_is_at(each, address) for each in document.get("endpoints") or [])
 
 
-def _empty_slice(service: Service, name: str, numbers: Sequence[int]) -> dict[str, Any]:
+def _is_at(endpoint: Mapping[str, Any], address: str) -> bool:
+    """Whether an entry of a manifest's endpoints has this address, however it is spelled there."""
+    return canonical(endpoint["addresses"][0]) == address
+
+
+def _empty_slice(service: Service, numbers: Sequence[int], family: Family) -> dict[str, Any]:
+    words = [service.name, "by-hand", *map(str, numbers), *(["ipv6"] if family is Family.IPV6 else [])]
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
             "namespace": service.namespace,
-            "name": name,
+            "name": "-".join(words),
             "labels": {SERVICE_NAME: service.name, MANAGED_BY: BY_HAND},
         },
-        "addressType": "IPv4",
+        "addressType": _title(family),
         "ports": [
             {"name": port.name, "protocol": port.protocol, "port": number}
             for port, number in zip(service.ports, numbers, strict=True)
@@ -204,12 +286,3 @@ def _parsed(document: dict[str, Any]) -> EndpointSlice:
     made = schema.parse(document, "backend add")
     assert isinstance(made, EndpointSlice)
     return made
-
-
-def is_address(text: str) -> bool:
-    """Whether this is an IPv4 address."""
-    try:
-        IPv4Address(text)
-    except ValueError:
-        return False
-    return True

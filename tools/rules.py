@@ -37,7 +37,7 @@ What must hold, rule by rule, and the tests that say so. `make rules` makes this
 ([tools/rules.py](../tools/rules.py)), and a test fails where it is old. A rule is tested if a test carries its number
 in its name, or in a case's name: that is in brackets here. Words and states stand in [rules.toml](rules.toml). *Later*
 is what is not there yet, or not tested by its number; *not ours* is how others do it, and we for a reason do not. Tests
-of `unit/test_reference*.py` are of the model that says what the programs must do. Tested means IPv4, TCP and UDP.
+of `unit/test_reference*.py` are of the model that says what the programs must do.
 """
 
 Names = Mapping[str, ast.expr]

@@ -21,7 +21,7 @@ def backend() -> None:
       pydatapath backend list
       pydatapath backend add web 10.244.1.13:8080
       pydatapath backend drain web 10.244.1.11:8080
-      pydatapath backend remove web 10.244.1.11:8080
+      pydatapath backend remove web '[fd00:10:244:1::11]:8080'
     """
 
 
@@ -64,6 +64,7 @@ def add(target: Target, service: str, address: tuple[str, int | None], node: str
     Examples:
       pydatapath backend add web 10.244.1.13:8080
       pydatapath backend add web 10.244.1.14:8080 --weight 3
+      pydatapath backend add web '[fd00:10:244:1::13]:8080'
     """
     with target.open() as datapath:
         outcomes = datapath.add_backend(service, *address, node=node, weight=weight)
@@ -74,18 +75,30 @@ def add(target: Target, service: str, address: tuple[str, int | None], node: str
 @backend.command()
 @click.argument("service")
 @click.argument("address", type=BACKEND, metavar="IP[:PORT]")
+@click.option("--reset", is_flag=True, help="End its flows, too: open connections to it are cut.")
 @click.pass_obj
-def remove(target: Target, service: str, address: tuple[str, int | None]) -> None:
+def remove(target: Target, service: str, address: tuple[str, int | None], reset: bool) -> None:
     """Take a backend from a service. New flows go to the others; open TCP connections to it go on.
 
+    With --reset they do not: the client's next packet goes to another backend, which does not know the connection and
+    resets it; where there is none, the datapath does. The removed backend learns of it when it next sends: its packet
+    reaches the client from an address that it never called, and is answered by a reset. UDP moves at the next datagram,
+    with --reset or without.
+
     \b
-    Example:
+    Examples:
       pydatapath backend remove web 10.244.1.11:8080
+      pydatapath backend remove --reset web 10.244.1.11:8080
     """
     with target.open() as datapath:
-        outcomes = datapath.remove_backend(service, *address)
+        if reset:
+            outcomes, ended = datapath.reset_backend(service, *address)
+        else:
+            outcomes, ended = datapath.remove_backend(service, *address), None
     for one in outcomes:
         say(target, str(one))
+    if ended is not None:
+        say(target, f"{ended} flow{'' if ended == 1 else 's'} ended")
 
 
 @backend.command()

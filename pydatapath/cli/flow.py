@@ -1,16 +1,16 @@
-"""`flow`: what is tracked now."""
+"""`flow`: what is tracked now, and an end to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pydatapath.cli.output import dump, output_option, table
-from pydatapath.cli.target import Target
+from pydatapath.cli.target import Target, say
+from pydatapath.cli.types import ADDRESS
 
 if TYPE_CHECKING:
     from pydatapath.views import Flow
@@ -18,23 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["flow"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def _canonical(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """An address as flows show it."""
-    if value is None:
-        return None
-    try:
-        return str(ip_address(value))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no IP address: such as 10.244.1.11 or fd00:10:244:1::11") from None
+STATE = click.Choice(["new", "established", "closing"], case_sensitive=False)
 
 
 def _filters(command: Command) -> Command:
     for option in (
-        click.option("--state", metavar="S", help="new, established or closing."),
-        click.option("--dst", metavar="IP", callback=_canonical, help="Called address, or the backend's."),
-        click.option("--src", metavar="IP", callback=_canonical, help="Who called."),
+        click.option("--state", type=STATE, help="How far it has come."),
+        click.option("--dst", type=ADDRESS, metavar="IP", help="Called address, or the backend's."),
+        click.option("--src", type=ADDRESS, metavar="IP", help="Who called."),
         click.option("--service", metavar="NAME", help="Of one service."),
     ):
         command = option(command)
@@ -50,6 +41,7 @@ def flow() -> None:
       pydatapath flow list
       pydatapath flow list --service web --limit 10
       pydatapath flow count --state established
+      pydatapath flow flush --service web
     """
 
 
@@ -105,19 +97,33 @@ def count(target: Target, /, output: str, **wanted: str | None) -> None:
         click.echo(number)
 
 
-def _select(target: Target, service: str | None, src: str | None, dst: str | None, state: str | None) -> list[Flow]:
-    from pydatapath.datapath import split_key
+@flow.command()
+@_filters
+@click.pass_obj
+def flush(target: Target, /, **wanted: str | None) -> None:
+    """End flows: all, as `conntrack -F` does, or those that match.
 
-    key = "/".join(split_key(service)) if service else None
+    No backend is told. A connection goes on where its client speaks next and the service's backends are as they were:
+    its packet begins a flow to the same one. Else it is reset, by the backend that gets it now, or by the client, which
+    does not know the backend's own address.
+
+    \b
+    Examples:
+      pydatapath flow flush
+      pydatapath flow flush --service web --src 10.244.1.11
+    """
+    from pydatapath.datapath import FlowFilter
+
     with target.open() as datapath:
-        return [
-            one
-            for one in datapath.flows()
-            if (key is None or (one.service or "").rpartition(":")[0] == key)
-            and (src is None or one.original.src == src)
-            and (dst is None or dst in (one.original.dst, one.reply.src))
-            and (state is None or one.state == state.lower())
-        ]
+        ended = datapath.flush_flows(FlowFilter(**wanted))
+    say(target, f"{ended} flow{'' if ended == 1 else 's'} ended")
+
+
+def _select(target: Target, /, **wanted: str | None) -> list[Flow]:
+    from pydatapath.datapath import FlowFilter
+
+    with target.open() as datapath:
+        return datapath.flows(FlowFilter(**wanted))
 
 
 def _as_json(one: Flow) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import click
 
 from pydatapath.cli.output import dump, output_option, table
 from pydatapath.cli.target import Target, say
-from pydatapath.cli.types import BACKEND, PORT, TARGET_PORT
+from pydatapath.cli.types import ADDRESS, BACKEND, FAMILIES, IP_FAMILY, PORT, TARGET_PORT
+from pydatapath.editing import backend_text
 
 if TYPE_CHECKING:
     from pydatapath.editing import PortSpec
@@ -64,7 +65,7 @@ def _row(one: ServiceStatus, output: str) -> list[object]:
         sum(backend.flows for backend in one.backends),
     ]
     if output == "wide":
-        row.append(",".join(f"{backend.address}:{backend.port}" for backend in one.backends))
+        row.append(",".join(backend_text(backend.address, backend.port) for backend in one.backends))
     return row
 
 
@@ -103,7 +104,7 @@ def backend_rows(backends: tuple[Backend, ...]) -> list[list[object]]:
     """A table's rows for backends."""
     return [
         [
-            f"{one.address}:{one.port}/{one.protocol.lower()}",
+            f"{backend_text(one.address, one.port)}/{one.protocol.lower()}",
             one.node,
             one.name,
             "yes" if one.local else "no",
@@ -116,17 +117,34 @@ def backend_rows(backends: tuple[Backend, ...]) -> list[list[object]]:
 
 @service.command()
 @click.argument("name")
-@click.option("--port", "ports", type=PORT, multiple=True, required=True, help="[NAME=]PORT[/tcp|udp]; repeatable.")
+@click.option(
+    "--port", "ports", type=PORT, multiple=True, required=True, help="[NAME=]PORT[/tcp|udp|sctp]; repeatable."
+)
 @click.option("--target-port", type=TARGET_PORT, metavar="PORT", help="Where backends listen (default: the port).")
-@click.option("--cluster-ip", metavar="IP", help="The service's address (default: a free one of the service networks).")
-@click.option("--backend", "backends", type=BACKEND, multiple=True, metavar="IP[:PORT]", help="Repeatable.")
+@click.option(
+    "--cluster-ip",
+    "cluster_ips",
+    type=ADDRESS,
+    multiple=True,
+    metavar="IP",
+    help="The service's address, one of each family at most (default: a free one of the service networks).",
+)
+@click.option(
+    "--ip-family",
+    type=IP_FAMILY,
+    help="Its families (default: those of its addresses; else IPv4, and IPv6 where there are no others).",
+)
+@click.option(
+    "--backend", "backends", type=BACKEND, multiple=True, metavar="IP[:PORT]", help="Repeatable; IPv6: [IP]:PORT."
+)
 @click.pass_obj
 def add(
     target: Target,
     name: str,
     ports: tuple[PortSpec, ...],
     target_port: int | None,
-    cluster_ip: str | None,
+    cluster_ips: tuple[str, ...],
+    ip_family: str | None,
     backends: tuple[tuple[str, int | None], ...],
 ) -> None:
     """Add a service by hand; it is the same object as a manifest makes.
@@ -135,11 +153,14 @@ def add(
     Examples:
       pydatapath service add web --port 80 --target-port 8080 --backend 10.244.1.11 --backend 10.244.1.12
       pydatapath service add dns --port dns=53/udp --port dns-tcp=53/tcp --cluster-ip 10.96.0.53
+      pydatapath service add web --port 80 --cluster-ip fd00:10:96::20 --backend '[fd00:10:244:1::11]:8080'
+      pydatapath service add web --port 80 --ip-family dual
     """
     with target.open() as datapath:
         if target_port is not None:
             ports = tuple(replace(port, target_port=target_port) for port in ports)
-        outcomes = datapath.add_service(name, ports, cluster_ip, backends)
+        families = FAMILIES[ip_family] if ip_family else ()
+        outcomes = datapath.add_service(name, ports, cluster_ips, backends, families=families)
     for one in outcomes:
         say(target, str(one))
 

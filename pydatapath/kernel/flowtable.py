@@ -1,10 +1,12 @@
-"""The flow table as people read it: both directions of a flow as one line, as `conntrack -L` shows it."""
+"""The flow table as people read it: both directions of a flow as one line, as `conntrack -L` shows it; and its end."""
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections import Counter as Tally
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from pydatapath.kernel import clock
 from pydatapath.kernel.layout import (
@@ -16,27 +18,68 @@ from pydatapath.kernel.layout import (
     flow_state,
     timeout,
 )
-from pydatapath.kernel.maps import Maps
+from pydatapath.kernel.maps import Map, Maps
 from pydatapath.kernel.tables import loaded_families, unpack_ip
 from pydatapath.views import Flow, Tuple
 
-__all__ = ["count_flows", "flows_by_backend", "read_flows"]
+__all__ = [
+    "BackendKey",
+    "Ends",
+    "TrackedFlow",
+    "all_ends",
+    "backends_in_use",
+    "count_flows",
+    "end_flows",
+    "end_flows_of",
+    "flows_by_backend",
+    "read_flows",
+]
 
-TABLES = ("flows", "half_open")
+# In the order in which a flow moves
+TABLES = ("half_open", "flows")
+ROUNDS: Final = 5
+# A plain number: a flag's own operators are slow, and each entry is asked
+REPLY: Final = int(FlowFlag.REPLY)
 # A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags
 Entry = tuple[bytes, int, int, int, int, int, int, int]
+# The keys of both directions of a flow
+Ends = tuple[bytes, bytes]
+# A backend's number and generation; 0, 0: none
+BackendKey = tuple[int, int]
 _TUPLES: Final = {family: layout.tuple.struct for family, layout in LAYOUTS.items()}
 _FLOWS: Final = {family: layout.flow.struct for family, layout in LAYOUTS.items()}
 
 
-def read_flows(maps: Maps) -> Iterator[tuple[Flow, int, int]]:
-    """Every live flow, with the number and generation of its backend (0, 0: none), in no order but by family."""
+class TrackedFlow(NamedTuple):
+    """A flow, the backend that it goes to, and where it stands in the maps."""
+
+    flow: Flow
+    backend: BackendKey
+    ends: Ends
+
+
+class _Live(NamedTuple):
+    """A flow that is not over: its key, the entries of its client's direction and of the reply (None: not in the main
+    table), its state, and the seconds that it has been idle and has left.
+    """
+
+    key: bytes
+    original: Entry
+    reply: Entry | None
+    state: FlowState
+    idle: float
+    left: float
+
+
+def read_flows(maps: Maps) -> Iterator[TrackedFlow]:
+    """Every live flow, in no order but by family."""
     for key, original, reply, state, idle, left in _live(maps):
         to, _, packets, size, backend, generation, _, _ = original
+        answered = _reverse(to)
         flow = Flow(
             protocol=_protocol(key),
             original=unpack_tuple(key),
-            reply=unpack_tuple(_reverse(to)),
+            reply=unpack_tuple(answered),
             state=state.name.lower(),
             packets=(packets, reply[2] if reply else 0),
             bytes=(size, reply[3] if reply else 0),
@@ -44,12 +87,17 @@ def read_flows(maps: Maps) -> Iterator[tuple[Flow, int, int]]:
             expires=round(left, 1),
             family=int(_family(key)),
         )
-        yield flow, backend, generation
+        yield TrackedFlow(flow, (backend, generation), (key, answered))
 
 
-def flows_by_backend(maps: Maps) -> Tally[tuple[int, int]]:
-    """How many live flows each backend (number, generation) has."""
-    return Tally((original[4], original[5]) for _, original, *_ in _live(maps) if original[4])
+def flows_by_backend(maps: Maps) -> Tally[BackendKey]:
+    """How many live flows each backend has."""
+    return Tally((one.original[4], one.original[5]) for one in _live(maps) if one.original[4])
+
+
+def backends_in_use(maps: Maps) -> set[BackendKey]:
+    """Every backend that an entry names, live or not."""
+    return {(entry[4], entry[5]) for _, _, entry in _all_entries(maps) if entry[4]}
 
 
 def count_flows(maps: Maps) -> int:
@@ -57,42 +105,130 @@ def count_flows(maps: Maps) -> int:
     return sum(1 for _ in _live(maps))
 
 
-def _live(maps: Maps) -> Iterator[tuple[bytes, Entry, Entry | None, FlowState, float, float]]:
-    """Key, both directions' entries (None: lost), state, idle and remaining seconds of each flow that is not over."""
+def all_ends(maps: Maps) -> set[Ends]:
+    """Both keys of every flow, live or not, and of what is left of one."""
+    return _ends_of(maps, lambda _: True)
+
+
+def end_flows(maps: Maps, flows: Collection[Ends]) -> None:
+    """Deletes both directions of these flows, wherever they stand.
+
+    A program that had found one of them before may still make the other anew: what is alone afterwards goes, too.
+    """
+    if not flows:
+        return
+    for ends in flows:
+        for table in _tables_of(maps, ends):
+            table.delete_many(ends)
+    _wait_for_programs()
+    for ends in flows:
+        for table in _tables_of(maps, ends):
+            table.delete_many([key for key in ends if _is_half(table, key)])
+
+
+def end_flows_of(maps: Maps, backends: Collection[BackendKey]) -> int:
+    """Ends all flows of backends that take no new ones. Returns how many live ones there were."""
+    ended = sum(count for backend, count in flows_by_backend(maps).items() if backend in backends)
+    for _ in range(ROUNDS):
+        # Until there are none: a program that had chosen before may enter its flow now
+        found = _ends_of(maps, lambda entry: (entry[4], entry[5]) in backends)
+        if not found:
+            break
+        end_flows(maps, found)
+    return ended
+
+
+def _ends_of(maps: Maps, wanted: Callable[[Entry], bool]) -> set[Ends]:
+    return {_sorted(key, _reverse(entry[0])) for _, key, entry in _all_entries(maps) if wanted(entry)}
+
+
+def _sorted(one: bytes, other: bytes) -> Ends:
+    return (one, other) if one <= other else (other, one)
+
+
+def _tables_of(maps: Maps, ends: Ends) -> list[Map]:
+    """Where a flow may stand."""
+    suffix = _family(ends[0]).suffix
+    return [maps[table + suffix] for table in TABLES]
+
+
+def _is_half(table: Map, key: bytes) -> bool:
+    """Whether an entry is there without its other direction, as only TCP's claims of half-open flows are."""
+    value = table.lookup(key)
+    if value is None or (table.contract.in_c == "half_open" and _protocol(key) == "TCP"):
+        return False
+    unpack = _FLOWS[_family(key)].unpack
+    other = table.lookup(_reverse(unpack(value)[0]))
+    return other is None or unpack(other)[0] != _reverse(key)
+
+
+def _wait_for_programs() -> None:
+    """Returns when no program runs any more that had found an entry before it was deleted.
+
+    Closing a packet socket waits for RCU's grace period (packet_release in net/packet/af_packet.c), and a tc program
+    runs within one. Where there are no such sockets, the time that the deleting took must do.
+    """
+    with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0):
+        pass
+
+
+def _all_entries(maps: Maps) -> Iterator[tuple[Family, bytes, Entry]]:
+    for family in loaded_families(maps):
+        for table in TABLES:
+            for key, entry in _entries(maps, table, family).items():
+                yield family, key, entry
+
+
+def _entries(maps: Maps, table: str, family: Family) -> dict[bytes, Entry]:
+    unpack = _FLOWS[family].unpack
+    return {key: unpack(value) for key, value in maps[table + family.suffix].items()}
+
+
+def _live(maps: Maps) -> Iterator[_Live]:
+    """Every flow that is not over."""
     now = clock.jiffies()
     for family in loaded_families(maps):
-        yield from _live_of(maps, family, now)
-
-
-def _live_of(
-    maps: Maps, family: Family, now: int
-) -> Iterator[tuple[bytes, Entry, Entry | None, FlowState, float, float]]:
-    """Those of one family."""
-    seen: set[bytes] = set()
-    unpack = _FLOWS[family].unpack
-    for table in TABLES:
-        entries = {key: unpack(value) for key, value in maps[table + family.suffix].items()}
-        if table == "half_open":
-            entries |= _clients_of(entries)
-        for key, original in entries.items():
-            to, last_seen, *_, stored, flags = original
-            if flags & FlowFlag.REPLY or key in seen:
-                continue
-            seen.add(key)
-            reply = entries.get(_reverse(to))
-            state = flow_state(FlowState(stored), FlowFlag(flags), FlowFlag(reply[7] if reply else flags))
-            idle = clock.age(max(last_seen, reply[1]) if reply else last_seen, now)
+        half_open, flows = (_entries(maps, table, family) for table in TABLES)
+        for key, original, reply, answered in _paired(half_open, flows):
+            flags = FlowFlag(original[7])
+            state = flow_state(FlowState(original[6]), flags, FlowFlag(reply[7]) if reply else flags)
+            idle = clock.age(max(original[1], reply[1]) if reply else original[1], now)
             left = timeout(_protocol(key), state) - idle
             if left > 0:
-                yield key, original, None if table == "half_open" else reply, state, idle, left
+                yield _Live(key, original, reply if answered else None, state, idle, left)
+
+
+def _paired(
+    half_open: Mapping[bytes, Entry], flows: Mapping[bytes, Entry]
+) -> Iterator[tuple[bytes, Entry, Entry | None, bool]]:
+    """Each flow once: its key, both directions' entries (None: lost), and whether they are in the main table."""
+    seen: set[bytes] = set()
+    for entries, answered in ((flows, True), ({**half_open, **_clients_of(half_open)}, False)):
+        for key, original in entries.items():
+            if not original[7] & REPLY and key not in seen:
+                seen.add(key)
+                yield key, original, entries.get(_reverse(original[0])), answered
+    for entries, answered in ((flows, True), (half_open, False)):
+        for key, original, reply in _lost(entries, seen):
+            yield key, original, reply, answered
+
+
+def _lost(entries: Mapping[bytes, Entry], seen: Collection[bytes]) -> Iterator[tuple[bytes, Entry, Entry]]:
+    """The flows of which the reply's direction is left (N5): its next packet makes the client's anew."""
+    for key, reply in entries.items():
+        client = _reverse(reply[0])
+        if reply[7] & REPLY and client not in seen:
+            _, last_seen, _, _, backend, generation, state, flags = reply
+            original = (_reverse(key), last_seen, 0, 0, backend, generation, state, flags & ~REPLY)
+            yield client, original, reply
 
 
 def _clients_of(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
     """The client's direction of half-open TCP flows, which are their reply's claim alone, with the client's counts."""
     return {
-        _reverse(claim[0]): (_reverse(key), *claim[1:7], claim[7] & ~FlowFlag.REPLY)
+        _reverse(claim[0]): (_reverse(key), *claim[1:7], claim[7] & ~REPLY)
         for key, claim in entries.items()
-        if _protocol(key) == "TCP" and claim[7] & FlowFlag.REPLY
+        if _protocol(key) == "TCP" and claim[7] & REPLY
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from packetbed import (
@@ -16,11 +16,9 @@ from packetbed import (
     Outcome,
     Packet,
     Places,
-    Serving,
     addresses,
     answer_to,
     at,
-    key_of,
     reverse,
     tcp,
     udp,
@@ -29,19 +27,20 @@ from packetbed import (
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
 Make = Callable[..., Packet]
-ROUNDS = 400
+ROUNDS = 200  # of each kind, in batches of 200
 SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
-def two_cpus() -> Iterator[None]:
-    """A thread is put on a CPU of its own, and the test's own thread may be anywhere."""
+def two_cpus() -> None:
+    """Without them there is nothing to be seen."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("there is one CPU only")
-    yield
 
 
-def at_once(bed: Bed, packets: Sequence[tuple[Packet, Packet]]) -> list[tuple[Outcome, Outcome]]:
+def at_once(
+    bed: Bed, packets: Sequence[tuple[Packet, Packet]], devices: tuple[str, str] = ("pod2", "pod2")
+) -> list[tuple[Outcome, Outcome]]:
     """Runs each pair of packets on two CPUs at the same time; what came of them, in their order."""
     cpus = sorted(os.sched_getaffinity(0))[:2]
     barrier = threading.Barrier(2, timeout=SECONDS)
@@ -53,7 +52,7 @@ def at_once(bed: Bed, packets: Sequence[tuple[Packet, Packet]]) -> list[tuple[Ou
         try:
             for raw in frames[side]:
                 barrier.wait()
-                found[side].append(bed.run(Hook.FROM_POD, raw))
+                found[side].append(bed.run(Hook.FROM_POD, raw, device=devices[side]))
         except Exception as fault:  # noqa: BLE001 - shown by the test
             faults.append(fault)
             barrier.abort()
@@ -94,20 +93,6 @@ def test_N6_two_first_packets_of_a_socket_are_one_flow_and_none_is_lost(bed: Bed
 
 @FAMILIES
 @MAKE
-def test_N6_also_where_a_backend_is_taken_away_meanwhile(bed: Bed, where: Places, make: Make):
-    """With sixteen backends and affinity, whichever of two packets is first: both are one flow."""
-    protocol = make.__name__.upper()
-    backends = [at(where.BACKEND, port) for port in range(8000, 8016)]
-    for number in range(4):
-        bed.forget_flows()
-        bed.serve({where.called(f"80/{protocol}"): Serving(backends[number:], affinity=100)})
-        calls = [make(where.CLIENT, port, where.VIP, 80) for port in range(30000, 30050)]
-        for first, second in at_once(bed, [(call, call) for call in calls]):
-            assert addresses(first) == addresses(second)
-
-
-@FAMILIES
-@MAKE
 @pytest.mark.parametrize("other", ["direct", "another service"])
 def test_N3_N4_two_flows_at_once_never_claim_one_answer(bed: Bed, where: Places, make: Make, other: str):
     """One client port to one backend, by two ways, in the same moment: two tuples, and each has its own answer."""
@@ -136,9 +121,9 @@ def test_N6_an_answer_and_a_SYN_sent_again_at_once_leave_one_connection(bed: Bed
         call = tcp(where.CLIENT, port, where.VIP, 80)
         there[port] = (call, bed.run(Hook.FROM_POD, call))
     pairs = [(answer_to(left), call) for call, left in there.values()]
-    for (call, left), (back, again) in zip(there.values(), at_once(bed, pairs), strict=True):
+    for (call, left), (back, again) in zip(there.values(), at_once(bed, pairs, ("pod3", "pod2")), strict=True):
         assert addresses(back) == reverse(addresses(call))
         assert addresses(again) == addresses(left)
         data = tcp(*addresses(call), "A")
         assert addresses(bed.run(Hook.FROM_POD, data)) == addresses(left)
-        assert key_of(call) in bed.entries("flows")
+        assert bed.entry(call) is not None

@@ -17,11 +17,16 @@ import yaml
 
 from pydatapath.cli import COMMANDS, SUMMARIES, cli, main
 from pydatapath.cli.node import _print_status
+from pydatapath.cli.service import backend_rows
+from pydatapath.cli.types import BACKEND, PORT
+from pydatapath.editing import PortSpec
+from pydatapath.model import Backend
 from pydatapath.version import __version__
 from pydatapath.views import Status
 
 Run = Callable[..., tuple[int, str, str]]
 NOBODY = 65534
+POD6 = "fd00:10:244:1::11"
 
 # An instance of this name is nowhere
 ABSENT = ["--instance", "no-such-instance-of-a-test"]
@@ -121,7 +126,9 @@ def test_the_version_is_said(run: Run) -> None:
         ["service", "show"],
         ["service", "add", "web"],
         ["service", "add", "web", "--port", "99999"],
-        ["service", "add", "web", "--port", "80/sctp"],
+        ["service", "add", "web", "--port", "80/icmp"],
+        ["service", "add", "web", "--port", "80", "--cluster-ip", "10.96.0.256"],
+        ["service", "add", "web", "--port", "80", "--ip-family", "both"],
         ["service", "add", "web", "--port", "80", "--backend", "web"],
         ["backend", "add", "web"],
         ["backend", "add", "web", "10.244.1.11:0"],
@@ -130,8 +137,16 @@ def test_the_version_is_said(run: Run) -> None:
         ["backend", "add", "web", "10.244.1.11:80", "--weight", "1001"],
         ["backend", "add", "web", "10.244.1.11:80", "--weight", "-1"],
         ["backend", "remove", "web", "[::1]:80:90"],
+        ["backend", "remove", "web", "[::1]:"],
+        ["backend", "remove", "web", "[10.244.1.11]:80"],
+        ["backend", "remove", "web", "fd00::11:8080"],
+        ["backend", "remove", "web", "[fd00::11"],
         ["backend", "drain", "web"],
         ["flow", "list", "--limit", "0"],
+        ["flow", "list", "--state", "nwe"],
+        ["flow", "flush", "--state", "nwe"],
+        ["flow", "flush", "--src", "fd00::1/64"],
+        ["flow", "flush", "everything"],
         ["lab", "exec", "pod"],
     ],
     ids=" ".join,
@@ -158,9 +173,15 @@ def test_wrong_usage_is_exit_code_2(run: Run, arguments: list[str]) -> None:
         ["backend", "list", "web", "-o", "yaml"],
         ["backend", "add", "web", "10.244.1.11:8080"],
         ["backend", "remove", "web", "10.244.1.11:8080"],
+        ["backend", "remove", "--reset", "web", "10.244.1.11:8080"],
         ["backend", "drain", "web", "10.244.1.11:8080"],
+        ["service", "add", "web", "--port", "3868/sctp", "--ip-family", "dual", "--backend", "[fd00::11]:3868"],
+        ["backend", "add", "web", "[fd00:10:244:1::11]:8080"],
         ["flow", "list"],
+        ["flow", "list", "--state", "NEW"],
         ["flow", "count"],
+        ["flow", "flush"],
+        ["flow", "flush", "--service", "web", "--src", "10.244.1.11", "--dst", "FD00::1", "--state", "established"],
         ["delete", "service", "web"],
     ],
     ids=" ".join,
@@ -255,6 +276,51 @@ def nobody() -> Iterator[None]:
     yield
     if root:
         os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("10.244.1.11:8080", ("10.244.1.11", 8080)),
+        ("10.244.1.11", ("10.244.1.11", None)),
+        ("[fd00:10:244:1::11]:8080", (POD6, 8080)),
+        ("[FD00:10:244:1:0::11]:8080", (POD6, 8080)),
+        ("[fd00:10:244:1::11]", (POD6, None)),
+        ("fd00:10:244:1::11", (POD6, None)),
+        ("fd00:10:244:1:0:0:0:11", (POD6, None)),
+        ("::1:b", ("::1:b", None)),
+    ],
+)
+def test_a_backend_is_typed_with_or_without_a_port(typed: str, meant: tuple[str, int | None]) -> None:
+    """IPv6 in brackets where a port follows, in any spelling."""
+    assert BACKEND.convert(typed, None, None) == meant
+
+
+def test_what_may_be_a_port_or_the_end_of_an_address_is_asked_for_in_brackets(run: Run) -> None:
+    """Nobody is guessed wrong."""
+    said = run(*ABSENT, "backend", "remove", "web", "fd00:10:244:1::11:8080")[2]
+    assert "write [fd00:10:244:1::11]:8080, or [fd00:10:244:1::11:8080] for an address alone" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("80", PortSpec("", "TCP", 80, 80)),
+        ("80/tcp", PortSpec("", "TCP", 80, 80)),
+        ("dns=53/udp", PortSpec("dns", "UDP", 53, 53)),
+        ("3868/sctp", PortSpec("", "SCTP", 3868, 3868)),
+        ("diameter=3868/SCTP", PortSpec("diameter", "SCTP", 3868, 3868)),
+    ],
+)
+def test_a_port_is_typed_with_its_protocol(typed: str, meant: PortSpec) -> None:
+    """TCP unless said otherwise."""
+    assert PORT.convert(typed, None, None) == meant
+
+
+def test_backends_are_shown_as_they_are_typed() -> None:
+    """IPv6 in brackets, so that the port is told from the address."""
+    rows = backend_rows((Backend(POD6, 8080, "TCP"), Backend("10.244.1.11", 53, "UDP")))
+    assert [row[0] for row in rows] == ["[fd00:10:244:1::11]:8080/tcp", "10.244.1.11:53/udp"]
 
 
 @pytest.mark.parametrize("command", ["load", "unload"])

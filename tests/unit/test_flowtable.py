@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydatapath.cli.flow import list_
+from pydatapath.datapath import FlowFilter
 from pydatapath.guarding import SourceRange
 from pydatapath.kernel import clock, layout, tables
-from pydatapath.kernel.flowtable import _clients_of, _family, _protocol, _reverse, unpack_tuple
+from pydatapath.kernel.flowtable import Entry, _clients_of, _family, _paired, _protocol, _reverse, unpack_tuple
 from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag
 from pydatapath.kernel.maps import Maps
 from pydatapath.plan import Address
@@ -85,6 +87,81 @@ def test_only_TCPs_half_open_flows_are_their_claim_alone(protocol: str) -> None:
     assert _clients_of({key: claim}) == expected
 
 
+def entry(to: bytes, flags: int = 0, packets: int = 3) -> Entry:
+    """A struct flow, unpacked."""
+    return (to, 1000, packets, 60 * packets, 7, 2, 1, int(flags))
+
+
+def both_directions(protocol: str = "TCP") -> dict[bytes, Entry]:
+    """A flow of a service as it stands in the main table."""
+    number = PROTOCOLS[protocol]
+    call, there = raw(CLIENT, VIP, number), raw(CLIENT, BACKEND, number)
+    return {call: entry(there), _reverse(there): entry(_reverse(call), FlowFlag.REPLY, packets=2)}
+
+
+def test_a_flow_is_found_once_wherever_it_stands() -> None:
+    """Also one that moves while the tables are read: it stands in both, and is answered."""
+    main = both_directions()
+    call, reply = main
+    assert list(_paired({}, main)) == [(call, main[call], main[reply], True)]
+    assert list(_paired({reply: main[reply]}, main)) == [(call, main[call], main[reply], True)]
+    assert [(key, answered) for key, _, _, answered in _paired({reply: main[reply]}, {})] == [(call, False)]
+    datagrams = both_directions("UDP")
+    (call, original), (_, back) = datagrams.items()
+    assert list(_paired(datagrams, {})) == [(call, original, back, False)]
+
+
+@pytest.mark.parametrize("where", ["flows", "half_open"])
+def test_N5_a_flow_whose_clients_half_is_lost_is_one_still(where: str) -> None:
+    """The reply makes it anew, so it is listed, counted and flushed; nobody knows what the client had sent."""
+    main = both_directions("UDP")
+    (call, original), (key, reply) = main.items()
+    left = {key: reply}
+    ((found, made, answer, answered),) = _paired({}, left) if where == "flows" else _paired(left, {})
+    assert (found, answer, answered) == (call, reply, where == "flows")
+    assert made == (original[0], 1000, 0, 0, *original[4:])
+
+
+def test_what_is_left_of_a_flow_whose_client_has_another_is_no_flow() -> None:
+    """The client's tuple is the other one's, in whichever table."""
+    old, new = both_directions("UDP"), entry(raw(CLIENT, (BACKEND[0], 9090), PROTOCOLS["UDP"]))
+    call, reply = old
+    for half_open, flows in (({call: new}, {reply: old[reply]}), ({}, {call: new, reply: old[reply]})):
+        assert [(key, original) for key, original, *_ in _paired(half_open, flows)] == [(call, new)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [
+        (FlowFilter(), True),
+        (FlowFilter(service="web"), True),
+        (FlowFilter(service="default/web"), True),
+        (FlowFilter(service="we"), False),
+        (FlowFilter(service="shop/web"), False),
+        (FlowFilter(src=CLIENT[0]), True),
+        (FlowFilter(src=VIP[0]), False),
+        (FlowFilter(dst=VIP[0]), True),
+        (FlowFilter(dst=BACKEND[0]), True),
+        (FlowFilter(dst=CLIENT[0]), False),
+        (FlowFilter(state="new"), True),
+        (FlowFilter(state="closing"), False),
+        (FlowFilter(service="web", src=CLIENT[0], dst=VIP[0], state="new"), True),
+        (FlowFilter(service="web", src=VIP[0]), False),
+    ],
+)
+def test_a_filter_takes_the_flows_for_which_all_holds(wanted: FlowFilter, taken: bool) -> None:
+    """For `flow list`, `count` and `flush` alike."""
+    one = replace(flow(Tuple(*CLIENT, *VIP), Tuple(*BACKEND, *CLIENT)), service="default/web:80")
+    assert wanted.takes(one) is taken
+
+
+def test_a_flow_of_no_service_is_no_services() -> None:
+    """A plain connection to a backend."""
+    one = flow(Tuple(*CLIENT, *BACKEND), Tuple(*BACKEND, *CLIENT))
+    assert FlowFilter().takes(one)
+    assert not FlowFilter(service="web").takes(one)
+
+
 @settings(unhurried)
 @given(st.sampled_from([16, 40]).flatmap(lambda size: st.binary(min_size=size, max_size=size)))
 def test_the_reverse_of_the_reverse_is_the_tuple(some: bytes) -> None:
@@ -125,9 +202,9 @@ def test_N43_age_is_right_where_the_clock_wraps(then: int, now: int, ticks: int)
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [(None, None), ("10.244.1.11", "10.244.1.11"), ("FD00:10:244:1:0::b", "fd00:10:244:1::b"), ("::1", "::1")],
+    [("10.244.1.11", "10.244.1.11"), ("FD00:10:244:1:0::b", "fd00:10:244:1::b"), ("::1", "::1")],
 )
-def test_a_filter_takes_any_spelling_of_an_address(given: str | None, meant: str | None) -> None:
+def test_a_filter_takes_any_spelling_of_an_address(given: str, meant: str) -> None:
     """Flows show the canonical one, and are compared with it."""
     assert {one.process_value(click.Context(list_), given) for one in list_.params if one.name in ("src", "dst")} == {
         meant
