@@ -229,9 +229,7 @@ def test_N99_whatever_flags_come_in_any_order_all_are_translated(bed: Bed, scrip
         outcome = bed.run(Hook.FROM_POD, packet, device="pod2" if direction == "there" else "pod3")
         if direction == "there" and (known or flags & 0x12 != 0x12):  # who answers an opening begins nothing
             assert addresses(outcome)[2:] == (BACKEND, 8080)
-        if (
-            direction == "back" and known and flags & 0x12 != 0x02
-        ):  # a SYN is a connection of the backend's own
+        if direction == "back" and known and flags & 0x12 != 0x02:  # a SYN is a connection of the backend's own
             assert addresses(outcome)[:2] == (VIP, 80)
 
 
