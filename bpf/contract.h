@@ -51,7 +51,7 @@ struct flow {
 	__u32 backend;	    /* index into backends; 0: none, a plain flow */
 	__u32 generation;   /* of that backend when it was chosen */
 	__u8 state;	    /* FLOW_NEW, FLOW_ESTABLISHED; closing is told by both directions' flags */
-	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN; FLOW_FIN, FLOW_RST: this direction has sent one */
+	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_PAIRED, FLOW_MASQUERADED; FLOW_FIN, FLOW_RST: this direction's */
 	__u8 zero[14];	    /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
 #if FAMILY == 6
 	__u8 more_zero[16];
@@ -86,8 +86,31 @@ struct leaving {
 	struct tuple to;
 	struct flow flow;
 	struct flow other; /* its other direction */
+	__u32 length;	   /* for `nat`, which does not parse the packet: bytes of layer 3 */
+	__u16 tcp_flags;
+	__u16 rounds; /* of looking for a port */
 };
-_Static_assert(sizeof(struct leaving) == (FAMILY == 4 ? 160 : 288), "layout 3");
+_Static_assert(sizeof(struct leaving) == (FAMILY == 4 ? 168 : 296), "layout 3");
+
+/* RFC 4787 REQ-1: an inside address and port has one outside, whoever is talked to; and the other way round. */
+struct mapping_key {
+	struct address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 side; /* MAPPING_INSIDE, MAPPING_OUTSIDE */
+};
+_Static_assert(sizeof(struct mapping_key) == (FAMILY == 4 ? 8 : 20), "layout 3");
+
+struct mapping {
+	__u64 last_seen; /* jiffies: the last packet outwards, written when over a second old */
+	struct address address;
+	__be16 port;
+	__u8 zero[2];
+#if FAMILY == 6
+	__u8 more_zero[4];
+#endif
+};
+_Static_assert(sizeof(struct mapping) == (FAMILY == 4 ? 16 : 32), "layout 3");
 
 /* How many answers a CPU has made of late (C2). */
 struct answered {

@@ -22,6 +22,7 @@
 #include "flow.h"
 #include "service.h"
 #include "fragment.h"
+#include "nat.h"
 #include "icmp.h"
 #include "forward.h"
 #include "answer.h"
@@ -100,6 +101,9 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 	parsed = packet_parse(skb, &packet, PLAIN_HEADERS);
 	if (parsed == PARSED_OTHER)
 		return pass_to_family(skb, hook);
+	/* Nothing to do but at an uplink's egress, where nobody's own address may leave */
+	if (parsed == PARSED_PROTOCOL && !(MASQUERADE && hook == TO_UPLINK))
+		return pass(skb, hook);
 	if (hook == TO_LOOPBACK && parsed != PARSED)
 		return PASS;
 	if (parsed == PARSED && is_spoofed(hook, &packet))
@@ -139,6 +143,8 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 enum kind {
 	KIND_PASS,
 	KIND_FLOW,
+	KIND_MASQUERADE, /* a flow whose source port `nat` chooses */
+	KIND_UNASKED,	 /* from outside to a masqueraded port, but not from whom it has talked to (N10) */
 	KIND_NO_BACKEND,
 	KIND_NO_PORT,
 	KIND_NOT_HERE,
@@ -176,17 +182,112 @@ static inline bool calls_services(enum hook hook, struct address source)
 	return sender && sender->kind == ENDPOINT_NODE;
 }
 
-static inline enum kind classify(enum hook hook, const struct tuple *key, const struct packet *packet,
-				 struct flow *flow)
+/* Whether a packet of the hook would leave the cluster under a pod's address */
+static inline bool is_due(enum hook hook, const struct tuple *key)
+{
+#if MASQUERADE
+	return (hook == FROM_POD || hook == TO_UPLINK) && nat_is_due(&key->source, &key->destination);
+#else
+	return false;
+#endif
+}
+
+#if MASQUERADE
+/*
+ * Whether a new flow is to be masqueraded: then its source is the node's address already. A packet that goes past the
+ * stack needs its route for that (a pod's, or the node's own to a service that is served outside); one that the stack has
+ * sent here leaves by this uplink.
+ */
+static inline bool masquerades(struct __sk_buff *skb, enum hook hook, const struct packet *packet, struct tuple *to)
+{
+	struct address source = to->source;
+	struct route route = {};
+	u32 uplink = skb->ifindex;
+
+	if (hook == FROM_UPLINK || !nat_is_due(&source, &to->destination) || endpoints.lookup(&to->destination))
+		return false;
+	if (hook != TO_UPLINK) {
+		route_lookup(skb, packet, to, &route);
+		if (route.way != WAY_NEIGHBOUR)
+			return false;
+		uplink = route.interface;
+	}
+	return nat_address(&source, uplink, &to->source);
+}
+
+/*
+ * N20: the node's own new connection has the ends of a masqueraded one, and leaves by another port; or its port is a pod's
+ * for others, and its answers must be told apart. Only what begins one is looked at.
+ */
+static inline bool is_in_the_way(enum hook hook, const struct tuple *key, u8 tcp_flags)
+{
+	struct tuple answer = tuple_reverse(key);
+
+	if (hook != TO_UPLINK || (key->protocol == IPPROTO_TCP && !opens_connection(tcp_flags)))
+		return false;
+	return flows.lookup(&answer) || half_open.lookup(&answer) ||
+	       (nat_maps(key->protocol) && mapping_find_inside(&answer, &answer));
+}
+
+/*
+ * Somebody outside calls a pod by its own address, which a router leads here: its answers must not be masqueraded, so they
+ * are entered as a plain flow's. Only what begins one: a stale packet exempts nobody (N96).
+ */
+static inline bool calls_pod_directly(enum hook hook, const struct tuple *key, u8 tcp_flags)
+{
+	return hook == FROM_UPLINK && (key->protocol != IPPROTO_TCP || opens_connection(tcp_flags)) &&
+	       nat_is_due(&key->destination, &key->source);
+}
+
+/* What comes in by an uplink for a port of UDP that is a pod's, from whom that pod has not talked to (N10, N11) */
+static inline enum kind classify_unasked(enum hook hook, struct flow *flow)
+{
+	if (hook != FROM_UPLINK || !nat_maps(flow->to.protocol) || !mapping_find_inside(&flow->to, &flow->to))
+		return KIND_PASS;
+	flow->flags |= FLOW_MASQUERADED;
+	return NAT_TYPE == NAT_FULL_CONE ? KIND_FLOW : KIND_UNASKED;
+}
+#endif
+
+/* Neither a service nor a backend's port */
+static inline enum kind classify_other(struct __sk_buff *skb, enum hook hook, const struct packet *packet,
+				       const struct tuple *key, struct flow *flow)
+{
+#if MASQUERADE
+	if (masquerades(skb, hook, packet, &flow->to)) {
+		flow->flags |= FLOW_PAIRED | FLOW_MASQUERADED;
+		return KIND_MASQUERADE;
+	}
+	if (is_in_the_way(hook, key, packet->tcp_flags) || calls_pod_directly(hook, key, packet->tcp_flags)) {
+		flow->flags |= FLOW_PLAIN;
+		return KIND_FLOW;
+	}
+	return classify_unasked(hook, flow);
+#else
+	return KIND_PASS;
+#endif
+}
+
+static inline enum kind classify(struct __sk_buff *skb, enum hook hook, const struct packet *packet,
+				 const struct tuple *key, struct flow *flow)
 {
 	bool calls = calls_services(hook, key->source);
 	enum caller caller = hook == FROM_UPLINK && !IN_CLUSTER_NETWORK(key->source) ? OUTSIDE : INSIDE;
 
 	/* Nothing of an entry that was found and is over */
 	*flow = (struct flow){.to = *key, .state = FLOW_NEW};
+	if (key->protocol != IPPROTO_TCP)
+		flow->flags = FLOW_PAIRED;
 	switch (calls && !answers_opening(packet) ? service_choose(key, caller, flow) : NO_SERVICE) {
 	case CHOSEN:
 		flow->to.source = seen_source(hook, key, &flow->to);
+#if MASQUERADE
+		/* A backend that is no pod, such as a database elsewhere */
+		if (masquerades(skb, hook, packet, &flow->to)) {
+			flow->flags |= FLOW_PAIRED | FLOW_MASQUERADED;
+			return KIND_MASQUERADE;
+		}
+#endif
 		return KIND_FLOW;
 	case NO_BACKEND:
 		return KIND_NO_BACKEND;
@@ -197,15 +298,17 @@ static inline enum kind classify(enum hook hook, const struct tuple *key, const 
 	case NO_SERVICE:
 		break;
 	}
-	if (is_target(key)) {
+	if (is_target(key) && !(MASQUERADE && is_due(hook, key))) {
 		/* A plain connection to a backend is entered too, so that no service flow takes its tuple */
-		flow->flags = FLOW_PLAIN;
+		flow->flags |= FLOW_PLAIN;
 		return KIND_FLOW;
 	}
 	/* C2: a cluster IP has no other ports (S37), the address that no service owns none (S38) */
 	if (calls && vip_kind(&key->destination) == VIP_CLUSTER)
 		return KIND_NO_PORT;
-	return !is_egress(hook) && IN_SERVICE_NETWORK(key->destination) ? KIND_NO_SERVICE : KIND_PASS;
+	if (!is_egress(hook) && IN_SERVICE_NETWORK(key->destination))
+		return KIND_NO_SERVICE;
+	return classify_other(skb, hook, packet, key, flow);
 }
 
 /* IPv6's neighbour discovery is ICMP, and tells its sender as any packet does */
@@ -218,6 +321,28 @@ static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct
 	else if (parsed != PARSED_ARP || bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender)))
 		return;
 	endpoint_learn(skb, packet->ethernet, sender);
+}
+
+/* To the stack; but C13, N84: nobody's own address leaves by an uplink, whatever the packet is */
+static inline int pass_ip(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+{
+#if MASQUERADE
+	struct address source = ip_source(packet->ip), destination = ip_destination(packet->ip);
+
+	if (hook == TO_UPLINK && nat_is_due(&source, &destination))
+		return drop(DROP_UNTRANSLATED);
+#endif
+	return pass(skb, hook);
+}
+
+/* Its lengths lie, but not who sends it */
+static inline int pass_malformed(struct __sk_buff *skb, enum hook hook)
+{
+	struct packet packet = {.ip = (void *)(long)skb->data + IP_OFFSET};
+
+	if ((void *)(packet.ip + 1) > (void *)(long)skb->data_end)
+		return pass(skb, hook);
+	return pass_ip(skb, hook, &packet);
 }
 
 static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, struct packet *packet)
@@ -235,8 +360,10 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 		return drop(DROP_SOURCE_RANGE);
 	case KIND_NO_SERVICE:
 		return drop(DROP_NO_SERVICE);
+	case KIND_UNASKED:
+		return drop(DROP_UNASKED);
 	default:
-		return pass(skb, hook);
+		return pass_ip(skb, hook, packet);
 	}
 }
 
@@ -275,7 +402,7 @@ static inline int pass_unread(struct __sk_buff *skb, enum hook hook, const struc
 	if (called_vip(hook, packet) == VIP_CLUSTER)
 		return drop(dropped);
 	count(passed);
-	return pass(skb, hook);
+	return pass_ip(skb, hook, packet);
 }
 
 /* C8: whether nobody has a pod's address any more: its interface is gone, or it is this node's and no pod's here */
@@ -289,6 +416,21 @@ static inline bool pod_is_gone(const struct address *address)
 		return IN_EXCLUSIVE_NETWORK(asked);
 	interface = endpoint->interface;
 	return endpoint->kind == ENDPOINT_POD && !interfaces.lookup(&interface);
+}
+
+/* On in `nat`, which finds a port. */
+static inline int walk_to_nat(struct __sk_buff *skb, const struct packet *packet, struct leaving *of)
+{
+	of->length = packet->length;
+	of->tcp_flags = packet->tcp_flags;
+	of->rounds = 0;
+	of->flow.last_seen = now();
+	of->flow.packets = 1;
+	of->flow.bytes = packet->length;
+#if MASQUERADE
+	walks.call(skb, NAT);
+#endif
+	return drop(DROP_REWRITE);
 }
 
 /* A packet of a flow, or the first of one. True: it is translated, `of->to` what it becomes; else `verdict` is the end. */
@@ -313,8 +455,16 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 		*verdict = refuse(skb, hook, KIND_POD_GONE, packet);
 		return false;
 	}
+#if MASQUERADE
+	if (followed == FOLLOWED)
+		mapping_refresh(key, flow);
+#endif
 	if (followed == NOT_FOUND) {
-		kind = classify(hook, key, packet, flow);
+		kind = classify(skb, hook, packet, key, flow);
+		if (kind == KIND_MASQUERADE) {
+			*verdict = walk_to_nat(skb, packet, of);
+			return false;
+		}
 		if (kind != KIND_FLOW) {
 			*verdict = refuse(skb, hook, kind, packet);
 			return false;
@@ -331,6 +481,41 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	of->to = flow->to;
 	return true;
 }
+
+#if MASQUERADE
+/*
+ * Of ICMP's queries those have a flow that are masqueraded, and those that must be told apart from them: the node's own with
+ * the same ends (N46), and whose answer a pod sends out. As walk_flow.
+ */
+static inline bool walk_echo(struct __sk_buff *skb, enum hook hook, const struct packet *packet, struct leaving *of,
+			     int *verdict)
+{
+	enum followed followed = flow_follow_half_open(&of->key, packet, &of->flow, &of->other);
+	bool asks = of->key.source_port != 0;
+
+	if (followed == NOT_FOUND && flow_follow(&of->key, packet, &of->flow, &of->other))
+		followed = FOLLOWED;
+	if (followed != FOLLOWED) {
+		of->flow = (struct flow){.to = of->key, .state = FLOW_NEW, .flags = FLOW_PAIRED | FLOW_MASQUERADED};
+		if (asks && masquerades(skb, hook, packet, &of->flow.to)) {
+			*verdict = walk_to_nat(skb, packet, of);
+			return false;
+		}
+		of->flow.flags = FLOW_PAIRED | FLOW_PLAIN;
+		if (!asks || !(is_in_the_way(hook, &of->key, 0) || calls_pod_directly(hook, &of->key, 0)) ||
+		    !flow_begin(&of->key, &of->flow, packet, &of->other)) {
+			*verdict = pass_ip(skb, hook, packet);
+			return false;
+		}
+	}
+	if (of->flow.flags & FLOW_PLAIN) {
+		*verdict = is_egress(hook) ? PASS : pass_walked(skb);
+		return false;
+	}
+	of->to = of->flow.to;
+	return true;
+}
+#endif
 
 int walk(struct __sk_buff *skb)
 {
@@ -354,8 +539,23 @@ int walk(struct __sk_buff *skb)
 	case PARSED_ICMP:
 		if (icmp_is_echo(skb, &packet) && called_vip(hook, &packet))
 			return answer_echo(skb, hook, &packet);
-		if (!icmp_parse_error(skb, &packet, &quoted) || !icmp_find_way(&quoted.tuple, &of->key, &of->to))
-			return pass(skb, hook);
+#if MASQUERADE
+		if (icmp_echo_tuple(skb, &packet, &of->key)) {
+			if (!walk_echo(skb, hook, &packet, of, &verdict))
+				return verdict;
+			break;
+		}
+#endif
+		if (!icmp_parse_error(skb, &packet, &quoted))
+			return pass_ip(skb, hook, &packet);
+		switch (icmp_find_way(&quoted.tuple, &of->key, &of->to)) {
+		case NO_WAY:
+			return pass_ip(skb, hook, &packet);
+		case PLAIN_WAY:
+			return is_egress(hook) ? PASS : pass_walked(skb);
+		case TRANSLATED_WAY:
+			break;
+		}
 		break;
 	case PARSED_FRAGMENT:
 		if (!fragment_find(&packet, &of->key, &of->to))
@@ -366,14 +566,14 @@ int walk(struct __sk_buff *skb)
 		of->key = packet_tuple(&packet);
 		if (!walk_flow(skb, hook, seen, &packet, of, &verdict))
 			return verdict;
-		if (parsed == PARSED_FIRST)
-			fragment_note(&packet, &of->to);
 		break;
 	case PARSED_UNREADABLE:
 		return pass_unread(skb, hook, &packet, PASS_HEADERS, DROP_HEADERS);
+	case PARSED_PROTOCOL:
+		return pass_ip(skb, hook, &packet);
 	case PARSED_MALFORMED:
 		count(PASS_MALFORMED);
-		return pass(skb, hook);
+		return pass_malformed(skb, hook);
 	default:
 		return pass(skb, hook);
 	}
@@ -384,6 +584,29 @@ int walk(struct __sk_buff *skb)
 #endif
 
 #if WITH_OTHERS
+#if MASQUERADE
+/* A new flow from a pod to the outside: `of->flow` has all of it but a port that is free. */
+int nat(struct __sk_buff *skb)
+{
+	u32 one = 0;
+	struct leaving *of = leaving.lookup(&one);
+
+	if (!of)
+		return TC_ACT_SHOT; /* never: it is an array */
+	switch (nat_begin(skb, of)) {
+	case FOUND:
+		of->to = of->flow.to;
+		walks.call(skb, LEAVE);
+		return drop(DROP_REWRITE);
+	case NEXT_ROUND:
+		of->rounds++;
+		walks.call(skb, NAT);
+	default:
+		return drop(DROP_PORTS_TAKEN);
+	}
+}
+#endif
+
 /* The packet is parsed again: pointers into it do not outlive a tail call. */
 int leave(struct __sk_buff *skb)
 {
@@ -391,13 +614,13 @@ int leave(struct __sk_buff *skb)
 	struct leaving *decided = leaving.lookup(&one);
 	struct packet packet = {};
 	struct quoted quoted = {};
-	struct tuple key, to;
+	const struct tuple *key, *to;
 	enum shape shape;
 
 	if (!decided)
 		return TC_ACT_SHOT; /* never: it is an array */
-	key = decided->key;
-	to = decided->to;
+	key = &decided->key;
+	to = &decided->to;
 	switch (packet_parse(skb, &packet, ALL_HEADERS)) {
 	case PARSED:
 	case PARSED_FIRST:
@@ -411,12 +634,18 @@ int leave(struct __sk_buff *skb)
 			shape = ERROR;
 			break;
 		}
+		if (MASQUERADE && key->protocol == IPPROTO_FAMILY_ICMP) {
+			shape = ECHO;
+			break;
+		}
 	default:
 		return drop(DROP_REWRITE); /* never: `walk` has seen it */
 	}
-	if (shape == SEGMENT && !rewrite_prepare_sctp(skb, &packet, &key, &to))
+	if (packet.is_first)
+		fragment_note(&packet, to);
+	if (shape == SEGMENT && !rewrite_prepare_sctp(skb, &packet, key, to))
 		return drop(DROP_REWRITE);
-	return forward(skb, skb->cb[CB_HOOK], &packet, &key, &to, shape, &quoted);
+	return forward(skb, skb->cb[CB_HOOK], &packet, key, to, shape, &quoted);
 }
 
 int from_pod(struct __sk_buff *skb)

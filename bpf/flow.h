@@ -8,7 +8,8 @@
  *
  * There, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
  * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a connection costs to open.
- * UDP's and SCTP's are two: one-way traffic lives there for long, and keeps its backend while others come and go.
+ * UDP's and SCTP's are two (FLOW_PAIRED): one-way traffic lives there for long, and keeps its backend while others come
+ * and go. So are those of TCP whose port was chosen by chance (nat.h), which a SYN that is sent again must find.
  */
 #ifndef PYDATAPATH_FLOW_H
 #define PYDATAPATH_FLOW_H
@@ -72,6 +73,8 @@ static inline u64 flow_timeout(const struct flow *flow, bool closing)
 {
 	if (flow->to.protocol == IPPROTO_UDP)
 		return flow->state == FLOW_NEW ? TIMEOUT_UDP_NEW : TIMEOUT_UDP_ESTABLISHED;
+	if (flow->to.protocol == IPPROTO_FAMILY_ICMP)
+		return flow->state == FLOW_NEW ? TIMEOUT_ICMP_NEW : TIMEOUT_ICMP_ESTABLISHED;
 	if (flow->to.protocol == IPPROTO_SCTP)
 		return flow->state == FLOW_NEW ? TIMEOUT_SCTP_NEW : TIMEOUT_SCTP_ESTABLISHED;
 	if (flow->state == FLOW_NEW)
@@ -154,7 +157,7 @@ static inline void flow_opposite(const struct flow *flow, const struct tuple *ke
 	opposite->backend = flow->backend;
 	opposite->generation = flow->generation;
 	opposite->state = flow->state;
-	opposite->flags = (flow->flags ^ FLOW_REPLY) & (FLOW_REPLY | FLOW_PLAIN);
+	opposite->flags = (flow->flags ^ FLOW_REPLY) & (FLOW_REPLY | FLOW_PLAIN | FLOW_PAIRED | FLOW_MASQUERADED);
 }
 
 /*
@@ -204,7 +207,7 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 static inline bool flow_promote(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *other)
 {
 	struct tuple other_key = tuple_reverse(&flow->to), over;
-	bool paired = flow->to.protocol != IPPROTO_TCP;
+	bool paired = flow->flags & FLOW_PAIRED;
 	struct flow *first;
 
 	flow_opposite(flow, key, other);
@@ -361,44 +364,19 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 	return NOT_FOUND;
 }
 
-/*
- * Enters a new flow. Where the reply's tuple is taken, another source port is tried, the same ones for the same tuple:
- * the peer sees that one, the sender never learns of it. False: no port found in the given number of tries.
- */
-static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *reply)
+/* Enters a new flow whose reply's tuple is claimed */
+static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple *reply_key, enum claim claim, u8 tcp_flags)
 {
-	bool paired = key->protocol != IPPROTO_TCP;
 	struct flow *winner;
-	struct tuple reply_key;
-	enum claim claim;
 
-	flow->last_seen = now();
-	flow->packets = 1;
-	flow->bytes = packet->length;
-	for (u32 try = 1; try <= CLAIM_TRIES; try++) {
-		flow_opposite(flow, key, reply);
-		if (!paired) {
-			reply->packets = flow->packets;
-			reply->bytes = flow->bytes;
-		}
-		reply_key = tuple_reverse(&flow->to);
-		claim = flow_claim_reply(&reply_key, reply, packet->tcp_flags);
-		if (claim != TAKEN)
-			goto claimed;
-		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (tuple_hash(key, try) & CLAIM_PORT_MASK));
-		flow->flags &= ~FLOW_PLAIN;
-	}
-	return false;
-
-claimed:
-	if (packet->tcp_flags & TCP_RST) {
-		half_open.delete(&reply_key); /* given up: nothing is left to wait for */
-		return true;
+	if (tcp_flags & TCP_RST) {
+		half_open.delete(reply_key); /* given up: nothing is left to wait for */
+		return;
 	}
 	if (claim == CLAIMED)
 		count(NEW_FLOW);
-	if (!paired)
-		return true;
+	if (!(flow->flags & FLOW_PAIRED))
+		return;
 	/*
 	 * N6: another CPU may have entered the same flow just now, or even have seen it answered. Its choice holds, ours is
 	 * taken back. A flow moves from half_open to flows, so looking in that order finds it.
@@ -407,10 +385,39 @@ claimed:
 	if (!winner)
 		winner = flows.lookup(key);
 	if (winner && !tuple_equal(&winner->to, &flow->to)) {
-		half_open.delete(&reply_key);
+		half_open.delete(reply_key);
 		*flow = *winner;
 	}
-	return true;
+}
+
+/*
+ * Begins a new flow. Where the reply's tuple is taken, another source port is tried, the same ones for the same tuple:
+ * the peer sees that one, the sender never learns of it. False: no port found in the given number of tries.
+ */
+static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *reply)
+{
+	struct tuple reply_key;
+	enum claim claim;
+
+	flow->last_seen = now();
+	flow->packets = 1;
+	flow->bytes = packet->length;
+	for (u32 try = 1; try <= CLAIM_TRIES; try++) {
+		flow_opposite(flow, key, reply);
+		if (!(flow->flags & FLOW_PAIRED)) {
+			reply->packets = flow->packets;
+			reply->bytes = flow->bytes;
+		}
+		reply_key = tuple_reverse(&flow->to);
+		claim = flow_claim_reply(&reply_key, reply, packet->tcp_flags);
+		if (claim != TAKEN) {
+			flow_enter(key, flow, &reply_key, claim, packet->tcp_flags);
+			return true;
+		}
+		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (tuple_hash(key, try) & CLAIM_PORT_MASK));
+		flow->flags &= ~FLOW_PLAIN;
+	}
+	return false;
 }
 
 #endif

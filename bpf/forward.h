@@ -216,6 +216,7 @@ enum shape {
 	SEGMENT,  /* addresses and ports: a segment or datagram, or the first fragment of one */
 	FRAGMENT, /* addresses: a later fragment */
 	ERROR,	  /* an ICMP error, with what it quotes */
+	ECHO,	  /* an ICMP query, or its answer */
 };
 
 /*
@@ -256,6 +257,10 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	}
 	if (shape == ERROR)
 		icmp_rewrite(packet, quoted, key, to);
+#if MASQUERADE
+	else if (shape == ECHO)
+		icmp_rewrite_echo(packet, key, to);
+#endif
 	else if (shape == FRAGMENT)
 		rewrite_fragment(skb, packet->ip, key, to);
 	else if (rewrite_tuple(skb, packet, key, to))

@@ -30,7 +30,61 @@ static inline bool has_ports(__u8 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
 }
 
-/* Fills in `quoted`. False: no error, or none about TCP, UDP or SCTP. */
+#if MASQUERADE
+/*
+ * Of a query or its answer: the tuple of its flow (RFC 5508 REQ-1). Its identifier is the port of who asks, and who is
+ * asked has none. False: neither.
+ */
+static inline bool icmp_echo_tuple(const struct __sk_buff *skb, const struct packet *packet, struct tuple *tuple)
+{
+	const __u8 *icmp = packet->transport;
+	__be16 identifier;
+
+	if ((const void *)icmp + sizeof(icmp_header) > (const void *)(long)skb->data_end)
+		return false;
+	identifier = *(const __be16 *)(icmp + 4);
+	if (icmp[0] != ICMP_TYPE_ECHO && icmp[0] != ICMP_TYPE_ECHO_REPLY)
+		return false;
+	*tuple = (struct tuple){
+		.source = ip_source(packet->ip),
+		.destination = ip_destination(packet->ip),
+		.protocol = IPPROTO_FAMILY_ICMP,
+	};
+	if (icmp[0] == ICMP_TYPE_ECHO)
+		tuple->source_port = identifier;
+	else
+		tuple->destination_port = identifier;
+	return true;
+}
+
+/* The identifier and the addresses. Only ICMPv6's checksum covers the latter. */
+static inline void icmp_rewrite_echo(struct packet *packet, const struct tuple *key, const struct tuple *to)
+{
+	__u16 *identifier = packet->transport + 4;
+	__sum16 *check = packet->transport + 2;
+	__be16 from = key->source_port | key->destination_port, now_is = to->source_port | to->destination_port;
+	__u64 change = sum_change(from, now_is) + rewrite_addresses(packet->ip, key, to) * (FAMILY == 6);
+
+	*check = ~sum_fold16((__u16)~*check + change);
+	*identifier = now_is;
+}
+#endif
+
+#if MASQUERADE
+/* Of a quoted query: its identifier is its port, the third half-word of its header */
+static inline bool icmp_quotes_echo(const __be16 *icmp, struct tuple *tuple)
+{
+	__u8 type = *(const __u8 *)icmp;
+
+	if (type == ICMP_TYPE_ECHO)
+		tuple->source_port = icmp[2];
+	else
+		tuple->destination_port = icmp[2];
+	return type == ICMP_TYPE_ECHO || type == ICMP_TYPE_ECHO_REPLY;
+}
+#endif
+
+/* Fills in `quoted`. False: no error, or none about TCP, UDP, SCTP or a query. */
 static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *packet, struct quoted *quoted)
 {
 	void *end = (void *)(long)skb->data_end;
@@ -42,7 +96,7 @@ static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *
 	if ((void *)(ip + 1) > end || !icmp_is_error(((__u8 *)icmp)[0]))
 		return false;
 	length = ip_quoted(ip, end, &protocol);
-	if (length == 0 || !has_ports(protocol))
+	if (length == 0 || !(has_ports(protocol) || (MASQUERADE && protocol == IPPROTO_FAMILY_ICMP)))
 		return false;
 	quoted->ip = ip;
 	quoted->ports = (void *)ip + length;
@@ -55,11 +109,20 @@ static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *
 		.destination_port = quoted->ports[1],
 		.protocol = protocol,
 	};
+#if MASQUERADE
+	if (protocol == IPPROTO_FAMILY_ICMP) {
+		quoted->tuple.source_port = 0;
+		quoted->tuple.destination_port = 0;
+		return icmp_quotes_echo(quoted->ports, &quoted->tuple);
+	}
+#endif
 	return true;
 }
 
-/* Where the direction that answers `tuple` goes. False: no flow of ours. */
-static inline bool icmp_find_way(const struct tuple *tuple, struct tuple *key, struct tuple *to)
+enum found_way { NO_WAY, PLAIN_WAY, TRANSLATED_WAY };
+
+/* Where the direction that answers `tuple` goes. NO_WAY: no flow of ours; PLAIN_WAY: one that is not translated. */
+static inline enum found_way icmp_find_way(const struct tuple *tuple, struct tuple *key, struct tuple *to)
 {
 	struct flow *flow;
 
@@ -67,14 +130,14 @@ static inline bool icmp_find_way(const struct tuple *tuple, struct tuple *key, s
 	flow = flows.lookup(key);
 	if (flow) {
 		*to = flow->to;
-		return !(flow->flags & FLOW_PLAIN);
+		return flow->flags & FLOW_PLAIN ? PLAIN_WAY : TRANSLATED_WAY;
 	}
 	flow = half_open.lookup(key);
 	if (flow) {
 		*to = flow->to;
-		return !(flow->flags & FLOW_PLAIN);
+		return flow->flags & FLOW_PLAIN ? PLAIN_WAY : TRANSLATED_WAY;
 	}
-	return false;
+	return NO_WAY;
 }
 
 /*
@@ -91,6 +154,12 @@ static inline __u64 icmp_rewrite_quoted(struct quoted *quoted, const struct tupl
 	__be16 *check = quoted->ports + 3;
 	__u16 before = *check;
 
+	if (MASQUERADE && was->protocol == IPPROTO_FAMILY_ICMP) {
+		/* One of the two is the identifier; its own checksum makes up for it, and for IPv6's addresses */
+		quoted->ports[2] = sent->source_port | sent->destination_port;
+		quoted->ports[1] = ~sum_fold16((__u16)~quoted->ports[1] + ports + addresses * (FAMILY == 6));
+		return 0;
+	}
 	quoted->ports[0] = sent->source_port;
 	quoted->ports[1] = sent->destination_port;
 	if (was->protocol == IPPROTO_UDP && before) {

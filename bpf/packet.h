@@ -47,8 +47,9 @@ enum parsed {
 	PARSED,		   /* TCP, UDP or SCTP, whole headers in reach */
 	PARSED_FIRST,	   /* as above, the first fragment of several */
 	PARSED_ARP,	   /* of interest only for learning */
-	PARSED_ICMP,	   /* the family's ICMP, its header in reach */
-	PARSED_OTHER,	   /* a protocol that is not ours: the stack's */
+	PARSED_ICMP,	   /* the family's ICMP, its header in reach; also the first fragment of one */
+	PARSED_OTHER,	   /* not of this family: the stack's */
+	PARSED_PROTOCOL,   /* a protocol without ports that we know: the stack's */
 	PARSED_FRAGMENT,   /* a later fragment, which has no ports; nothing behind `identification` is set */
 	PARSED_SHORT,	   /* the headers may lie outside the linear part, or are many: `walk` tries again */
 	PARSED_UNREADABLE, /* more headers than are followed; only `ip` and `length` are set */
@@ -59,7 +60,7 @@ enum parsed {
 static inline bool has_addresses(enum parsed parsed)
 {
 	return parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP || parsed == PARSED_FRAGMENT ||
-	       parsed == PARSED_UNREADABLE;
+	       parsed == PARSED_UNREADABLE || parsed == PARSED_PROTOCOL;
 }
 
 /* How far to read: the programs at the hooks look at packets as nearly all are, `walk` and `leave` at all. */
@@ -156,10 +157,10 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 			return PARSED_SHORT;
 		transport_length = least = sizeof(struct sctp_header);
 		packet->tcp_flags = sctp_opens(packet->sctp, end) ? TCP_SYN : 0;
-	} else if (read.protocol == IPPROTO_FAMILY_ICMP && !read.is_first) {
+	} else if (read.protocol == IPPROTO_FAMILY_ICMP) {
 		return packet->transport + sizeof(icmp_header) > end ? PARSED_SHORT : PARSED_ICMP;
 	} else {
-		return PARSED_OTHER;
+		return PARSED_PROTOCOL;
 	}
 	if (packet_length_lies(skb, packet, transport_length, least))
 		return PARSED_MALFORMED;

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from pydatapath import plan, schema
-from pydatapath.claims import Candidate, Claimant, claimant, claims_of, refusals
+from pydatapath.claims import Candidate, Claim, Claimant, ClaimKind, claimant, claims_of, refusals
 from pydatapath.errors import DatapathError, KernelError, ManifestError, Refused
+from pydatapath.forwarding import KIND as PORT_FORWARD
+from pydatapath.forwarding import NAMESPACE as FORWARDS
+from pydatapath.forwarding import Forward, plan_forward
 from pydatapath.kernel import tables
 from pydatapath.kernel.layout import Family
 from pydatapath.kernel.maps import Maps
@@ -21,7 +24,19 @@ from pydatapath.model import EndpointSlice, Service
 from pydatapath.plan import Address, Here, PortPlan
 from pydatapath.records import Key, Records, ServiceKey, Stored
 
-__all__ = ["Action", "Edit", "Outcome", "Wanted", "apply", "edit", "here", "load_object", "refresh_all", "want"]
+__all__ = [
+    "Action",
+    "Edit",
+    "Outcome",
+    "Wanted",
+    "apply",
+    "change_forwards",
+    "edit",
+    "here",
+    "load_object",
+    "refresh_all",
+    "want",
+]
 
 Action = Literal["created", "configured", "unchanged", "deleted", "refused"]
 
@@ -121,6 +136,16 @@ def refresh_all(records: Records, maps: Maps) -> None:
     _program(records, maps, want(records, Edit(), whole=True), dry_run=False)
 
 
+def change_forwards(
+    records: Records, maps: Maps, *, add: Collection[Forward] = (), delete: Collection[Forward] = ()
+) -> None:
+    """Makes and deletes forwards of ports, which nobody has checked here. Raises KernelError for a map that is full."""
+    records.forget((PORT_FORWARD, FORWARDS, one.name) for one in delete)
+    records.store(Stored(PORT_FORWARD, FORWARDS, one.name, None, one.text) for one in add)
+    made = Edit(touched={(FORWARDS, one.name): None for one in (*delete, *add)})
+    _program(records, maps, want(records, made, whole=bool(records.get(UNFINISHED))), dry_run=False)
+
+
 def edit(
     records: Records,
     objects: Iterable[Service | EndpointSlice],
@@ -164,7 +189,9 @@ def _given(records: Records, key: Key, one: Service | EndpointSlice) -> _Given:
 def _pruned(records: Records, wished: Collection[Key], faults: Sequence[ManifestError]) -> set[Key]:
     """What is recorded and not given; nothing where something was given of which nobody knows what it is."""
     bad = {fault.key for fault in faults}
-    return set() if None in bad else records.keys() - set(wished) - bad
+    if None in bad:
+        return set()
+    return {key for key in records.keys() - set(wished) - bad if key[0] != PORT_FORWARD}
 
 
 def _refusals(records: Records, given: Mapping[Key, _Given], over: Collection[Key]) -> dict[Key, DatapathError]:
@@ -237,15 +264,13 @@ def want(records: Records, made: Edit, *, whole: bool = False) -> Wanted:
     node = here(records)
     plans: dict[ServiceKey, list[PortPlan]] = {}
     for key in touched:
-        service, slices = _load(records, made, key)
-        plans[key] = plan.plan_service(service, slices, node) if service else []
+        plans[key], claims = _planned(records, made, key, node)
         records.register(*key, plans[key])
-        records.claim(*key, claims_of(service) if service else {})
+        records.claim(*key, claims)
     moved = records.settle()
     for key in sorted(moved.keys() - plans.keys()):  # those that gain or lose an address by what is touched
-        service, slices = _load(records, made, key)
         before |= moved[key]
-        plans[key] = plan.plan_service(service, slices, node) if service else []
+        plans[key], _ = _planned(records, made, key, node)
     wanted = Wanted([], {}, before, whole)
     for key, ports in plans.items():
         wanted.numbers |= records.numbers_of(*key)
@@ -256,11 +281,22 @@ def want(records: Records, made: Edit, *, whole: bool = False) -> Wanted:
 def _all_services(records: Records) -> Iterator[ServiceKey]:
     """Those that are there, and those of which a slice or a number is left."""
     for stored in records.objects():
-        name = stored.name if stored.kind == "Service" else stored.service
+        name = stored.name if stored.kind in ("Service", PORT_FORWARD) else stored.service
         if name is not None:
             yield stored.namespace, name
     for port in records.ports().values():
         yield port.namespace, port.service
+
+
+def _planned(
+    records: Records, made: Edit, key: ServiceKey, node: Here
+) -> tuple[list[PortPlan], Mapping[Claim, ClaimKind]]:
+    """What a service, or a forward of a port, needs on a node and claims; nothing where it is not there."""
+    if key[0] == FORWARDS:
+        stored = records.object(PORT_FORWARD, *key)
+        return plan_forward(Forward.read(stored.manifest), node) if stored else [], {}
+    service, slices = _load(records, made, key)
+    return (plan.plan_service(service, slices, node), claims_of(service)) if service else ([], {})
 
 
 def _load(records: Records, made: Edit, key: ServiceKey) -> tuple[Service | None, list[EndpointSlice]]:

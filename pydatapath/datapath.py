@@ -9,28 +9,40 @@ with Datapath.open() as datapath:
 from __future__ import annotations
 
 import difflib
+import errno
 import socket
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
-from typing import Self
+from typing import Final, Self
 
-from pydatapath import applying, editing, instance, plan
+from pydatapath import applying, editing, egress, forwarding, instance, plan
 from pydatapath.applying import Outcome
 from pydatapath.errors import Conflict, DatapathError, ManifestError, NotFound, Refused
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
-from pydatapath.kernel import flowtable, libbpf, netns, tables, tc
+from pydatapath.kernel import flowtable, libbpf, nattable, netns, tables, tc
 from pydatapath.kernel.layout import MAPS, Family, Hook, MapType
 from pydatapath.kernel.maps import Maps
 from pydatapath.model import Backend, BackendState, Endpoint, EndpointSlice, Service
 from pydatapath.node import Node, Options
 from pydatapath.records import HostChange, Records, Stored
-from pydatapath.views import Flow, InterfaceStatus, MapStatus, ServiceStatus, Status
+from pydatapath.views import (
+    End,
+    Flow,
+    InterfaceStatus,
+    MapStatus,
+    NatMapping,
+    NatStats,
+    PortForward,
+    ServiceStatus,
+    Status,
+)
 
 __all__ = ["Datapath", "FlowFilter", "split_key"]
 
+NAT_DROPS: Final = ("drop_ports_taken", "drop_unasked", "drop_untranslated")
 # Where a backend of one service port listens: namespace, service, port name, protocol, address
 Listener = tuple[str, str, str, str, plan.Address]
 
@@ -256,7 +268,59 @@ class Datapath:
     def objects(self) -> list[Stored]:
         """Every object as it was applied."""
         with Records(self.instance.records) as records:
-            return records.objects()
+            return [one for one in records.objects() if one.kind != forwarding.KIND]
+
+    # Ports of the node that lead to a pod
+
+    @property
+    def port_forwards(self) -> list[PortForward]:
+        """All of them, by name."""
+        with Records(self.instance.records) as records:
+            here, tally = applying.here(records), self._flows_by_listener(records)
+            return [
+                PortForward(
+                    protocol=one.protocol.lower(),
+                    addresses=tuple(one.addresses(here)),
+                    port=one.port,
+                    target=End(one.target.address, one.target.port),
+                    flows=tally[(forwarding.NAMESPACE, one.name, "", one.protocol, one.target)],
+                )
+                for one in _forwards(records)
+            ]
+
+    def add_port_forward(self, forward: forwarding.Forward) -> None:
+        """Lets a port of the node lead to a pod. Raises DatapathError where the port is another's, Conflict where it is
+        a program's on the node.
+        """
+        with self.instance.locked(), Records(self.instance.records) as records:
+            here, options = applying.here(records), Options.from_mapping(records.get("options", {}))
+            places = [plan.Address(at, forward.port, forward.protocol) for at in forward.addresses(here)]
+            node_ports = egress.port_range(options.nodeport_range, "--nodeport-range")
+            forwarding.check(forward, here, node_ports, records.holders(places))
+            with netns.entered(self.instance.netns_path):
+                for at in places:
+                    _refuse_used(forward, at)
+            applying.change_forwards(records, self._maps, add=[forward])
+
+    def delete_port_forward(self, port: int, protocol: str, address: str = "") -> list[str]:
+        """Lets a port be the node's own again; open connections go on. Without an address: of those for all addresses.
+        Raises NotFound.
+        """
+        with self.instance.locked(), Records(self.instance.records) as records:
+            wanted = "" if address in forwarding.UNSPECIFIED.values() else address
+            found = [
+                one
+                for one in _forwards(records)
+                if (one.port, one.protocol, one.address) == (port, protocol.upper(), wanted)
+                and (wanted == address or forwarding.UNSPECIFIED[one.family] == address)
+            ]
+            if not found:
+                raise NotFound(
+                    f"port-forward {f'{address}:' if address else ''}{port}/{protocol.lower()} does not exist",
+                    hint="`pydatapath port-forward list` shows those that do",
+                )
+            applying.change_forwards(records, self._maps, delete=found)
+            return [one.name for one in found]
 
     def service(self, key: str) -> ServiceStatus:
         """One service by `namespace/name` or `name`. Raises NotFound, with the names that come near."""
@@ -355,6 +419,27 @@ class Datapath:
                 found.append(flowtable.TrackedFlow(named, (number, generation), ends))
         return found
 
+    def nat_mappings(self) -> list[NatMapping]:
+        """Everything that leaves behind the node's address now, by family, protocol and inside end."""
+        return nattable.read_mappings(self._maps)
+
+    def nat_stats(self) -> NatStats:
+        """How full the outside addresses are, what was dropped, and who has the most flows."""
+        with Records(self.instance.records) as records:
+            options = Options.from_mapping(records.get("options", {}))
+            addresses, families = records.get("egress_addresses", ()), records.get("masqueraded", ())
+        found, counted = self.nat_mappings(), tables.counters(self._maps)
+        ports = egress.port_range(options.snat_ports, "--snat-ports")
+        node_ports = egress.port_range(options.nodeport_range, "--nodeport-range")
+        return NatStats(
+            tuple(families),
+            options.nat_type,
+            options.snat_ports,
+            tuple(nattable.ports_used(found, addresses, ports, node_ports)),
+            {name.removeprefix("drop_"): counted[name] for name in NAT_DROPS},
+            tuple(nattable.top_sources(found)),
+        )
+
     def status(self) -> Status:
         """All of it: where it hangs, what the maps hold, and what is not as load left it (drift)."""
         with Records(self.instance.records) as records:
@@ -406,9 +491,9 @@ class Datapath:
 
     def _map_statuses(self, records: Records) -> tuple[list[MapStatus], list[str]]:
         found, drift = [], []
-        families = applying.here(records).families
+        families, masqueraded = applying.here(records).families, records.get("masqueraded", ())
         for name, contract in MAPS.items():
-            if not contract.is_of(families):
+            if not nattable.is_there(contract, families, masqueraded):
                 continue
             if not (self.instance.map_pins / name).exists():
                 drift.append(f"the map {name} is no longer pinned: `pydatapath load` makes a new one")
@@ -425,6 +510,29 @@ class Datapath:
                 )
             )
         return found, drift
+
+
+def _forwards(records: Records) -> list[forwarding.Forward]:
+    return [forwarding.Forward.read(one.manifest) for one in records.objects(forwarding.KIND)]
+
+
+def _refuse_used(forward: forwarding.Forward, at: plan.Address) -> None:
+    """Raises Conflict where a program of the node's listens there: it would never hear of anybody again."""
+    if at.protocol == "SCTP":
+        return
+    family = socket.AF_INET6 if at.family is Family.IPV6 else socket.AF_INET
+    kind = socket.SOCK_STREAM if at.protocol == "TCP" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as probe:
+        # What has ended lately does not matter
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
+        try:
+            probe.bind((at.address, at.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Conflict(
+                    f"port-forward {forward.name}: a program on the node has {at}",
+                    hint="another port, or end it: `ss -lntup` shows who it is",
+                ) from None
 
 
 def split_key(key: str) -> tuple[str, str]:

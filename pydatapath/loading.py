@@ -23,6 +23,7 @@ from pydatapath.interrupts import deferred
 from pydatapath.kernel import bpffs, compile, netns
 from pydatapath.kernel.layout import BACKEND, ENDPOINT, MAPS, BackendState, EndpointKind, Family
 from pydatapath.kernel.maps import Maps
+from pydatapath.kernel.nattable import is_there
 from pydatapath.node import Node, Options, Scope, resolve
 from pydatapath.records import Records
 from pydatapath.version import __version__
@@ -39,6 +40,7 @@ _PLACE: Final[Mapping[str, object]] = {
     "zone": "",
     "algorithm": "random",
     "families": [Family.IPV4],
+    "masqueraded": [],
 }
 _U32: Final = struct.Struct("=I")
 
@@ -82,6 +84,7 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
                 "zone": node.zone,
                 "algorithm": options.algorithm,
                 "families": node.families,
+                "masqueraded": node.masqueraded,
             }
         )
         try:
@@ -94,7 +97,7 @@ def _exchange(instance: Instance, node: Node, seen: Host, options: Options, stag
         _forget_others(maps, node, seen)
         _remember(records, instance, node, options)
     _keep(instance, staging)
-    _drop_family_maps(instance, node.families)
+    _drop_maps(instance, node.families, node.masqueraded)
 
 
 def _plan_as_before(records: Records, maps: Maps, place: Mapping[str, object]) -> None:
@@ -149,6 +152,7 @@ def _compile(compiler: compile.Compiler, instance: Instance, node: Node, options
             sizes=sizes,
             uplink_index=node.uplinks[0].index if node.uplinks else 0,
             uplink_mac=node.uplinks[0].mac if node.uplinks else "00:00:00:00:00:00",
+            masquerade=compile.Masquerade(**vars(node.masquerade)) if node.masqueraded else None,
         ),
     )
     for pin in instance.map_pins.iterdir():
@@ -164,6 +168,8 @@ def _programs_scope(scope: Scope) -> compile.Scope:
         uplink_address=next(iter(scope.addresses), None),
         cluster_networks=scope.cluster_networks,
         exclusive_networks=scope.exclusive_networks,
+        unmasqueraded_networks=scope.unmasqueraded_networks,
+        egress=tuple(compile.Egress(**vars(one)) for one in scope.egress),
     )
 
 
@@ -174,6 +180,7 @@ def _remember(records: Records, instance: Instance, node: Node, options: Options
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "node_ips": [str(address) for address in node.addresses],
         "pod_networks": [str(network) for network in node.pod_networks],
+        "egress_addresses": [*dict.fromkeys(str(one.address) for at in node.scopes.values() for one in at.egress)],
         "service_networks": [str(network) for network in node.service_networks],
         "options": options.as_mapping(),
     }
@@ -256,10 +263,10 @@ def _keep(instance: Instance, programs: Path) -> None:
     programs.rename(instance.program_pins)
 
 
-def _drop_family_maps(instance: Instance, families: Collection[Family]) -> None:
-    """The maps that no program has any more, because their family is not loaded."""
+def _drop_maps(instance: Instance, families: Collection[Family], masqueraded: Collection[Family]) -> None:
+    """The maps that no program has any more, because their family is not loaded, or leaves as it is."""
     for contract in MAPS.values():
-        if not contract.is_of(families):
+        if not is_there(contract, families, masqueraded):
             (instance.map_pins / contract.name).unlink(missing_ok=True)
 
 
@@ -271,7 +278,8 @@ def _recover(instance: Instance, programs: Path, *, fresh: bool, foreign_pins: b
         else:
             with Records(instance.records) as records:
                 # What a family that was to come had is nobody's; done first, for the programs may refuse
-                _drop_family_maps(instance, records.get("families", _PLACE["families"]))
+                before = [records.get(name, _PLACE[name]) for name in ("families", "masqueraded")]
+                _drop_maps(instance, *before)
                 connecting.reconnect(records, instance)
         bpffs.remove_tree(programs)
     if fresh:

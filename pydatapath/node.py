@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -16,9 +16,11 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
+from pydatapath import egress
 from pydatapath.annotations import ALGORITHMS
+from pydatapath.egress import Egress, EgressAddress, Masquerade
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Family, Hook
@@ -41,7 +43,8 @@ Network: TypeAlias = IPv4Network | IPv6Network
 DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
 DEFAULT_SERVICE_CIDR6: Final = "fd00:10:96::/112"  # kind's; kubeadm has none
 LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22)}  # the least and the most
-WORDS: Final = {"algorithm": ALGORITHMS}
+NatTypeName = Literal["endpoint-independent", "symmetric", "full-cone"]
+WORDS: Final = {"algorithm": ALGORITHMS, "nat_type": tuple(egress.NAT_TYPES)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Options:
     cluster_cidr: tuple[str, ...] = ()
     service_cidr: tuple[str, ...] = ()
     nodeport_addresses: tuple[str, ...] = ()
+    nodeport_range: str = "30000-32767"  # the API server's --service-node-port-range
+    masquerade: bool | None = None  # None: where --snat-address names an address
+    non_masquerade_cidr: tuple[str, ...] = ()
+    snat_address: tuple[str, ...] = ()
+    snat_ports: str = "1024-65535"
+    nat_type: NatTypeName = "endpoint-independent"
     zone: str = ""
     algorithm: Algorithm = "random"
     max_flows: int = 131_072
@@ -72,13 +81,8 @@ class Options:
         for name, value in values.items():
             if name not in known:
                 raise DatapathError(f"option {name!r} is unknown", hint=f"known are: {', '.join(sorted(known))}")
-            if isinstance(known[name], tuple):
-                good = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-            else:
-                good = isinstance(value, type(known[name])) and not isinstance(value, bool)
-            if not good:
-                wanted = "a list of strings" if isinstance(known[name], tuple) else type(known[name]).__name__
-                raise DatapathError(f"option {name!r} must be {wanted}, not {value!r}")
+            if not _is_like(known[name], value):
+                raise DatapathError(f"option {name!r} must be {_kind_of(known[name])}, not {value!r}")
             least, most = LIMITS.get(name, (0, 0))
             if name in LIMITS and not least <= value <= most:
                 raise DatapathError(f"option {name!r} must be from {least:,} to {most:,}, not {value:,}")
@@ -90,6 +94,21 @@ class Options:
     def as_mapping(self) -> dict[str, Any]:
         """For the records."""
         return asdict(self)
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether a value can stand where this one does; None stands for a yes or no that is not said."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
+    if default is None:
+        return value is None or isinstance(value, bool)
+    return isinstance(value, type(default)) and not isinstance(value, bool)
+
+
+def _kind_of(default: Any) -> str:
+    if default is None:
+        return "true or false"
+    return "a list of strings" if isinstance(default, tuple) else type(default).__name__
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,8 @@ class Scope:
     masquerade_address: Address | None = None  # what a pod sees that calls itself through its service
     node_port_addresses: tuple[Address, ...] = ()  # where node ports answer (S46, C5)
     exclusive_networks: tuple[Network, ...] = ()  # those of the pods that are nobody else's, too
+    unmasqueraded_networks: tuple[Network, ...] = ()  # where pods are seen as who they are, beside the cluster's own
+    egress: tuple[Egress, ...] = ()  # behind what pods leave, the first that fits; none: as who they are
 
 
 @dataclass(frozen=True)
@@ -127,11 +148,17 @@ class Node:
     loopback: Interface | None
     scopes: Mapping[Family, Scope]
     zone: str
+    masquerade: Masquerade
 
     @property
     def families(self) -> tuple[Family, ...]:
         """Those that are loaded."""
         return tuple(self.scopes)
+
+    @property
+    def masqueraded(self) -> tuple[Family, ...]:
+        """The families whose pods leave the cluster behind the node's address."""
+        return tuple(family for family, scope in self.scopes.items() if scope.egress)
 
     @property
     def addresses(self) -> list[Address]:
@@ -175,6 +202,8 @@ class _Said:
     cluster_cidr: tuple[Network, ...]
     service_cidr: tuple[Network, ...]
     nodeport_addresses: tuple[Network, ...]
+    non_masquerade_cidr: tuple[Network, ...]
+    snat_address: tuple[EgressAddress, ...]
 
     def of(self, family: Family) -> _Said:
         """What is said of one family."""
@@ -204,12 +233,21 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
             raise DatapathError(f"interface {one.name!r} is no bridge", hint="--pod-interface names single interfaces")
     pods = _pod_interfaces(options, host, bridges, uplinks)
     found = _Interfaces(tuple(uplinks), tuple(bridges), tuple(pods))
+    said = _read(options)
+    scopes = _scopes(said, host, found)
     return Node(
         name=options.node_name or hostname,
         **vars(found),
         loopback=host.loopback,
-        scopes=_scopes(_read(options), host, found),
+        scopes={
+            family: _hidden(options, family, said.of(family), scope, host, found) for family, scope in scopes.items()
+        },
         zone=options.zone,
+        masquerade=Masquerade(
+            egress.NAT_TYPES[options.nat_type],
+            egress.port_range(options.snat_ports, "--snat-ports"),
+            egress.port_range(options.nodeport_range, "--nodeport-range"),
+        ),
     )
 
 
@@ -220,6 +258,8 @@ def _read(options: Options) -> _Said:
         _networks(options.cluster_cidr, "--cluster-cidr"),
         _networks(options.service_cidr, "--service-cidr"),
         _networks(options.nodeport_addresses, "--nodeport-addresses"),
+        _networks(options.non_masquerade_cidr, "--non-masquerade-cidr"),
+        egress.read_addresses(options.snat_address, "--snat-address", _addresses, _networks),
     )
 
 
@@ -270,6 +310,16 @@ def _exclusive_networks(
         if not any(address in one for address in outside)
         and not any(other.prefixlen >= one.prefixlen and other.network_address in one for other in said.cluster_cidr)
     )
+
+
+def _hidden(options: Options, family: Family, said: _Said, scope: Scope, host: Host, found: _Interfaces) -> Scope:
+    """With what pods leave the cluster behind."""
+    if not egress.is_wanted(options.masquerade, said.snat_address):
+        return scope
+    chosen = egress.choose(
+        found.uplinks, scope.pod_networks, scope.addresses, said.snat_address, host.addresses, family
+    )
+    return replace(scope, egress=chosen, unmasqueraded_networks=said.non_masquerade_cidr)
 
 
 def _service_networks(family: Family, said: _Said, taken: list[Network]) -> tuple[Network, ...]:

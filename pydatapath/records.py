@@ -144,6 +144,8 @@ class RecordedPort(NamedTuple):
     called: int | None
 
     def __str__(self) -> str:
+        if not self.namespace:
+            return f"port-forward {self.service}"
         return f"{self.namespace}/{self.service}:{self.port or self.called}"
 
 
@@ -167,7 +169,7 @@ class Shadow(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return f"Service {self.service}: {self.address} belongs to Service {self.holder}, {self.reason}"
+        return f"{titled(self.service)}: {self.address} belongs to {titled(self.holder)}, {self.reason}"
 
 
 class Records:
@@ -390,6 +392,22 @@ class Records:
             found[claim] = [Holding(*row) for row in rows]
         return found
 
+    def holders(self, places: Iterable[Address]) -> list[str]:
+        """Who has a claim to one of these places of the node, titled: those called there, and those who may be called
+        at every node's.
+        """
+        found: dict[str, None] = {}
+        for at in places:
+            rows = self._db.execute(
+                "SELECT p.namespace, p.service FROM frontends f JOIN service_ports p USING (number)"
+                " WHERE (f.address, f.port, f.protocol) = (?1, ?2, ?3)"
+                " UNION SELECT namespace, service FROM claims WHERE (address, port, protocol) IN"
+                " (VALUES ('', ?2, ?3), (?1, ?2, ?3))",
+                (at.address, at.port, at.protocol),
+            )
+            found |= dict.fromkeys(titled(f"{namespace}/{service}") for namespace, service in rows)
+        return list(found)
+
     def numbers_of(self, namespace: str, service: str) -> dict[tuple[str, ...], int]:
         """The number of each of a service's ports, by what names it."""
         rows = self._db.execute(
@@ -418,6 +436,11 @@ class Records:
         """What was done of one kind."""
         rows = self._db.execute("SELECT subject FROM host_changes WHERE kind = ? ORDER BY subject", (kind,))
         return [row[0] for row in rows]
+
+
+def titled(key: str) -> str:
+    """What stands behind `namespace/name`: a forward of a port has no namespace."""
+    return f"port-forward {key[1:]}" if key.startswith("/") else f"Service {key}"
 
 
 def _reason(holder: _Contested, other: _Contested) -> str:

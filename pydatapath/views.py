@@ -7,7 +7,19 @@ from typing import Any
 
 from pydatapath.model import Backend, Service
 
-__all__ = ["Flow", "InterfaceStatus", "MapStatus", "ServiceStatus", "Status", "Tuple"]
+__all__ = [
+    "End",
+    "Flow",
+    "InterfaceStatus",
+    "MapStatus",
+    "NatMapping",
+    "NatStats",
+    "PortForward",
+    "PortsUsed",
+    "ServiceStatus",
+    "Status",
+    "Tuple",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,67 @@ class Flow:
         return {(False, False): "none", (True, False): "dnat", (False, True): "snat", (True, True): "both"}[
             destination, source
         ]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class End:
+    """An address and port (of an echo: its identifier, or 0 for who is asked)."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class NatMapping:
+    """An inside end and the outside one behind which it is seen, with those whom it talks to: none for a mapping of UDP
+    whose flows are over. `idle` and `expires` are seconds.
+    """
+
+    family: int
+    protocol: str
+    inside: End
+    outside: End
+    remotes: tuple[End, ...]
+    idle: float
+    expires: float
+
+
+@dataclass(frozen=True, slots=True)
+class PortsUsed:
+    """How many ports of an outside address a protocol uses, of how many that are looked for."""
+
+    address: str
+    protocol: str
+    used: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class NatStats:
+    """The whole of masquerading, in the form of `nat stats -o json`. `dropped`: packets, by the reason's name;
+    `sources`: the pods with the most flows, each with their number.
+    """
+
+    families: tuple[int, ...]
+    type: str
+    ports: str
+    addresses: tuple[PortsUsed, ...]
+    dropped: dict[str, int]
+    sources: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """A port of the node's addresses, or of one of them, that leads to a pod's."""
+
+    protocol: str
+    addresses: tuple[str, ...]
+    port: int
+    target: End
+    flows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "service": "service:service",
     "backend": "backend:backend",
     "flow": "flow:flow",
+    "nat": "nat:nat",
+    "port-forward": "port_forward:port_forward",
     "lab": "lab:lab",
 }
 SUMMARIES: Final = {
@@ -38,6 +40,8 @@ SUMMARIES: Final = {
     "service": "List, show, add and delete services.",
     "backend": "List, add and remove backends of services.",
     "flow": "List and count the flows that are tracked.",
+    "nat": "What leaves the cluster behind the node's address: its ports, and who has them.",
+    "port-forward": "List, add and delete ports of the node that lead to a pod.",
     "lab": "A cluster made of network namespaces, to try it all without a second machine.",
 }
 

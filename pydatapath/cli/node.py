@@ -43,6 +43,32 @@ __all__ = ["doctor", "load", "status", "unload"]
     metavar="CIDR",
     help="Node ports answer at the host's addresses in these networks (default: at the node's addresses).",
 )
+@click.option(
+    "--nodeport-range", metavar="A-B", help="Where node ports are, which no pod's call is given (30000-32767)."
+)
+@click.option(
+    "--masquerade/--no-masquerade",
+    default=None,
+    help="Pods leave the cluster behind the node's address (default: as who they are). Say --cluster-cidr, too.",
+)
+@click.option(
+    "--non-masquerade-cidr",
+    multiple=True,
+    metavar="CIDR",
+    help="Networks where pods are seen as who they are, beside the cluster's own.",
+)
+@click.option(
+    "--snat-address",
+    multiple=True,
+    metavar="[POD-CIDR=]ADDRESS",
+    help="Which of the host's addresses pods leave behind, all or those of one network (default: the uplink's).",
+)
+@click.option("--snat-ports", metavar="A-B", help="Ports for calls whose own port is taken there (1024-65535).")
+@click.option(
+    "--nat-type",
+    type=click.Choice(["endpoint-independent", "symmetric", "full-cone"]),
+    help="What a pod's UDP port is outside, and who may send to it (endpoint-independent).",
+)
 @click.option("--zone", metavar="NAME", help="This node's topology zone, for EndpointSlices with hints for zones.")
 @click.option(
     "--algorithm",
@@ -62,13 +88,14 @@ def load(target: Target, /, config: str | None, **given: Any) -> None:
     Examples:
       pydatapath load
       pydatapath load --bridge br0 --uplink eth0 --service-cidr 10.96.0.0/16
+      pydatapath load --cluster-cidr 10.244.0.0/16 --masquerade --non-masquerade-cidr 192.168.50.0/24
       pydatapath --netns node1 load --config node1.toml
     """
     from pydatapath.datapath import Datapath
     from pydatapath.node import Options
 
     values = _read_config(config) if config else {}
-    values |= {name: value for name, value in given.items() if value}
+    values |= {name: value for name, value in given.items() if value not in (None, (), "")}
     options = Options.from_mapping(values)
     with Datapath.load(options, target.instance, target.netns) as datapath:
         node = datapath.node

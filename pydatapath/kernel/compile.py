@@ -49,6 +49,17 @@ SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
 # The halves of datapath.c by their -D: `walk`, and all others, which take about as long
 HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
 ANSWERS_PER_SECOND: Final = 10_000  # RSTs, ICMP errors and echo replies that a CPU makes
+NAT_TRIES: Final = 6  # ports that a run of `nat` tries
+NAT_ROUNDS: Final = 15  # runs after the first: N22, with nine ports of ten taken one new flow of 25,000 finds none
+NAT_PORTS: Final = (1024, 65_535)
+NODE_PORTS: Final = (30_000, 32_767)  # the API server's --service-node-port-range
+NEVER_TRANSLATED: Final[Mapping[Family, tuple[Network, ...]]] = {
+    Family.IPV4: tuple(
+        IPv4Network(text)
+        for text in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32")
+    ),
+    Family.IPV6: tuple(IPv6Network(text) for text in ("::/127", "fe80::/10", "ff00::/8")),
+}
 COMPILE_SECONDS: Final = 300  # one takes 0.6; in an emulator, a hundred times that
 
 _COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
@@ -72,6 +83,7 @@ class Sizes:
     fragments: int = 32_768  # datagrams of which fragments may be on their way
     ranges: int = 16_384  # of loadBalancerSourceRanges, all services together
     affinities: int = 65_536  # clients of services with session affinity; C11
+    mappings: int = 65_536  # of pods' UDP ports to the node's: there are no more ports than that
 
     @property
     def definitions(self) -> dict[str, int]:
@@ -87,9 +99,19 @@ class Sizes:
             "MAX_RANGES": self.ranges,
             "MAX_FRAGMENTS": self.fragments,
             "MAX_AFFINITIES": self.affinities,
+            "MAX_MAPPING_ENTRIES": 2 * self.mappings,
             "COUNTERS": len(layout.Counter),
             "ONE": 1,
         }
+
+
+@dataclass(frozen=True)
+class Egress:
+    """The address behind which pods leave by an uplink (its interface's index); `network`: those pods only."""
+
+    uplink: int
+    address: Address
+    network: Network | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +125,17 @@ class Scope:
     uplink_address: Address | None = None
     cluster_networks: tuple[Network, ...] = ()  # where the other nodes' pods are
     exclusive_networks: tuple[Network, ...] = ()  # pod networks that are this node's alone
+    unmasqueraded_networks: tuple[Network, ...] = ()  # where pods are seen as who they are, beside the cluster's own
+    egress: tuple[Egress, ...] = ()  # the first that fits counts
+
+
+@dataclass(frozen=True)
+class Masquerade:
+    """How what leaves the cluster is hidden behind the node's address."""
+
+    type: layout.NatType = layout.NatType.ENDPOINT_INDEPENDENT
+    ports: tuple[int, int] = NAT_PORTS
+    node_ports: tuple[int, int] = NODE_PORTS  # which are never taken (N19)
 
 
 @dataclass(frozen=True)
@@ -118,6 +151,21 @@ class Program:
     # Where answers from balancers' and external addresses, for the node itself, come in
     uplink_index: int = 0
     uplink_mac: str = "00:00:00:00:00:00"
+    masquerade: Masquerade | None = None  # None: what leaves the cluster does so as it is
+
+    def masquerades(self, family: Family) -> bool:
+        """Whether pods leave the cluster behind the node's address, in this family."""
+        return self.masquerade is not None and bool(self.scopes[family].egress)
+
+    @property
+    def maps(self) -> dict[str, layout.MapContract]:
+        """The maps that there are."""
+        return {
+            name: contract
+            for name, contract in layout.MAPS.items()
+            if contract.is_of(self.scopes)
+            and (contract.in_c != "mappings" or (contract.family and self.masquerades(contract.family)))
+        }
 
     @property
     def scopes(self) -> dict[Family, Scope]:
@@ -127,7 +175,9 @@ class Program:
     @property
     def places(self) -> dict[str, int]:
         """The programs that go into the program array, by name."""
-        return layout.program_places(self.scopes, self.hooks)
+        without = [f"nat{family.suffix}" for family in self.scopes if not self.masquerades(family)]
+        places = layout.program_places(self.scopes, self.hooks)
+        return {name: place for name, place in places.items() if name not in without}
 
 
 def definitions(program: Program, family: Family) -> dict[str, str]:
@@ -158,6 +208,9 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         **{counter.name: int(counter) for counter in layout.Counter},
         **{f"TIMEOUT_{name}": seconds for name, seconds in layout.TIMEOUTS.items()},
         "TIMEOUT_FRAGMENTS": layout.FRAGMENTS_TIMEOUT,
+        **{f"MAPPING_{side.name}": int(side) for side in layout.MappingSide},
+        "MASQUERADE": int(program.masquerades(family)),
+        **_masquerade_numbers(program.masquerade or Masquerade()),
         "TIMEOUT_SHORTEST": min(layout.TIMEOUTS.values()),
     }
     return {
@@ -175,7 +228,32 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         "IN_EXCLUSIVE_NETWORK(a)": _within(scope.exclusive_networks),
         "COMES_FROM_HERE(a)": _within((*scope.exclusive_networks, *scope.service_networks)),
         "IN_SERVICE_NETWORK(a)": _within(scope.service_networks),
+        "IN_UNMASQUERADED_NETWORK(a)": _within(_never_masqueraded(scope, family)),
+        "EGRESS_ADDRESSES(source,uplink,outside)": " ".join(_egress(one, family) for one in scope.egress),
     }
+
+
+def _masquerade_numbers(how: Masquerade) -> dict[str, int]:
+    return {
+        "NAT_TYPE": how.type,
+        "NAT_TRIES": NAT_TRIES,
+        "NAT_ROUNDS": NAT_ROUNDS,
+        "NAT_PORT_FIRST": how.ports[0],
+        "NAT_PORT_LAST": how.ports[1],
+        "NODE_PORT_FIRST": how.node_ports[0],
+        "NODE_PORT_LAST": how.node_ports[1],
+    }
+
+
+def _never_masqueraded(scope: Scope, family: Family) -> list[Network]:
+    """N85: the cluster's own, and what is of one link or of many receivers."""
+    cluster = (*scope.pod_networks, *scope.cluster_networks, *scope.service_networks)
+    return list(dict.fromkeys((*cluster, *scope.unmasqueraded_networks, *NEVER_TRANSLATED[family])))
+
+
+def _egress(one: Egress, family: Family) -> str:
+    pods = f" && {_is_within(one.network).replace('(a)', '(source)')}" if one.network else ""
+    return f"if ((uplink) == {one.uplink}{pods}) {{ *(outside) = {_address_of(one.address, family)}; return true; }}"
 
 
 def _mac_words(text: str) -> str:
@@ -283,7 +361,7 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
     the C structs are not Python's.
     """
     parts = [_part(program, family, half) for family in program.scopes for half in HALVES]
-    maps = {name: contract for name, contract in layout.MAPS.items() if contract.is_of(program.scopes)}
+    maps = program.maps
     key = cache.key_of(parts)
     place = cache.Place(program.map_directory, program.program_directory, maps, program.sizes.definitions)
     if cache.usable() and cache.load(key, place, program.places):
@@ -303,7 +381,8 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
 
 def _part(program: Program, family: Family, half: str) -> dict[str, Any]:
     """What one child is to do: a family's `walk`, or all its other programs."""
-    others = ("leave", *(hook.program for hook in program.hooks))
+    nat = ["nat"] if program.masquerades(family) else []
+    others = ("leave", *nat, *(hook.program for hook in program.hooks))
     names = {name: f"{name}{family.suffix}" for name in (("walk",) if half == "WITH_WALK" else others)}
     given = definitions(program, family) | {one: str(int(one == half)) for one in HALVES}
     return {
@@ -311,7 +390,7 @@ def _part(program: Program, family: Family, half: str) -> dict[str, Any]:
         "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in given.items())],
         "programs": names,
         "places": {name: place for name, place in program.places.items() if name in names.values()},
-        "maps": {one.name: one.in_c for one in layout.MAPS.values() if one.family in (None, family)},
+        "maps": {one.name: one.in_c for one in program.maps.values() if one.family in (None, family)},
         "directory": str(program.program_directory),
     }
 

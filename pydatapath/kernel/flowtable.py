@@ -48,6 +48,7 @@ Ends = tuple[bytes, bytes]
 BackendKey = tuple[int, int]
 _TUPLES: Final = {family: layout.tuple.struct for family, layout in LAYOUTS.items()}
 _FLOWS: Final = {family: layout.flow.struct for family, layout in LAYOUTS.items()}
+_NAMES: Final = {**PROTOCOL_NAMES, 1: "ICMP", 58: "ICMPv6"}
 
 
 class TrackedFlow(NamedTuple):
@@ -71,10 +72,12 @@ class _Live(NamedTuple):
     left: float
 
 
-def read_flows(maps: Maps) -> Iterator[TrackedFlow]:
-    """Every live flow, in no order but by family."""
+def read_flows(maps: Maps, having: int = 0) -> Iterator[TrackedFlow]:
+    """Every live flow, in no order but by family; or only those whose original direction has these FlowFlags."""
     for key, original, reply, state, idle, left in _live(maps):
-        to, _, packets, size, backend, generation, _, _ = original
+        to, _, packets, size, backend, generation, _, flags = original
+        if flags & having != having:
+            continue
         answered = _reverse(to)
         flow = Flow(
             protocol=_protocol(key),
@@ -193,7 +196,7 @@ def _live(maps: Maps) -> Iterator[_Live]:
             flags = FlowFlag(original[7])
             state = flow_state(FlowState(original[6]), flags, FlowFlag(reply[7]) if reply else flags)
             idle = clock.age(max(original[1], reply[1]) if reply else original[1], now)
-            left = timeout(_protocol(key), state) - idle
+            left = timeout(_protocol(key).removesuffix("v6"), state) - idle
             if left > 0:
                 yield _Live(key, original, reply if answered else None, state, idle, left)
 
@@ -203,7 +206,7 @@ def _paired(
 ) -> Iterator[tuple[bytes, Entry, Entry | None, bool]]:
     """Each flow once: its key, both directions' entries (None: lost), and whether they are in the main table."""
     seen: set[bytes] = set()
-    for entries, answered in ((flows, True), ({**half_open, **_clients_of(half_open)}, False)):
+    for entries, answered in ((flows, True), ({**_clients_of(half_open), **half_open}, False)):
         for key, original in entries.items():
             if not original[7] & REPLY and key not in seen:
                 seen.add(key)
@@ -239,7 +242,7 @@ def _family(raw: bytes) -> Family:
 
 def _protocol(raw: bytes) -> str:
     """Of a struct tuple, which ends in the protocol and three zeros."""
-    return PROTOCOL_NAMES[raw[-4]]
+    return _NAMES[raw[-4]]
 
 
 def unpack_tuple(raw: bytes) -> Tuple:

@@ -79,12 +79,35 @@ class FlowState(IntEnum):
 
 
 class FlowFlag(IntFlag):
-    """REPLY: the answering direction. PLAIN: nothing is rewritten. FIN, RST: this direction has sent one."""
+    """REPLY: the answering direction. PLAIN: nothing is rewritten. FIN, RST: this direction has sent one.
+
+    PAIRED: while it is half-open there are entries for both directions. MASQUERADED: it leaves the cluster behind the
+    node's address.
+    """
 
     REPLY = 1
     PLAIN = 2
     FIN = 4
     RST = 8
+    PAIRED = 16
+    MASQUERADED = 32
+
+
+class MappingSide(IntEnum):
+    """What a mapping is looked up by: the pod's end, or the one that the outside sees."""
+
+    INSIDE = 0
+    OUTSIDE = 1
+
+
+class NatType(IntEnum):
+    """Mapping and filtering (RFC 4787 4 and 5): endpoint-independent and address and port-dependent; both the latter;
+    both the former.
+    """
+
+    ENDPOINT_INDEPENDENT = 0
+    SYMMETRIC = 1
+    FULL_CONE = 2
 
 
 def flow_state(stored: FlowState, flags: FlowFlag, other: FlowFlag) -> FlowState:
@@ -148,6 +171,8 @@ class Counter(IntEnum):
     DROP_HEADERS = 15
     DROP_SPOOFED = 16
     DROP_HOPS = 17
+    DROP_UNASKED = 18
+    DROP_UNTRANSLATED = 19
 
 
 class Hook(IntEnum):
@@ -178,7 +203,7 @@ class Hook(IntEnum):
 
 # The programs that the hooks' go on in: `walk` where a packet needs more than its known flow, and `leave` where that
 # has decided what it becomes
-TAILS: Final = ("walk", "leave")
+TAILS: Final = ("walk", "leave", "nat")
 
 
 def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[str, int]:
@@ -186,7 +211,7 @@ def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[
     IPv6 is loaded) those of IPv6, then IPv6's programs of the hooks, which IPv4's go on in with an IPv6 packet.
     """
     places = {
-        f"{tail}{family.suffix}": 2 * (family is Family.IPV6) + place
+        f"{tail}{family.suffix}": len(TAILS) * (family is Family.IPV6) + place
         for family in families
         for place, tail in enumerate(TAILS)
     }
@@ -207,6 +232,8 @@ TIMEOUTS: Final = {
     "TCP_NEW": 120,
     "TCP_ESTABLISHED": 432_000,
     "TCP_CLOSING": 240,
+    "ICMP_NEW": 60,
+    "ICMP_ESTABLISHED": 60,
     "SCTP_NEW": 120,
     "SCTP_ESTABLISHED": 210,
 }
@@ -321,8 +348,20 @@ class FamilyLayout:
         )
         flow_bytes = f"{self.flow.struct.size}s"
         self.leaving = Record(
-            "leaving", (("key", tuple_bytes), ("to", tuple_bytes), ("flow", flow_bytes), ("other", flow_bytes))
+            "leaving",
+            (
+                ("key", tuple_bytes),
+                ("to", tuple_bytes),
+                ("flow", flow_bytes),
+                ("other", flow_bytes),
+                ("length", "I"),
+                ("tcp_flags", "H"),
+                ("rounds", "H"),
+            ),
         )
+        self.mapping_key = Record("mapping_key", (("address", at), ("port", "2s"), ("protocol", "B"), ("side", "B")))
+        pad = (("more_zero", "4x"),) if family is Family.IPV6 else ()
+        self.mapping = Record("mapping", (("last_seen", "Q"), ("address", at), ("port", "2s"), ("zero", "2x"), *pad))
         self.fragment_key = Record(
             "fragment_key",
             (("source", at), ("destination", at), ("identification", "4s"), ("protocol", "B"), ("zero", "3x")),
@@ -407,6 +446,7 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
         MapContract("affinities", lru, layout.client, AFFINITY_RECORD, "MAX_AFFINITIES", family=family),
         MapContract("endpoints", table, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
         MapContract("leaving", MapType.PERCPU_ARRAY, 4, layout.leaving, "ONE", family=family),
+        MapContract("mappings", lru, layout.mapping_key, layout.mapping, "MAX_MAPPING_ENTRIES", family=family),
     )
 
 

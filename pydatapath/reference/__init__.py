@@ -7,6 +7,7 @@
     flows     the two tables; a packet of a flow that was answered
     claims    the answer's tuple, which no two flows share, and the port that is taken where it would be
     opening   a packet of a flow that was not answered yet, and the answer
+    nat       who leaves the cluster behind the node's address, and by which port
     leave     where the packet goes then, and what it looks like there
     walk      the order of all that: Model.receive(hook, packet, now) -> Verdict
 
@@ -17,34 +18,56 @@ N.., C..) are those of the project's table of service semantics.
 IPv4 and IPv6 are alike, and one model takes the packets of both. What differs is not in it: the checksum of the header,
 which IPv6 has not; by which ICMP a sender is refused (Verdict.refused); the name of the TTL, IPv6's hop limit.
 
-Single packets only: no fragments, no ICMP, one CPU, and tables without an end; Flows.forget is what an LRU does.
+Single packets only: no fragments; of ICMP echo requests to the outside and their replies, no errors, and none to a
+service's address, which the kernel answers; one CPU, and tables without an end; Flows.forget is what an LRU does.
 """
 
 from pydatapath.reference.claims import PORTS
 from pydatapath.reference.entry import TIMEOUTS, Entry, State
 from pydatapath.reference.flows import Flows
 from pydatapath.reference.leave import Kind, Verdict
-from pydatapath.reference.packet import Address, FlowTuple, Packet, Protocol
+from pydatapath.reference.nat import Mapping, Mappings
+from pydatapath.reference.packet import WITH_PORTS, Address, FlowTuple, Packet, Protocol
 from pydatapath.reference.services import Choice, Chooser, Impossible
 from pydatapath.reference.walk import Model
-from pydatapath.reference.world import NEXT_HOPS, NODE, Backend, Hook, Own, Route, Service, World
+from pydatapath.reference.world import (
+    NEXT_HOPS,
+    NODE,
+    UPLINK,
+    Backend,
+    Egress,
+    Hook,
+    Masquerade,
+    NatType,
+    Own,
+    Route,
+    Service,
+    World,
+)
 
 __all__ = [
     "NEXT_HOPS",
     "NODE",
     "PORTS",
     "TIMEOUTS",
+    "UPLINK",
+    "WITH_PORTS",
     "Address",
     "Backend",
     "Choice",
     "Chooser",
+    "Egress",
     "Entry",
     "FlowTuple",
     "Flows",
     "Hook",
     "Impossible",
     "Kind",
+    "Mapping",
+    "Mappings",
+    "Masquerade",
     "Model",
+    "NatType",
     "Own",
     "Packet",
     "Protocol",

@@ -17,7 +17,7 @@ from pydatapath.reference.flows import Flows, remove_both
 from pydatapath.reference.packet import FlowTuple
 from pydatapath.reference.services import Impossible
 
-__all__ = ["PORTS", "Claim", "begin", "claim", "give_up"]
+__all__ = ["PORTS", "Claim", "begin", "claim", "claim_answer", "enter", "give_up", "is_taken", "with_port"]
 
 PORTS: Final = range(32_768, 65_536)  # what is tried where the caller's own is taken: above every well-known service
 
@@ -80,20 +80,24 @@ def begin(flows: Flows, entry: Entry, moment: Moment, port: int | None) -> tuple
     N9, N15: the source port is kept where the tuple is free. Raises Impossible for a port that may not be.
     """
     entry = replace(entry, last_seen=moment.now).counting(moment.packet)
-    found = _claim_answer(flows, entry, moment)
+    found = claim_answer(flows, entry, moment)
     if found is not Claim.TAKEN and port not in {None, entry.to.source_port}:
         raise Impossible(f"the source port of {entry.to} is free, and must be kept (N9)")
     if found is Claim.TAKEN:
-        entry = _with_port(entry, _other_port(flows, entry, moment, port))
-        found = _claim_answer(flows, entry, moment)
+        entry = with_port(entry, _other_port(flows, entry, moment, port))
+        found = claim_answer(flows, entry, moment)
         if found is Claim.TAKEN:
             raise Impossible(f"{entry.to} is a live flow's (N93)")
-    key = moment.packet.tuple
+    return enter(flows, entry, moment, found)
+
+
+def enter(flows: Flows, entry: Entry, moment: Moment, found: Claim) -> tuple[Entry, bool]:
+    """A new flow whose answer's tuple is claimed waits for that; as `begin`."""
     if "R" in moment.packet.flags:
         flows.half_open.pop(entry.to.reverse, None)  # given up: nothing is left to wait for
         return entry, False
     if entry.is_paired:
-        flows.half_open.setdefault(key, entry)
+        flows.half_open.setdefault(moment.packet.tuple, entry)
     return entry, found is Claim.CLAIMED
 
 
@@ -106,12 +110,13 @@ def give_up(flows: Flows, entries: Iterable[Entry], moment: Moment) -> Dropped:
     for entry in entries:
         kept = entry.to.source_port
         others = (port for port in held if port in PORTS and port != kept)
-        if all(any(_is_taken(flows, entry, port, moment) for port in ports) for ports in ((kept,), others)):
+        if all(any(is_taken(flows, entry, port, moment) for port in ports) for ports in ((kept,), others)):
             return Dropped("drop_ports_taken")
     raise Impossible(f"{moment.packet.tuple} was dropped, though a port was free for it (N22)")
 
 
-def _claim_answer(flows: Flows, entry: Entry, moment: Moment) -> Claim:
+def claim_answer(flows: Flows, entry: Entry, moment: Moment) -> Claim:
+    """Claims the answer's tuple of a flow that would leave as this entry says."""
     return claim(flows, entry.to.reverse, _answer_of(entry, moment), moment)
 
 
@@ -121,7 +126,8 @@ def _answer_of(entry: Entry, moment: Moment) -> Entry:
     return reply if entry.is_paired else replace(reply, packets=entry.packets, octets=entry.octets)
 
 
-def _with_port(entry: Entry, port: int) -> Entry:
+def with_port(entry: Entry, port: int) -> Entry:
+    """The entry of a flow that leaves by another source port."""
     return replace(entry, to=replace(entry.to, source_port=port), plain=False)
 
 
@@ -132,8 +138,8 @@ def _other_port(flows: Flows, entry: Entry, moment: Moment, port: int | None) ->
     """
     own = set(_own_ports(flows, entry, moment))
     if port is None:
-        return min(own, default=0) or next(one for one in PORTS if not _is_taken(flows, entry, one, moment))
-    left_since = _with_port(entry, port).to.reverse in flows.claimed
+        return min(own, default=0) or next(one for one in PORTS if not is_taken(flows, entry, one, moment))
+    left_since = with_port(entry, port).to.reverse in flows.claimed
     if port not in PORTS or (own and port not in own and not left_since):
         raise Impossible(f"{port} is no port for {entry.to}, which must be one of {own or PORTS} (N103)")
     return port
@@ -149,8 +155,9 @@ def _own_ports(flows: Flows, entry: Entry, moment: Moment) -> Iterator[int]:
                 yield key.destination_port
 
 
-def _is_taken(flows: Flows, entry: Entry, port: int, moment: Moment) -> bool:
-    tried = _with_port(entry, port)
+def is_taken(flows: Flows, entry: Entry, port: int, moment: Moment) -> bool:
+    """Whether a live flow has the tuple of the answer that would come to this port."""
+    tried = with_port(entry, port)
     holders = (table.get(tried.to.reverse) for table in (flows.half_open, flows.main))
     answered = moment.packet.tuple.reverse
     return any(one is not None and one.to != answered and not _may_take(flows, one, moment) for one in holders)

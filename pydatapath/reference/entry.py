@@ -24,7 +24,7 @@ class State(StrEnum):
 
 # Seconds of silence after which a flow is over. N34: five minutes for UDP; N36: netfilter's five days for TCP, which is
 # more than RFC 5382 asks; N37: four minutes at the end; two minutes for what was never answered (Linux's SYN_SENT);
-# S18: netfilter's for SCTP, whose ends ask for each other every half a minute (RFC 9260 8.3)
+# S18: netfilter's for SCTP, whose ends ask for each other every half a minute (RFC 9260 8.3); N40: a minute for an echo
 TIMEOUTS: Final[Mapping[tuple[Protocol, State], float]] = MappingProxyType(
     {
         ("UDP", State.NEW): 120,
@@ -36,6 +36,9 @@ TIMEOUTS: Final[Mapping[tuple[Protocol, State], float]] = MappingProxyType(
         ("SCTP", State.NEW): 120,
         ("SCTP", State.ESTABLISHED): 210,
         ("SCTP", State.CLOSING): 210,
+        ("ICMP", State.NEW): 60,
+        ("ICMP", State.ESTABLISHED): 60,
+        ("ICMP", State.CLOSING): 60,
     }
 )
 
@@ -61,8 +64,9 @@ class Moment:
 class Entry:
     """What becomes of packets with one tuple. Its other direction has the key `to.reverse`: always two, or a claim.
 
-    `reply`: the answering direction; `plain`: nothing is rewritten (N93); `fin`, `rst`: this direction has sent one
-    (N38, N39). `backend` is None for a plain flow. `packets` and `octets` of layer 3 are this direction's.
+    `reply`: the answering direction; `plain`: nothing is rewritten (N93); `masqueraded`: one of its
+    ends is hidden behind the node's address (nat.py); `fin`, `rst`: this direction has sent one (N38, N39). `backend`
+    is None for a flow of no service. `packets` and `octets` of layer 3 are this direction's.
     """
 
     to: FlowTuple
@@ -71,6 +75,7 @@ class Entry:
     state: State = State.NEW
     reply: bool = False
     plain: bool = False
+    masqueraded: bool = False
     fin: bool = False
     rst: bool = False
     packets: int = 0
@@ -78,12 +83,23 @@ class Entry:
 
     @property
     def is_paired(self) -> bool:
-        """Whether it waits for its answer as two entries, one for each direction; of TCP there is the claim alone."""
-        return self.to.protocol != "TCP"
+        """Whether it waits for its answer as two entries, one for each direction; of TCP there is the claim alone.
+
+        A SYN that is sent again finds its claim by a hash, but not by a port that was chosen by chance.
+        """
+        return self.to.protocol != "TCP" or self.masqueraded
 
     def opposite(self, key: FlowTuple, now: float) -> Entry:
         """The entry that the other direction must have (N5): it turns the answer's tuple into the caller's reversed."""
-        return Entry(key.reverse, now, self.backend, self.state, reply=not self.reply, plain=self.plain)
+        return Entry(
+            key.reverse,
+            now,
+            self.backend,
+            self.state,
+            reply=not self.reply,
+            plain=self.plain,
+            masqueraded=self.masqueraded,
+        )
 
     def counting(self, packet: Packet) -> Entry:
         """One packet more."""

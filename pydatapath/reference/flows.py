@@ -68,14 +68,15 @@ class Flows:
     def quick(self, moment: Moment) -> Entry | None:
         """The flow of a packet that needs no more than being counted, rewritten and sent; else None.
 
-        Any SYN needs more, and all SCTP, whose checksum is work. The first packet after a second refreshes the entry,
-        or heals it (N5). What is sent to a backend that is gone is chosen for again (C9), or may be refused (C8).
+        Any SYN needs more, all SCTP, whose checksum is work, and all ICMP. The first packet after a second refreshes
+        the entry, or heals it (N5). What is sent to a backend that is gone is chosen for again (C9), or may be refused
+        (C8).
         """
         key = moment.packet.tuple
         entry = self.main.get(key)
         if entry is None or moment.now - entry.last_seen >= FRESH:
             return None
-        if moment.packet.is_syn or key.protocol == "SCTP":
+        if moment.packet.is_syn or key.protocol in {"SCTP", "ICMP"}:
             return None
         if entry.is_forsaken(moment.world):
             return None

@@ -7,9 +7,9 @@ from enum import Enum, auto
 from typing import Literal
 
 from pydatapath.reference.packet import FlowTuple, Packet
-from pydatapath.reference.world import NODE, Hook, World
+from pydatapath.reference.world import NODE, Hook, Route, World
 
-__all__ = ["Kind", "Verdict", "leave"]
+__all__ = ["Kind", "Verdict", "leave", "way_out"]
 
 Kind = Literal["forward", "pass", "drop", "node"]
 
@@ -80,10 +80,13 @@ def _way(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> _Way:
     interface = world.endpoints.get(to.destination)
     if interface is not None:
         return _Way.NODE if interface == NODE else _Way.POD
-    route = world.route(to.destination)
-    if route is None or (route.mtu is not None and packet.length > route.mtu + TAG_ROOM):
-        return _Way.STACK  # N71: which also says "too long" to the sender
-    return _Way.ROUTE
+    return _Way.STACK if way_out(packet, to.destination, world) is None else _Way.ROUTE
+
+
+def way_out(packet: Packet, destination: str, world: World) -> Route | None:
+    """The way to another machine; None where the stack may know more, and says "too long" to the sender (N71)."""
+    route = world.route(destination)
+    return None if route and route.mtu is not None and packet.length > route.mtu + TAG_ROOM else route
 
 
 def _is_routed(hook: Hook, way: _Way) -> bool:

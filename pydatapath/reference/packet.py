@@ -1,4 +1,4 @@
-"""A packet as far as services care: who sends it to whom, TCP's flags, and how many hops it has left.
+"""A packet as far as services and masquerading care: who sends it to whom, TCP's flags, and how many hops it has left.
 
 Addresses are text, as short as it may be ("fd00::3"), and are of one IP version in one packet.
 """
@@ -6,12 +6,14 @@ Addresses are text, as short as it may be ("fd00::3"), and are of one IP version
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
-__all__ = ["Address", "FlowTuple", "Packet", "Protocol", "Version", "version_of"]
+__all__ = ["WITH_PORTS", "Address", "FlowTuple", "Packet", "Protocol", "Version", "version_of"]
 
-Protocol = Literal["TCP", "UDP", "SCTP"]
+Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
 Version = Literal[4, 6]
+
+WITH_PORTS: Final[tuple[Protocol, ...]] = ("TCP", "UDP", "SCTP")  # what services are of
 
 
 def version_of(address: str) -> Version:
@@ -63,10 +65,11 @@ class FlowTuple:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One whole packet of TCP, UDP or SCTP.
+    """One whole packet of TCP, UDP or SCTP, or of either IP version's ICMP an echo request or its reply.
 
     `flags`: TCP's as scapy writes them, "S", "SA", "FA"; "S" for SCTP's INIT, the only chunk that matters (S18). `ttl`:
-    IPv6's hop limit. `length`: of layer 3, its headers included.
+    IPv6's hop limit. `length`: of layer 3, its headers included. The identifier of an echo is the port of who asks, and
+    who is asked has the port 0 (RFC 5508 3.1).
     """
 
     source: str
@@ -88,6 +91,11 @@ class Packet:
     def tuple(self) -> FlowTuple:
         """The key of its flow (N93)."""
         return FlowTuple(self.source, self.source_port, self.destination, self.destination_port, self.protocol)
+
+    @property
+    def is_echo(self) -> bool:
+        """An echo request, or its reply."""
+        return self.protocol == "ICMP"
 
     @property
     def is_syn(self) -> bool:

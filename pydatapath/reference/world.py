@@ -15,11 +15,32 @@ from typing import Final
 
 from pydatapath.reference.packet import Address, Packet, Version, version_of
 
-__all__ = ["NEXT_HOPS", "NODE", "Backend", "Hook", "Own", "Route", "Service", "World", "is_within"]
+__all__ = [
+    "NEXT_HOPS",
+    "NODE",
+    "UPLINK",
+    "Backend",
+    "Egress",
+    "Hook",
+    "Masquerade",
+    "NatType",
+    "Own",
+    "Route",
+    "Service",
+    "World",
+    "is_within",
+]
 
 NODE: Final = "node"  # the interface of the node's own addresses
+UPLINK: Final = "uplink"  # the interface to other machines, where there is one
 # Of the node's own routes to services, over the bridge: nobody has these addresses
 NEXT_HOPS: Final[Mapping[Version, str]] = MappingProxyType({4: "169.254.218.122", 6: "fd70:7964:6174:6170::1"})
+
+# N85: what is of one link, of this host or of many receivers
+NEVER_TRANSLATED: Final = (
+    *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "255.255.255.255/32"),
+    *("::/127", "fe80::/10", "ff00::/8"),
+)
 
 
 class Hook(StrEnum):
@@ -72,10 +93,64 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A network to which a way is known. `mtu` None: not looked at, as where the next hop's MAC is not known yet."""
+    """A network to which a way is known. `mtu` None: not looked at, as where the next hop's MAC is not known yet.
+    `interface`: the uplink that it leads by.
+    """
 
     network: str
     mtu: int | None = None
+    interface: str = UPLINK
+
+
+class NatType(StrEnum):
+    """What stays of UDP's mappings whoever is talked to, and who may answer (RFC 4787 4 and 5).
+
+    ENDPOINT_INDEPENDENT: a port is the same for all, and only who was talked to may answer (N1, N10). SYMMETRIC:
+    neither port nor answer is another's business. FULL_CONE: everybody may send to a port that somebody has (N11).
+    """
+
+    ENDPOINT_INDEPENDENT = "endpoint-independent"
+    SYMMETRIC = "symmetric"
+    FULL_CONE = "full-cone"
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """The address behind which pods leave by an uplink; `network`: those pods only."""
+
+    address: str
+    interface: str = UPLINK
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Masquerade:
+    """How who leaves the cluster is hidden. Of `egress` the first that fits counts (N7).
+
+    `ports`: those that are taken where a pod's own cannot be kept; `node_ports`, first and last, are never (N19).
+    `unmasqueraded`: networks to which pods show themselves, beside the cluster's own.
+    """
+
+    egress: tuple[Egress, ...]
+    type: NatType = NatType.ENDPOINT_INDEPENDENT
+    ports: range = range(1024, 65_536)
+    node_ports: range = range(30_000, 32_768)
+    unmasqueraded: tuple[str, ...] = ()
+
+    def is_of(self, version: Version) -> bool:
+        """Whether anybody is hidden in this IP version."""
+        return any(version_of(one.address) == version for one in self.egress)
+
+    def address(self, source: str, interface: str) -> str:
+        """The outside address of a pod that leaves by an uplink; "" where there is none of its IP version."""
+        fitting = (
+            one.address
+            for one in self.egress
+            if one.interface == interface
+            and version_of(one.address) == version_of(source)
+            and (not one.network or is_within(source, (one.network,)))
+        )
+        return next(fitting, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +172,9 @@ class World:
     `own`: the node's own addresses, for each IP version that it has. `interfaces`: the pods' interfaces that are there.
     `endpoints`: the interface behind which each known address is, NODE for the node's own. `targets`: addresses where
     a backend listens, besides those of the services here. `draining`: backends that take no new flows but keep those
-    that they have (S94). `cluster_networks`: the other nodes' pods. `exclusive_networks`:
-    the pod networks that are this node's alone. `cluster_ips`: those outside the service networks.
+    that they have (S94). `cluster_networks`: the other nodes' pods. `exclusive_networks`: the pod networks that are
+    this node's alone. `cluster_ips`: those outside the service networks. `masquerade` None: who leaves the cluster does
+    so as he is. `sockets`: where the node's own listen.
     """
 
     own: tuple[Own, ...]
@@ -113,6 +189,8 @@ class World:
     routes: tuple[Route, ...] = ()
     targets: frozenset[Address] = frozenset()
     draining: frozenset[Backend] = frozenset()
+    masquerade: Masquerade | None = None
+    sockets: frozenset[Address] = frozenset()
 
     def own_of(self, address: str) -> Own:
         """The node's own addresses of the IP version that this one is of."""
@@ -161,6 +239,13 @@ class World:
         """N87: whether a packet from elsewhere has a source that only one from here can have, or is its own sender."""
         here = is_within(packet.source, self.exclusive_networks) or self.is_in_service_network(packet.source)
         return here or packet.source == packet.destination
+
+    def must_hide(self, source: str, destination: str) -> bool:
+        """Whether a packet with these addresses must not leave by an uplink (N84, C13): told by them alone (N96)."""
+        if self.masquerade is None or not self.is_pod(source) or not self.masquerade.is_of(version_of(source)):
+            return False
+        shown = (*self.service_networks, *self.masquerade.unmasqueraded, *NEVER_TRANSLATED)
+        return not self.is_in_cluster(destination) and not is_within(destination, shown)
 
     def has_nobody(self, address: str) -> bool:
         """C8: whether no pod will answer to it: its interface is no more, or it is this node's alone and nobody's."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from pydatapath.kernel import bpffs, cache, compile, links, netns
+from pydatapath.kernel.layout import NatType
 
 # Test folders are no packages (import mode importlib): what the tests share is found beside them
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,20 +43,22 @@ from packetbed import (  # noqa: E402
 
 NAME = f"packet{os.getpid()}"
 PINS = bpffs.BPFFS / "pydatapath" / NAME
+IPV4 = compile.Scope(
+    IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, IPv4Address(UPLINK), CLUSTER_NETWORKS, POD_NETWORKS
+)
+IPV6 = compile.Scope(
+    IPv6Address(V6.NODE),
+    V6_POD_NETWORKS,
+    V6_SERVICE_NETWORKS,
+    IPv6Address(V6.UPLINK),
+    V6_CLUSTER_NETWORKS,
+    V6_POD_NETWORKS,
+)
 PROGRAM = compile.Program(
     PINS,
     PINS / "programs",
-    compile.Scope(
-        IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, IPv4Address(UPLINK), CLUSTER_NETWORKS, POD_NETWORKS
-    ),
-    compile.Scope(
-        IPv6Address(V6.NODE),
-        V6_POD_NETWORKS,
-        V6_SERVICE_NETWORKS,
-        IPv6Address(V6.UPLINK),
-        V6_CLUSTER_NETWORKS,
-        V6_POD_NETWORKS,
-    ),
+    IPV4,
+    IPV6,
     sizes=SIZES,
     uplink_index=99,  # BPF_PROG_TEST_RUN tells nothing of where a redirect leads
     uplink_mac=UPLINK_MAC,
@@ -152,3 +157,73 @@ def bed(loaded: Bed) -> Iterator[Bed]:
         loaded.reset()
         loaded.serve(SERVICES)
         yield loaded
+
+
+def masquerading_program(uplink: int, name: str, how: compile.Masquerade) -> compile.Program:
+    """As PROGRAM, and what leaves by the interface `uplink` is masqueraded; with pins of its own."""
+    pins = bpffs.BPFFS / "pydatapath" / f"{name}{os.getpid()}"
+    scopes = [
+        replace(scope, egress=(compile.Egress(uplink, scope.uplink_address),))
+        for scope in (IPV4, IPV6)
+        if scope.uplink_address
+    ]
+    return replace(
+        PROGRAM,
+        map_directory=pins,
+        program_directory=pins / "programs",
+        ipv4=scopes[0],
+        ipv6=scopes[1],
+        masquerade=how,
+    )
+
+
+@contextlib.contextmanager
+def masquerading_bed(
+    namespace: Mapping[str, int], keep: Callable[[], AbstractContextManager[None]], name: str, how: compile.Masquerade
+) -> Iterator[Bed]:
+    """The programs that masquerade, compiled and loaded."""
+    program = masquerading_program(namespace["uplink"], name, how)
+    try:
+        with keep(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
+            program.program_directory.mkdir(parents=True)
+            with compile.Compiler() as compiler:
+                compile.compile_programs(compiler, program)
+        made = Bed(program.map_directory, namespace)
+        yield made
+        made.close()
+    finally:
+        bpffs.remove_tree(program.map_directory)
+
+
+@pytest.fixture(scope="session")
+def loaded_masquerading(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
+    """The programs with masquerading, of the default type, whatever the maps hold."""
+    with masquerading_bed(namespace, keep, "masq", compile.Masquerade()) as made:
+        yield made
+
+
+@pytest.fixture
+def masquerading(loaded_masquerading: Bed) -> Iterator[Bed]:
+    """As `bed`, and what pods send out of the cluster by `uplink` is masqueraded."""
+    with netns.entered(netns.path_of(NAME)):
+        loaded_masquerading.reset()
+        loaded_masquerading.serve(SERVICES)
+        yield loaded_masquerading
+
+
+@pytest.fixture(scope="session", params=list(NatType), ids=[one.name for one in NatType])
+def loaded_typed(
+    request: pytest.FixtureRequest, namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]
+) -> Iterator[tuple[NatType, Bed]]:
+    """The programs with masquerading, of each type."""
+    with masquerading_bed(namespace, keep, f"type{request.param}x", compile.Masquerade(request.param)) as made:
+        yield request.param, made
+
+
+@pytest.fixture
+def typed(loaded_typed: tuple[NatType, Bed]) -> Iterator[tuple[NatType, Bed]]:
+    """As `masquerading`, for each type: that and the bed."""
+    with netns.entered(netns.path_of(NAME)):
+        loaded_typed[1].reset()
+        yield loaded_typed

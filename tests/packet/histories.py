@@ -11,13 +11,13 @@ from dataclasses import astuple, dataclass, replace
 from functools import cache
 from ipaddress import ip_address
 from random import Random
-from typing import Final, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 from packetbed import DEVICES, POD_NETWORKS, V4, V6, V6_POD_NETWORKS, Places, Serving, at
 from wire import flagged, is_by_bridge, ports_tried
 
 from pydatapath.plan import FrontendKind
-from pydatapath.reference import FlowTuple, Hook, Packet, Protocol
+from pydatapath.reference import WITH_PORTS, FlowTuple, Hook, Packet, Protocol
 
 __all__ = [
     "Again",
@@ -28,6 +28,7 @@ __all__ = [
     "Send",
     "Serve",
     "Step",
+    "Unasked",
     "Wait",
     "history",
     "opening",
@@ -47,6 +48,7 @@ class Everybody(Places):
     OUTER: str  # a cluster IP outside the service networks
     UNOWNED: str  # in the service network, but no service's
     RANGES: tuple[str, ...]  # loadBalancerSourceRanges
+    FAR_TWO: str  # beside FAR
 
 
 FAMILIES: Final = (
@@ -54,11 +56,13 @@ FAMILIES: Final = (
         *astuple(V4),
         *("10.1.0.9", "10.2.0.7", "203.0.113.10", "203.0.113.20", "10.96.9.9"),
         ("198.51.100.0/24", "10.1.0.2/31"),
+        "198.51.100.8",
     ),
     Everybody(
         *astuple(V6),
         *("fd00:10:1::9", "fd00:10:2::7", "2001:db8:113::10", "2001:db8:113::20", "fd00:10:96::99"),
         ("2001:db8:51::/64", "fd00:10:1::2/127"),
+        "2001:db8:51::8",
     ),
 )
 # Every wait is this much longer than a multiple of half a second: with eight of them at most, no entry's age is ever
@@ -104,6 +108,13 @@ class Direct(NamedTuple):
     attempt: int
 
 
+class Unasked(NamedTuple):
+    """Where one of the last packets went, something is sent back, but by another port."""
+
+    back: int
+    port: int
+
+
 class Serve(NamedTuple):
     """A service port at an address has these backends now; None: it goes."""
 
@@ -130,17 +141,20 @@ class Wait(NamedTuple):
     seconds: float
 
 
-Step = Send | Answer | Again | Direct | Serve | Lose | Interface | Wait
+Step = Send | Answer | Again | Direct | Unasked | Serve | Lose | Interface | Wait
 
 
 class Scope(NamedTuple):
-    """What a history plays with, of one family: the fewer, the more often two flows meet."""
+    """What a history plays with, of one family: the fewer, the more often two flows meet. `away`: who is called outside
+    the cluster, if anybody is.
+    """
 
     who: Everybody
     fronts: tuple[str, ...]
     places: tuple[str, ...]
     callers: tuple[tuple[Hook, str], ...]
     ports: tuple[int, ...]
+    away: tuple[str, ...] = ()
 
 
 def _narrow(who: Everybody, protocol: Protocol, other: Protocol) -> Scope:
@@ -152,7 +166,7 @@ def _narrow(who: Everybody, protocol: Protocol, other: Protocol) -> Scope:
 
 def _wide(rng: Random, who: Everybody) -> Scope:
     called = *(at(one, 80) for one in (who.VIP, who.VIP_TWO, who.BALANCER, who.OUTER)), at(who.UPLINK, 30080)
-    fronts = rng.sample([f"{one}/{protocol}" for one in called for protocol in get_args(Protocol)], 6)
+    fronts = rng.sample([f"{one}/{protocol}" for one in called for protocol in WITH_PORTS], 6)
     serving = (who.BACKEND, who.SECOND, who.REMOTE, who.CLIENT, who.NODE, who.STRANGER, who.NOWHERE)
     callers = (
         *((Hook.FROM_POD, one) for one in (who.CLIENT, who.CLIENT, who.BACKEND, who.SECOND, who.STRANGER)),
@@ -179,24 +193,44 @@ def _node_port(who: Everybody, protocol: Protocol) -> Scope:
     return Scope(who, fronts, places, (*own, *own, (Hook.FROM_UPLINK, who.FAR), (Hook.FROM_POD, who.CLIENT)), (10000,))
 
 
+def _away(rng: Random, who: Everybody) -> Scope:
+    """Pods call who is outside the cluster, and so does the node, by the same ports; some are backends of services."""
+    one, other = rng.sample(WITH_PORTS, 2)
+    at_the_node = f"{at(who.UPLINK, 10001)}/{one}", f"{at(who.UPLINK, 30080)}/{other}"
+    fronts = f"{at(who.VIP, 80)}/{one}", f"{at(who.VIP, 80)}/{other}", f"{at(who.BALANCER, 80)}/UDP", *at_the_node
+    places = *(at(one, 80) for one in (who.FAR, who.FAR, who.FAR_TWO, who.OUTSIDE)), at(who.BACKEND, 8080)
+    pods = (who.CLIENT, who.CLIENT, who.BACKEND, who.SECOND)
+    callers = (
+        *((Hook.FROM_POD, one) for one in pods * 3),
+        *((Hook.TO_UPLINK, one) for one in (*pods, who.UPLINK, who.UPLINK, who.UPLINK, who.NODE)),
+    )
+    called = tuple(at(one, 80) for one in (who.FAR, who.FAR, who.FAR_TWO, who.OUTSIDE, who.BALANCER, who.UPLINK))
+    return Scope(who, fronts, places, callers, (10000, 10000, 10001, 5000, 30080, 4789, 700), called)
+
+
 def _scopes(rng: Random, who: Everybody) -> list[Scope]:
     """Three to choose from, and the widest, which has backends for a whole history."""
-    protocol, other = rng.choice(MOST), rng.choice(get_args(Protocol))
+    protocol, other = rng.choice(MOST), rng.choice(WITH_PORTS)
     return [_narrow(who, protocol, other), _far_up(who), _node_port(who, protocol), _wide(rng, who)]
 
 
-def opening(rng: Random) -> tuple[list[Scope], list[Step]]:
-    """What a history plays with, in one family or, now and then, in both; and the services that it begins with."""
-    if rng.randrange(6) == 0:
+def opening(rng: Random, *, away: bool = False) -> tuple[list[Scope], list[Step]]:
+    """What a history plays with, in one family or, now and then, in both; and the services that it begins with.
+
+    `away`: mostly with who is outside the cluster.
+    """
+    if away and rng.randrange(6):
+        scopes = [_away(rng, rng.choice(FAMILIES))]
+    elif rng.randrange(6) == 0:
         scopes = [rng.choices(_scopes(rng, who)[:3], (2, 1, 1))[0] for who in FAMILIES]
     else:
         scopes = rng.choices(_scopes(rng, rng.choice(FAMILIES)), (3, 1, 1, 2))
     return scopes, [Serve(front, _serving(rng, scope, front)) for scope in scopes for front in scope.fronts]
 
 
-def history(rng: Random) -> list[Step]:
-    """Services, and then whatever happens."""
-    scopes, steps = opening(rng)
+def history(rng: Random, *, away: bool = False) -> list[Step]:
+    """Services, and then whatever happens. `away`: as for `opening`."""
+    scopes, steps = opening(rng, away=away)
     served = len(steps)
     steps += [step(rng, scopes) for _ in range(rng.randrange(5, STEPS))]
     for incident in (_crowd, _race, _return, _burial):
@@ -264,7 +298,7 @@ def _at(text: str, otherwise: Protocol = "TCP") -> tuple[str, int, Protocol]:
     """Of `10.96.0.10:80/TCP` or `[fd00:10:96::10]:80/TCP`, or without a protocol."""
     where, _, protocol = text.partition("/")
     address, _, port = where.rpartition(":")
-    named = [one for one in get_args(Protocol) if one == protocol]
+    named = [one for one in WITH_PORTS if one == protocol]
     return address.strip("[]"), int(port), named[0] if named else otherwise
 
 
@@ -272,7 +306,9 @@ def step(rng: Random, scopes: list[Scope]) -> Step:
     """Whatever may happen next."""
     lot, scope = rng.randrange(100), rng.choice(scopes)
     if lot < 22:
-        return _send(rng, scope)
+        return _call_away(rng, scope) if scope.away and rng.randrange(5) else _send(rng, scope)
+    if scope.away and lot < 32:
+        return Unasked(rng.choice(NEAR), rng.choice([80, 81, 10000]))
     if lot < 52:
         return Answer(rng.choice(NEAR), rng.choice(ANSWERS))
     if lot < 72:
@@ -311,8 +347,21 @@ def _send(rng: Random, scope: Scope) -> Send:
     return Send(hook, device if hook is Hook.FROM_POD else "", traceable(packet))
 
 
+def _call_away(rng: Random, scope: Scope) -> Send:
+    """Somebody calls who is outside the cluster, by whatever protocol; or asks him for an echo."""
+    hook, source = rng.choice(scope.callers)
+    protocol = rng.choice(("TCP", "UDP", "UDP", "SCTP", "ICMP"))
+    if protocol == "ICMP":  # never to an address that a service may have: the kernel answers for that
+        address, port = rng.choice((scope.who.FAR, scope.who.FAR, scope.who.FAR_TWO, scope.who.OUTSIDE)), 0
+    else:
+        address, port, _ = _at(rng.choice(scope.away))
+    packet = Packet(source, rng.choice(scope.ports), address, port, protocol, ttl=rng.choice((64,) * 12 + (1, 2)))
+    packet = flagged(packet, rng.choice(OPENING))
+    return Send(hook, device_of(source) if hook is Hook.FROM_POD else "", traceable(packet))
+
+
 def _serving(rng: Random, scope: Scope, front: str) -> Serving:
-    places = rng.sample(scope.places, len(scope.places))
+    places = list(dict.fromkeys(rng.sample(scope.places, len(scope.places))))
     cluster = places[: rng.choice([0, 1, 1, 1, 2, 2, 2, 3])]
     local = [one for one in places[: rng.randrange(5)] if is_pod(_at(one)[0])]
     sets = ("cluster", "cluster", "cluster", "cluster", "local")

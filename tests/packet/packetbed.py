@@ -36,8 +36,8 @@ from pydatapath.kernel.layout import (
     ANSWERED,
     ENDPOINT,
     LAYOUTS,
+    PROTOCOL_NAMES,
     PROTOCOLS,
-    TAILS,
     BackendState,
     EndpointKind,
     Family,
@@ -321,15 +321,19 @@ class Bed:
 
     def _empty(self, *names: str) -> None:
         for name in (_table(name, family) for name in names for family in Family):
+            if not (self.pins / name).exists():
+                continue  # mappings: where nothing is masqueraded there are none
             self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
 
     def reset(self) -> None:
         """Empties every map and puts the pods and the node in their places."""
         self.forget_flows()
-        self._empty("services", "targets", "endpoints", "affinities", "vips", "ranges", "fragments")
+        self._empty("services", "targets", "endpoints", "affinities", "vips", "ranges", "fragments", "mappings")
         empty = BACKEND_STRUCT.pack(bytes(16), bytes(2), 0, BackendState.UNUSED, 0, 0)
         self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
         self.maps["slots"].update_many({struct.pack("=I", one): bytes(4) for one in range(4 * SIZES.backends)})
+        for where in (V4, V6):
+            self.put_endpoint(where.UPLINK, self.devices["br0"], MAC[where.NODE], EndpointKind.NODE)
         for address, device in DEVICES.items():
             self.put_endpoint(address, self.devices[device], MAC[address], EndpointKind.POD)
             self.revive(address)
@@ -450,6 +454,25 @@ class Bed:
             for key, entry in self.entries(table).items():
                 self.amend(table, key, last_seen=entry.last_seen - int(seconds * clock.HZ))
 
+    def age_mappings(self, seconds: float) -> None:
+        """Lets the mappings be older by this much."""
+        for family, layout in LAYOUTS.items():
+            mapping, own = layout.mapping.struct, self.maps[_table("mappings", family)]
+            for key, raw in own.items():
+                last_seen, *rest = mapping.unpack(raw)
+                own.update(key, mapping.pack(last_seen - int(seconds * clock.HZ), *rest))
+
+    def mappings(self) -> dict[tuple[str, int, str, int], tuple[str, int]]:
+        """The mappings of UDP: (address, port, protocol, side) to (address, port)."""
+        found = {}
+        for family, layout in LAYOUTS.items():
+            for key, raw in self.maps[_table("mappings", family)].items():
+                address, port, protocol, side = layout.mapping_key.struct.unpack(key)
+                _, to, to_port = layout.mapping.struct.unpack(raw)
+                at_key = str(ip_address(address)), int.from_bytes(port, "big"), PROTOCOL_NAMES[protocol], side
+                found[at_key] = (str(ip_address(to)), int.from_bytes(to_port, "big"))
+        return found
+
     def age_affinities(self, seconds: float) -> None:
         """Lets what clients keep be older by this much."""
         for own in (self.maps[_table("affinities", family)] for family in Family):
@@ -544,7 +567,7 @@ def leaves(packet: Packet, *, mac: str = "", **fields: object) -> Packet:
 
 
 def _program_names() -> list[str]:
-    return [*(f"{tail}{family.suffix}" for tail in TAILS for family in Family), *(hook.program for hook in Hook)]
+    return [hook.program for hook in Hook]
 
 
 def _address(text: str) -> Address:

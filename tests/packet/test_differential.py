@@ -20,12 +20,29 @@ from histories import Send, Serve, Step, history, opening, step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packetbed import Bed
-from twins import Run, compare, shortest
+from twins import HERE, HIDDEN, Run, compare, shortest
 
-from pydatapath.reference import Backend, Chooser, Entry, Flows, FlowTuple, Hook, Model, Packet, Service, Verdict, World
+from pydatapath.kernel.layout import NatType as KernelNatType
+from pydatapath.reference import (
+    Backend,
+    Choice,
+    Chooser,
+    Entry,
+    Flows,
+    FlowTuple,
+    Hook,
+    Model,
+    NatType,
+    Packet,
+    Service,
+    Verdict,
+    World,
+)
 from pydatapath.reference.entry import Moment
+from pydatapath.reference.nat import Search
 
 COUNT = int(os.environ.get("PYDATAPATH_DIFFERENTIAL", "5000"))
+AWAY = int(os.environ.get("PYDATAPATH_DIFFERENTIAL", "2000"))  # with masquerading
 FIRST = int(os.environ.get("PYDATAPATH_SEED", "0"))
 PATIENCE, SLOW = 60, 0.05  # seconds after which it ends where a history takes this long on average: in an emulator
 SOON = 200  # histories within which a fault must show
@@ -36,19 +53,42 @@ def told(run: Run) -> str:
     return "\n".join([f"after these {len(run.steps)} steps: {run.difference}", *(f"    {one!r}," for one in run.steps)])
 
 
+def take(
+    bed: Bed,
+    count: int,
+    made: Callable[[Random], list[Step]],
+    capsys: pytest.CaptureFixture[str],
+    model: Callable[[World], Model] = Model,
+    world: World = HERE,
+) -> None:
+    """Takes the kernel and the model through so many histories, and says how long that took."""
+    began, packets, done, spent = time.monotonic(), 0, 0, 0.0
+    while done < count and not ("PYDATAPATH_EMULATED" in os.environ and spent > PATIENCE and spent > done * SLOW):
+        run = compare(bed, made(Random(FIRST + done)), model, world)
+        if run.difference:
+            pytest.fail(f"PYDATAPATH_SEED={FIRST + done}, {told(shortest(bed, run, model, world))}", pytrace=False)
+        packets += sum(isinstance(one, Send) for one in run.steps)
+        done, spent = done + 1, time.monotonic() - began
+    assert done == count or "PYDATAPATH_EMULATED" in os.environ, f"only {done:,} of {count:,} in {spent:.0f} s"
+    with capsys.disabled():
+        sys.stdout.write(f"\n{done:,} of {count:,} histories, {packets:,} packets, {spent:.1f} s\n")
+
+
 @pytest.mark.timeout(180 + COUNT // 20)
 def test_the_kernel_does_what_the_model_does(bed: Bed, capsys: pytest.CaptureFixture[str]):
     """In thousands of histories, always the same ones."""
-    began, packets, done, spent = time.monotonic(), 0, 0, 0.0
-    while done < COUNT and not ("PYDATAPATH_EMULATED" in os.environ and spent > PATIENCE and spent > done * SLOW):
-        run = compare(bed, history(Random(FIRST + done)))
-        if run.difference:
-            pytest.fail(f"PYDATAPATH_SEED={FIRST + done}, {told(shortest(bed, run))}", pytrace=False)
-        packets += sum(isinstance(one, Send) for one in run.steps)
-        done, spent = done + 1, time.monotonic() - began
-    assert done == COUNT or "PYDATAPATH_EMULATED" in os.environ, f"only {done:,} of {COUNT:,} in {spent:.0f} s"
-    with capsys.disabled():
-        sys.stdout.write(f"\n{done:,} of {COUNT:,} histories, {packets:,} packets, {spent:.1f} s\n")
+    take(bed, COUNT, history, capsys)
+
+
+@pytest.mark.timeout(180 + COUNT // 20)
+def test_who_leaves_the_cluster_is_masqueraded_as_in_the_model(
+    typed: tuple[KernelNatType, Bed], capsys: pytest.CaptureFixture[str]
+):
+    """In thousands of histories, always the same ones, of pods and the node that call the same outside."""
+    kind, bed = typed
+    count = AWAY if kind is KernelNatType.ENDPOINT_INDEPENDENT else AWAY // 4
+    how = replace(HIDDEN.masquerade, type=NatType[kind.name]) if HIDDEN.masquerade else None
+    take(bed, count, partial(history, away=True), capsys, Model, replace(HIDDEN, masquerade=how))
 
 
 # A step is a choice of its own, so that it may be taken away; what is in it comes from a seed, for as many choices as
@@ -182,6 +222,60 @@ FAULTS: dict[str, Callable[[World], Model]] = {
 def test_a_model_with_a_fault_differs_soon(bed: Bed, fault: str):
     """Within the first of the histories, whatever the fault is about."""
     runs = (compare(bed, history(Random(seed)), FAULTS[fault]) for seed in range(SOON))
+    assert any(run.difference for run in runs)
+
+
+# Of masquerading
+
+
+class Robbing(Model):
+    """Two pods may have one port outside."""
+
+    def _search(self, moment: Moment) -> Search:
+        return Robber(self.flows, self.mappings, moment)
+
+
+class Robber(Search):
+    """Looks for a port, and not whose it is."""
+
+    def _may_have(self, entry: Entry) -> bool:
+        return True
+
+
+class Fading(Model):
+    """What is sent does not keep a mapping."""
+
+    def _refresh_mapping(self, entry: Entry, packet: Packet, now: float) -> None:
+        pass
+
+
+class Shown(Model):
+    """To a service's backend outside a pod shows itself."""
+
+    def _hidden(self, hook: Hook, packet: Packet, entry: Entry, interface: str) -> Entry:
+        return entry if entry.backend else super()._hidden(hook, packet, entry, interface)
+
+
+class Open(Model):
+    """Who was not asked is let in to the stack."""
+
+    def _other(self, hook: Hook, moment: Moment, told: Choice) -> Verdict:
+        if hook is Hook.FROM_UPLINK:
+            return Verdict("pass", moment.packet, "stack")
+        return super()._other(hook, moment, told)
+
+
+class Mixing(Model):
+    """The node's own calls take what is a pod's."""
+
+    def _is_told_apart(self, hook: Hook, moment: Moment) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("fault", [Robbing, Fading, Shown, Open, Mixing])
+def test_a_model_with_a_fault_in_masquerading_differs_soon(masquerading: Bed, fault: type[Model]):
+    """As above."""
+    runs = (compare(masquerading, history(Random(seed), away=True), fault, HIDDEN) for seed in range(2 * SOON))
     assert any(run.difference for run in runs)
 
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
-from histories import Again, Answer, Direct, Interface, Lose, Send, Serve, Step, Wait, traceable, way_of
+from histories import Again, Answer, Direct, Interface, Lose, Send, Serve, Step, Unasked, Wait, traceable, way_of
 from packetbed import (
     BACKEND,
     CLIENT,
@@ -50,6 +50,8 @@ from wire import (
     flow_bytes,
     frame,
     layout_of,
+    mapping_bytes,
+    mapping_key_in,
     ports_tried,
     refusal,
     told,
@@ -59,14 +61,28 @@ from wire import (
 )
 
 from pydatapath.kernel import clock, libbpf, tables
-from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, EndpointKind, Family
+from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import Map, possible_cpus
 from pydatapath.reference import NODE as THE_NODE
-from pydatapath.reference import Choice, Entry, FlowTuple, Hook, Impossible, Model, Own, Packet, Route, Verdict, World
+from pydatapath.reference import (
+    Choice,
+    Egress,
+    Entry,
+    FlowTuple,
+    Hook,
+    Impossible,
+    Masquerade,
+    Model,
+    Own,
+    Packet,
+    Route,
+    Verdict,
+    World,
+)
 from pydatapath.reference.flows import Table
 
-__all__ = ["Run", "compare", "shortest"]
+__all__ = ["HERE", "HIDDEN", "Run", "compare", "shortest"]
 
 HERE = World(
     tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
@@ -81,6 +97,7 @@ HERE = World(
         *(Route(f"{network}::/64") for network in ("fd00:10:1", "fd00:10:2", "2001:db8:51", "2001:db8:9")),
     ),
 )
+HIDDEN = replace(HERE, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK))))  # who leaves the cluster
 MACS = {device: MAC[address] for address, device in DEVICES.items()} | {THE_NODE: MAC[NODE]}
 ELSEWHERE_MAC = "02:00:00:00:02:02"
 REFUSED = ("drop_no_backend", "drop_no_service", "drop_pod_gone")
@@ -104,8 +121,6 @@ class Twins:
 
     def __init__(self, bed: Bed, model: Model, taken: list[Step]) -> None:
         bed.reset()
-        for who in (V4, V6):
-            bed.put_endpoint(who.UPLINK, bed.devices["br0"], MAC[NODE], EndpointKind.NODE)
         give_all_numbers_once(bed)
         self.bed, self.model, self.taken = bed, model, taken
         self.now = 1_000_000.0  # the history's own time, in seconds
@@ -115,6 +130,8 @@ class Twins:
         self._left: list[tuple[Send, Verdict]] = []
         # By the names of the maps, which each family has of its own
         self._flows: dict[str, dict[bytes, bytes]] = {f"{name}{one.suffix}": {} for name in TABLES for one in Family}
+        masquerades = model.world.masquerade is not None
+        self._mappings: dict[str, dict[bytes, bytes]] = {f"mappings{one.suffix}": {} for one in Family if masquerades}
         self._served = True
         self._counted = counted(bed)
 
@@ -143,6 +160,7 @@ class Twins:
         for family in Family:
             for name, table in self._model_tables():
                 self._check_keys(name, table, family)
+            self._check_mappings(family)
 
     def _exactly(self, step: Step) -> list[Step]:
         """The step, or what it is here where it says "one of the last"."""
@@ -155,7 +173,10 @@ class Twins:
             case Answer(back, flags) | Again(back, flags):
                 return [self._follow_up(step, *self._left[-1 - back], flags)] if back < len(self._left) else []
             case Direct(back, attempt):
-                return [self._direct(*self._left[-1 - back], attempt)] if back < len(self._left) else []
+                called = back < len(self._left) and not self._left[-1 - back][0].packet.is_echo
+                return [self._direct(*self._left[-1 - back], attempt)] if called else []
+            case Unasked(back, port):
+                return [self._unasked(self._left[-1 - back][1], port)] if back < len(self._left) else []
         return [step]
 
     @staticmethod
@@ -174,6 +195,13 @@ class Twins:
         packet = replace(verdict.packet, source=call.source, source_port=ports_tried(call)[attempt], ttl=64)
         packet = flagged(packet, "S")
         return sent._replace(packet=packet)
+
+    @staticmethod
+    def _unasked(verdict: Verdict, port: int) -> Send:
+        """To where it came from, as that was seen there, from where it went, by another port."""
+        back = verdict.packet.readdressed(verdict.packet.tuple.reverse)
+        packet = traceable(flagged(replace(back, source_port=port if back.source_port else 0, ttl=64), "S"))
+        return Send(*way_of(packet), packet)
 
     def _serve(self, called: str, serving: Serving | None) -> None:
         self._services.pop(called, None)
@@ -211,9 +239,18 @@ class Twins:
         for name, entries in self._flows.items():
             if entries:
                 self.bed.maps[name].update_many(entries)
+        self._stamp_mappings()
         for (client, service), (_, since) in self.model.chooser.affinity.items():
             affinities, key = self._affinities(client), packed(client) + struct.pack("=I", service)
             affinities.update(key, STAMP.pack(self._stamp(since)) + affinities.lookup(key)[STAMP.size :])
+
+    def _stamp_mappings(self) -> None:
+        for name, entries in self._mappings.items():
+            family = Family.IPV6 if name.endswith(Family.IPV6.suffix) else Family.IPV4
+            for key, (end, last_seen) in mapping_bytes(self.model.mappings, family).items():
+                entries[key] = STAMP.pack(self._stamp(last_seen)) + end
+            if entries:
+                self.bed.maps[name].update_many(entries)
 
     def _stamp(self, then: float) -> int:
         """Jiffies at a time of the history; two ticks before that, since a stamp of the future is none."""
@@ -245,6 +282,7 @@ class Twins:
         check("counted", moved, dict.fromkeys(verdict.counted, 1))
         self._check_leaving(send, raw, outcome, verdict)
         self._check_flows(Family.of(send.packet.source))
+        self._check_mappings(Family.of(send.packet.source))
         if chosen.gave_up:
             self._bind_all_the_same(send.packet)
         self._check_affinities()
@@ -326,6 +364,19 @@ class Twins:
                     raise Differs(f"{tuple_of(key)} in {name}: {entry_in(have)}\n  model: {entry_in(want)}")
                 self._check_age(f"{tuple_of(key)} in {name}", STAMP.unpack_from(have, at)[0], entry.last_seen)
 
+    def _check_mappings(self, family: Family) -> None:
+        """Of the family that the packet was of, if anybody is masqueraded."""
+        name = f"mappings{family.suffix}"
+        if name not in self._mappings:
+            return
+        kernel = self._mappings[name] = dict(self.bed.maps[name].items())
+        model = mapping_bytes(self.model.mappings, family)
+        check("mappings", sorted(map(mapping_key_in, kernel)), sorted(map(mapping_key_in, model)))
+        for key, (end, last_seen) in model.items():
+            what = f"the mapping {mapping_key_in(key)}"
+            check(what, kernel[key][STAMP.size :], end)
+            self._check_age(what, STAMP.unpack_from(kernel[key])[0], last_seen)
+
     def _check_affinities(self) -> None:
         for (client, service), (backend, since) in self.model.chooser.affinity.items():
             stamp, *kept = self._kept(client, service)
@@ -406,12 +457,12 @@ class Run(NamedTuple):
     steps: tuple[Step, ...]
 
 
-def compare(bed: Bed, steps: Sequence[Step], model: Callable[[World], Model] = Model) -> Run:
-    """Takes both through a history; again where the machine stood still meanwhile."""
+def compare(bed: Bed, steps: Sequence[Step], model: Callable[[World], Model] = Model, world: World = HERE) -> Run:
+    """Takes both through a history; again where the machine stood still meanwhile. `world`: as the programs are."""
     for _ in range(ATTEMPTS):
         taken: list[Step] = []
         try:
-            twins = Twins(bed, model(HERE), taken)
+            twins = Twins(bed, model(world), taken)
             for step in steps:
                 twins.take(step)
             twins.end()
@@ -423,11 +474,11 @@ def compare(bed: Bed, steps: Sequence[Step], model: Callable[[World], Model] = M
     raise Paused(f"the machine stood still for over {STILL} s in {ATTEMPTS} attempts at one history")
 
 
-def shortest(bed: Bed, run: Run, model: Callable[[World], Model] = Model) -> Run:
+def shortest(bed: Bed, run: Run, model: Callable[[World], Model] = Model, world: World = HERE) -> Run:
     """A history that differs, without the steps that it differs without."""
     place = len(run.steps) - 1
     while place >= 0:
-        fewer = compare(bed, run.steps[:place] + run.steps[place + 1 :], model)
+        fewer = compare(bed, run.steps[:place] + run.steps[place + 1 :], model, world)
         if fewer.difference:
             run = fewer
         place = min(place, len(run.steps)) - 1

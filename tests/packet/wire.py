@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Final, get_args
+from typing import Final
 
 from packetbed import GATEWAY_MAC, MAC, NODE, SERVICE_NETWORKS, V6_SERVICE_NETWORKS, pack_tuple, packed
 from scapy.layers.sctp import crc32c
@@ -19,6 +19,7 @@ from pydatapath.kernel.layout import (
     FamilyLayout,
     FlowFlag,
     FlowState,
+    MappingSide,
     ServiceFlag,
     VipKind,
 )
@@ -26,16 +27,19 @@ from pydatapath.plan import Live, Run
 from pydatapath.reference import (
     NEXT_HOPS,
     PORTS,
+    WITH_PORTS,
     Address,
     Backend,
     Entry,
     FlowTuple,
+    Mappings,
     Packet,
     Protocol,
     Service,
     State,
     World,
 )
+from pydatapath.reference.packet import version_of
 
 __all__ = [
     "NO_MAC",
@@ -45,6 +49,8 @@ __all__ = [
     "frame",
     "is_by_bridge",
     "layout_of",
+    "mapping_bytes",
+    "mapping_key_in",
     "ports_tried",
     "refusal",
     "told",
@@ -53,9 +59,13 @@ __all__ = [
     "tuple_of",
 ]
 
+ICMP: Final = {4: 1, 6: 58}
+ECHO: Final = {4: (8, 0), 6: (128, 129)}  # types of the request and the reply (RFC 792, RFC 4443 4)
+HEADERS: Final = {"TCP": 20, "UDP": 8, "SCTP": 12, "ICMP": 8}  # bytes
 STATES: Final = {State.NEW: FlowState.NEW, State.ESTABLISHED: FlowState.ESTABLISHED}
 FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
 SEQUENCE, ACKNOWLEDGED, WINDOW = 1000, 2000, 0xFFFF  # of every segment
+STAMP_BYTES: Final = 8  # of struct mapping, at its beginning
 WORD: Final = 0xFFFF_FFFF_FFFF_FFFF
 NO_MAC: Final = "00:00:00:00:00:00"  # of the loopback interface
 ANSWER_TTL: Final = 64
@@ -87,13 +97,13 @@ def frame(packet: Packet, from_mac: str, to_mac: str = "") -> bytes:
     to_mac = to_mac or (GATEWAY_MAC if is_by_bridge(packet.destination) else MAC[NODE])
     data = packet.length - _headers(packet)
     return _macs(from_mac, to_mac) + _datagram(
-        PROTOCOLS[packet.protocol], packet, _transport(packet, bytes(data)), identification=1
+        number_of(packet.protocol, packet.source), packet, _transport(packet, bytes(data)), identification=1
     )
 
 
 def _headers(packet: Packet) -> int:
     """Bytes of its headers of layer 3 and 4."""
-    return (40 if Family.of(packet.source) is Family.IPV6 else 20) + {"TCP": 20, "UDP": 8, "SCTP": 12}[packet.protocol]
+    return (40 if Family.of(packet.source) is Family.IPV6 else 20) + HEADERS[packet.protocol]
 
 
 def _datagram(
@@ -123,12 +133,23 @@ def _transport(packet: Packet, data: bytes) -> bytes:
             return head + (check if any(check) else b"\xff\xff") + data
         case "SCTP":
             return _sctp(ports, len(data), opens=packet.opens)
+        case "ICMP":
+            return _echo(packet, data)
 
 
 def _segment(packet: Packet, seq: int, ack: int, flags: int, window: int, data: bytes) -> bytes:
     ports = struct.pack("!HH", packet.source_port, packet.destination_port)
     head = ports + struct.pack("!IIBBH", seq, ack, 0x50, flags, window)
     return head + _checksum(_pseudo(packet, PROTOCOLS["TCP"], 20 + len(data)) + head + data) + bytes(2) + data
+
+
+def _echo(packet: Packet, data: bytes) -> bytes:
+    """An echo request, or its reply; the checksum of ICMPv6 covers the addresses, too (RFC 4443 2.3)."""
+    version = version_of(packet.source)
+    kind = ECHO[version][packet.source_port == 0]
+    rest = struct.pack("!HH", packet.source_port or packet.destination_port, 1) + data
+    pseudo = _pseudo(packet, ICMP[version], 4 + len(rest)) if version == 6 else b""
+    return bytes([kind, 0]) + _checksum(pseudo + bytes([kind, 0]) + rest) + rest
 
 
 @lru_cache(maxsize=4096)
@@ -156,7 +177,7 @@ def _tuple_hash(packet: Packet, salt: int) -> int:
         mixed ^= source << 32 | destination
         mixed = mixed * 0x9E3779B97F4A7C15 & WORD
         mixed ^= mixed >> 32
-    mixed += sport << 48 | dport << 32 | PROTOCOLS[packet.protocol] << 24 | salt
+    mixed += sport << 48 | dport << 32 | number_of(packet.protocol, packet.source) << 24 | salt
     mixed &= WORD
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 & WORD
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB & WORD
@@ -196,7 +217,8 @@ def refusal(packet: Packet, raw: bytes) -> bytes:
 @lru_cache(maxsize=4096)
 def tuple_bytes(one: FlowTuple) -> bytes:
     """struct tuple."""
-    return pack_tuple(PROTOCOLS[one.protocol], one.source, one.source_port, one.destination, one.destination_port)
+    ends = one.source, one.source_port, one.destination, one.destination_port
+    return pack_tuple(number_of(one.protocol, one.source), *ends)
 
 
 @lru_cache(maxsize=4096)
@@ -207,16 +229,27 @@ def tuple_of(raw: bytes) -> FlowTuple:
     return FlowTuple(*ends, protocol_of(number))
 
 
+def number_of(protocol: Protocol, address: str) -> int:
+    """The number of a protocol in the headers of the address's family."""
+    return ICMP[version_of(address)] if protocol == "ICMP" else PROTOCOLS[protocol]
+
+
 def protocol_of(number: int) -> Protocol:
-    """The name of a protocol that has ports."""
-    return next(one for one in get_args(Protocol) if one == PROTOCOL_NAMES[number])
+    """The name of a protocol."""
+    return "ICMP" if number in ICMP.values() else next(one for one in WITH_PORTS if one == PROTOCOL_NAMES[number])
 
 
 def tuple_in(raw: bytes) -> FlowTuple:
     """The tuple of a packet without IP options and extension headers."""
     if raw[12:14] == b"\x86\xdd":
-        return tuple_of(raw[22:38] + raw[38:54] + raw[54:58] + raw[20:21] + bytes(3))
-    return tuple_of(raw[26:34] + raw[34:38] + raw[23:24] + bytes(3))
+        ends, protocol, transport = raw[22:54], raw[20:21], raw[54:]
+    else:
+        ends, protocol, transport = raw[26:34], raw[23:24], raw[34:]
+    ports = transport[:4]
+    if protocol[0] in ICMP.values():
+        asks = transport[0] in {request for request, _ in ECHO.values()}
+        ports = transport[4:6] + bytes(2) if asks else bytes(2) + transport[4:6]
+    return tuple_of(ends + ports + protocol + bytes(3))
 
 
 def flow_bytes(entry: Entry) -> bytes:
@@ -227,6 +260,8 @@ def flow_bytes(entry: Entry) -> bytes:
         FlowFlag.PLAIN * entry.plain,
         FlowFlag.FIN * entry.fin,
         FlowFlag.RST * entry.rst,
+        FlowFlag.PAIRED * entry.is_paired,
+        FlowFlag.MASQUERADED * entry.masqueraded,
     )
     to = tuple_bytes(entry.to)
     counted = entry.packets, entry.octets
@@ -238,6 +273,43 @@ def entry_in(raw: bytes) -> str:
     to, _, packets, octets, number, generation, state, flags = layout_of(raw).flow.struct.unpack(raw)
     counted = f"{packets} packets, {octets} bytes, backend {number}.{generation}"
     return f"to {tuple_of(to)}, {counted}, {FlowState(state).name}, {FlowFlag(flags)!r}"
+
+
+# Mappings, by their keys in the map
+
+
+def mapping_bytes(mappings: Mappings, family: Family) -> dict[bytes, tuple[bytes, float]]:
+    """Of a family: the end that each leads to as it stands in struct mapping, and its time."""
+    sides = (MappingSide.INSIDE, mappings.outside), (MappingSide.OUTSIDE, mappings.inside)
+    return {
+        _mapping_key(end, side): (_mapping_end(mapping.end), mapping.last_seen)
+        for side, ends in sides
+        for end, mapping in ends.items()
+        if Family.of(end.address) is family
+    }
+
+
+@lru_cache(maxsize=4096)
+def _mapping_key(end: Address, side: MappingSide) -> bytes:
+    record = LAYOUTS[Family.of(end.address)].mapping_key
+    number = number_of(end.protocol, end.address)
+    return record.struct.pack(packed(end.address), end.port.to_bytes(2, "big"), number, side)
+
+
+@lru_cache(maxsize=4096)
+def _mapping_end(end: Address) -> bytes:
+    """struct mapping, its stamp left out."""
+    record = LAYOUTS[Family.of(end.address)].mapping
+    return record.struct.pack(0, packed(end.address), end.port.to_bytes(2, "big"))[STAMP_BYTES:]
+
+
+@lru_cache(maxsize=4096)
+def mapping_key_in(raw: bytes) -> str:
+    """A struct mapping_key in words."""
+    layout = next(one for one in LAYOUTS.values() if one.mapping_key.struct.size == len(raw))
+    address, port, number, side = layout.mapping_key.struct.unpack(raw)
+    end = Address(str(ip_address(address)), int.from_bytes(port, "big"), protocol_of(number))
+    return f"{end} {MappingSide(side).name}"
 
 
 # Services

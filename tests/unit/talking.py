@@ -18,7 +18,9 @@ from pydatapath.reference import (
     Address,
     Backend,
     Choice,
+    Egress,
     Hook,
+    Masquerade,
     Model,
     Own,
     Packet,
@@ -104,6 +106,7 @@ WORLD = World(
         *(Route("fd00:2::/64", 1500), Route("2001:db8::/64")),
     ),
 )
+HIDDEN = replace(WORLD, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK))))  # who leaves the cluster
 SYN = V4.syn
 QUERY = Packet(CLIENT, 40000, VIP, 53, "UDP", length=32)
 DIRECT = Packet(CLIENT, 40000, BACKEND, 8080, flags="S")  # past the service

@@ -16,6 +16,8 @@ from pydatapath.kernel import layout, source
 from pydatapath.kernel.compile import (
     HALVES,
     SERVICE_GATEWAYS,
+    Egress,
+    Masquerade,
     Program,
     Scope,
     Sizes,
@@ -33,13 +35,16 @@ PROGRAM = Program(
         node_address=IPv4Address("10.244.1.1"),
         pod_networks=(IPv4Network("10.244.1.0/24"), IPv4Network("10.245.0.0/16")),
         service_networks=(IPv4Network("10.96.0.0/12"),),
+        egress=(Egress(3, IPv4Address("192.168.50.11")),),
     ),
     ipv6=Scope(
         node_address=IPv6Address("fd00:10:244:1::1"),
         pod_networks=(IPv6Network("fd00:10:244:1::/64"),),
         service_networks=(IPv6Network("fd00:10:96::/112"), IPv6Network("fd00:20::/45")),
         cluster_networks=(IPv6Network("fd00:10:244::/48"),),
+        egress=(Egress(3, IPv6Address("2001:db8::11")),),
     ),
+    masquerade=Masquerade(),
 )
 families = pytest.mark.parametrize("family", Family, ids=lambda family: family.name)
 # What C code gets from <linux/...> and from bcc
@@ -266,9 +271,9 @@ def test_every_program_is_compiled_once(family: Family) -> None:
     """The two halves share no program, and each has the maps of its family and those of both."""
     walk, others = (_part(PROGRAM, family, half) for half in HALVES)
     hooks = [hook.program for hook in PROGRAM.hooks]
-    assert (sorted(walk["programs"]), sorted(others["programs"])) == (["walk"], sorted(["leave", *hooks]))
+    assert (sorted(walk["programs"]), sorted(others["programs"])) == (["walk"], sorted(["leave", "nat", *hooks]))
     assert {pin for part in (walk, others) for pin in part["programs"].values()} == {
-        f"{name}{family.suffix}" for name in ("walk", "leave", *hooks)
+        f"{name}{family.suffix}" for name in ("walk", "leave", "nat", *hooks)
     }
     wanted = {name for name, contract in layout.MAPS.items() if contract.is_of([family])}
     assert set(walk["maps"]) == set(others["maps"]) == wanted

@@ -10,9 +10,10 @@ import click
 import pytest
 
 from pydatapath.cli.node import load
+from pydatapath.egress import Masquerade
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface, Neighbour
-from pydatapath.kernel.layout import ENDPOINT, EndpointKind, Family, Hook
+from pydatapath.kernel.layout import ENDPOINT, EndpointKind, Family, Hook, NatType
 from pydatapath.kernel.tables import unpack_ip
 from pydatapath.loading import _endpoints
 from pydatapath.node import LIMITS, WORDS, Node, Options, Scope, resolve
@@ -87,6 +88,7 @@ def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
             )
         },
         zone="",
+        masquerade=Masquerade(NatType.ENDPOINT_INDEPENDENT, (1024, 65535), (30000, 32767)),
     )
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from talking import V4, V6, WORLD
 
-from pydatapath.reference import Address, Backend, Hook, Model, Packet, Protocol, Route, Service, Verdict
+from pydatapath.reference import WITH_PORTS, Address, Backend, Hook, Model, Packet, Route, Service, Verdict
 
 EMPTY = replace(WORLD, services={}, routes=(Route("0.0.0.0/0"), Route("::/0")))
 FLAGS = ["S", "SA", "A", "PA", "FA", "R", "RA"]
@@ -34,7 +34,7 @@ class Interface(NamedTuple):
 
 
 versions = st.sampled_from([V4, V6])
-protocols = st.sampled_from(get_args(Protocol))
+protocols = st.sampled_from(WITH_PORTS)
 ports = st.sampled_from([10000, 10001, 8080])
 
 
@@ -120,7 +120,7 @@ class History:
 
 
 FRONT_ADDRESSES = [
-    Address(*front, protocol) for fronts in FRONTS.values() for front in fronts for protocol in get_args(Protocol)
+    Address(*front, protocol) for fronts in FRONTS.values() for front in fronts for protocol in WITH_PORTS
 ]
 
 

@@ -1,0 +1,114 @@
+"""Ports of the node that lead to a pod, as `docker run -p` makes them; pure.
+
+To the kernel a forward is a service port with one backend, called where node ports answer. In the records it stands
+beside services, in a namespace that no service has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from pydatapath.errors import DatapathError
+from pydatapath.kernel.layout import Family
+from pydatapath.model import Protocol
+from pydatapath.plan import Frontend, PortPlan
+from pydatapath.serving import Address, Here
+
+__all__ = ["KIND", "NAMESPACE", "Forward", "check", "plan_forward"]
+
+KIND: Final = "PortForward"
+NAMESPACE: Final = ""
+UNSPECIFIED: Final = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - how docker writes "all of the node's"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Calls of a port of the node's `address` ("": of all where node ports answer) go to `target`."""
+
+    address: str
+    port: int
+    target: Address
+
+    @property
+    def protocol(self) -> Protocol:
+        """The target's."""
+        return self.target.protocol
+
+    @property
+    def family(self) -> Family:
+        """The target's."""
+        return self.target.family
+
+    @property
+    def name(self) -> str:
+        """What tells it from others: `0.0.0.0:8080/tcp`."""
+        return str(Address(self.address or UNSPECIFIED[self.family], self.port, self.protocol))
+
+    @property
+    def text(self) -> str:
+        """For the records."""
+        target = {"address": self.target.address, "port": self.target.port, "protocol": self.target.protocol}
+        return json.dumps({"address": self.address, "port": self.port, "target": target}, sort_keys=True)
+
+    @staticmethod
+    def read(text: str) -> Forward:
+        """Of the records."""
+        found = json.loads(text)
+        return Forward(found["address"], found["port"], Address(**found["target"]))
+
+    def addresses(self, here: Here) -> list[str]:
+        """Where it is called on a node."""
+        own = [text for text in here.addresses if Family.of(text) is self.family]
+        return [text for text in own if self.address in ("", text)]
+
+
+def check(forward: Forward, here: Here, node_ports: tuple[int, int], holders: Iterable[str]) -> None:
+    """Raises DatapathError where it cannot be. `holders`: who has the port at one of its addresses."""
+    if forward.address and Family.of(forward.address) is not forward.family:
+        raise DatapathError(
+            f"port-forward {forward.name}: {forward.address} and {forward.target.address} are of two families",
+            hint="a port leads to a pod's address of its own family",
+        )
+    target = ip_address(forward.target.address)
+    if target.is_loopback or target.is_multicast or target.is_unspecified or target.is_link_local:
+        raise DatapathError(f"port-forward {forward.name}: {target} is no pod's address", hint="such as 10.244.1.11:80")
+    if not forward.addresses(here):
+        places = [text for text in here.addresses if Family.of(text) is forward.family]
+        raise DatapathError(
+            f"port-forward {forward.name}: the node has no such address"
+            if forward.address
+            else f"port-forward {forward.name}: the node has no IPv{int(forward.family)} address",
+            hint=f"node ports answer at {', '.join(places) or 'none'}: --nodeport-addresses says where",
+        )
+    if node_ports[0] <= forward.port <= node_ports[1]:
+        raise DatapathError(
+            f"port-forward {forward.name}: {forward.port} is in the range of services' node ports",
+            hint=f"another than {node_ports[0]}-{node_ports[1]}; --nodeport-range says where those are",
+        )
+    for holder in holders:
+        raise DatapathError(
+            f"port-forward {forward.name}: {holder} has the port", hint="another port, or delete what has it"
+        )
+
+
+def plan_forward(forward: Forward, here: Here) -> list[PortPlan]:
+    """What it needs in the kernel of a node."""
+    addresses = forward.addresses(here)
+    if forward.family not in here.families or not addresses:
+        return []
+    frontends = [Frontend(Address(at, forward.port, forward.protocol), "node-port", owned=False) for at in addresses]
+    return [
+        PortPlan(
+            NAMESPACE,
+            forward.name,
+            "",
+            forward.protocol,
+            frontends=tuple(frontends),
+            cluster=(forward.target,),
+            family=forward.family,
+        )
+    ]

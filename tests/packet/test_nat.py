@@ -1,0 +1,372 @@
+"""Masquerading: what leaves the cluster does so behind the node's address, and its answers find their way."""
+
+from __future__ import annotations
+
+import socket
+from itertools import pairwise
+
+import pytest
+from packetbed import (
+    DROP,
+    ICMP,
+    PASS,
+    REDIRECT,
+    V4,
+    V6,
+    Bed,
+    Ether,
+    Hook,
+    Outcome,
+    Packet,
+    Places,
+    Raw,
+    addresses,
+    answer_to,
+    at,
+    frame,
+    key_of,
+    leaves,
+    sctp,
+    tcp,
+    udp,
+)
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest
+
+FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
+MAKE = pytest.mark.parametrize("make", [tcp, udp, sctp], ids=["TCP", "UDP", "SCTP"])
+ROUTED = {V4: "ttl", V6: "hlim"}
+
+
+def routed(packet: Packet, where: Places, **fields: object) -> Packet:
+    """The packet as it leaves one hop on."""
+    return leaves(packet, **{ROUTED[where]: 63}, **fields)
+
+
+def back(bed: Bed, there: Outcome, flags: str = "SA") -> Outcome:
+    """The answer from outside, by the uplink."""
+    return bed.run(Hook.FROM_UPLINK, answer_to(there, flags))
+
+
+@FAMILIES
+@MAKE
+def test_N15_a_pod_leaves_behind_the_nodes_address(masquerading: Bed, where: Places, make):
+    """By its own port where that is free; one hop on, by the uplink; the answer comes back to the pod."""
+    packet = make(where.CLIENT, 23456, where.FAR, 7000)
+    there = masquerading.run(Hook.FROM_POD, packet)
+    assert there.verdict == REDIRECT
+    assert there.packet[12:] == bytes(routed(packet, where, src=where.UPLINK))[12:]
+    answer = back(masquerading, there)
+    assert answer.verdict == REDIRECT
+    assert addresses(answer) == (where.FAR, 7000, where.CLIENT, 23456)
+    again = masquerading.run(
+        Hook.FROM_POD, packet if make is not tcp else tcp(where.CLIENT, 23456, where.FAR, 7000, "A")
+    )
+    assert addresses(again) == (where.UPLINK, 23456, where.FAR, 7000)
+    assert again.walked == (make is sctp)
+
+
+@FAMILIES
+@MAKE
+def test_N3_two_pods_with_one_port_and_one_server(masquerading: Bed, where: Places, make):
+    """Two ports outside, of the same parity; each answer finds its pod."""
+    one = masquerading.run(Hook.FROM_POD, make(where.CLIENT, 5001, where.FAR, 80))
+    other = masquerading.run(Hook.FROM_POD, make(where.BACKEND, 5001, where.FAR, 80), device="pod3")
+    assert addresses(one)[:2] == (where.UPLINK, 5001)
+    source, port, *_ = addresses(other)
+    assert (source, port % 2) == (where.UPLINK, 1)
+    assert port != 5001
+    assert addresses(back(masquerading, one))[2:] == (where.CLIENT, 5001)
+    assert addresses(back(masquerading, other))[2:] == (where.BACKEND, 5001)
+
+
+@FAMILIES
+def test_N103_a_SYN_that_is_sent_again_leaves_by_the_same_port(masquerading: Bed, where: Places):
+    """Though that was found by chance."""
+    masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 5001, where.FAR, 80))
+    packet = tcp(where.BACKEND, 5001, where.FAR, 80)
+    ports = {addresses(masquerading.run(Hook.FROM_POD, packet, device="pod3"))[1] for _ in range(5)}
+    assert len(ports) == 1
+
+
+@FAMILIES
+def test_N1_a_datagram_socket_has_one_port_outside(masquerading: Bed, where: Places):
+    """Whoever it talks to; also where its own port was another's (N8)."""
+    masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 5000, where.FAR, 53))
+    seen = {
+        addresses(masquerading.run(Hook.FROM_POD, udp(where.BACKEND, 5000, target, port), device="pod3"))[:2]
+        for target in (where.FAR, where.FAR[:-1] + "8", where.FAR[:-1] + "7")
+        for port in (53, 123, 443)
+    }
+    assert len(seen) == 1
+    assert seen != {(where.UPLINK, 5000)}
+
+
+@FAMILIES
+def test_N10_who_was_not_asked_is_not_let_in(masquerading: Bed, where: Places):
+    """Address and port-dependent filtering: dropped by name, and without a word (N13)."""
+    there = masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 5000, where.FAR, 53))
+    stranger = udp(where.FAR, 54, where.UPLINK, addresses(there)[1])
+    assert masquerading.run(Hook.FROM_UPLINK, stranger).verdict == DROP
+    assert masquerading.counted()["drop_unasked"] == 1
+    assert addresses(back(masquerading, there))[2:] == (where.CLIENT, 5000)
+
+
+@FAMILIES
+@MAKE
+def test_N14_what_comes_for_the_nodes_own_ports_is_the_nodes(masquerading: Bed, where: Places, make):
+    """No mapping: the packet as it came."""
+    packet = make(where.FAR, 40000, where.UPLINK, 22)
+    outcome = masquerading.run(Hook.FROM_UPLINK, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+
+
+@FAMILIES
+@MAKE
+def test_N85_within_the_cluster_nobody_is_hidden(masquerading: Bed, where: Places, make):
+    """Pod to pod, here and elsewhere, and to the node itself."""
+    for destination in (where.SECOND, where.REMOTE, where.NODE, where.UPLINK):
+        packet = make(where.CLIENT, 40000, destination, 7)
+        outcome = masquerading.run(Hook.FROM_POD, packet)
+        assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+    assert masquerading.entries("half_open") == {}
+
+
+@FAMILIES
+def test_N34_N42_a_mapping_ends_with_its_time(masquerading: Bed, where: Places):
+    """300 seconds without a packet outwards; then another pod may have its port."""
+    masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 5000, where.FAR, 53))
+    masquerading.age(310)
+    masquerading.age_mappings(310)
+    other = masquerading.run(Hook.FROM_POD, udp(where.BACKEND, 5000, where.FAR, 53), device="pod3")
+    assert addresses(other)[1] == 5000
+
+
+@FAMILIES
+def test_N35_packets_outwards_keep_a_mapping(masquerading: Bed, where: Places):
+    """A packet every 100 seconds for twenty minutes: one port."""
+    packet = udp(where.CLIENT, 5000, where.FAR, 53)
+    masquerading.run(Hook.FROM_POD, packet)
+    for _ in range(12):
+        masquerading.age(100)
+        masquerading.age_mappings(100)
+        assert addresses(masquerading.run(Hook.FROM_POD, packet))[1] == 5000
+    other = masquerading.run(Hook.FROM_POD, udp(where.BACKEND, 5000, where.FAR, 54), device="pod3")
+    assert addresses(other)[1] != 5000
+
+
+# Ports that are others'
+
+
+@FAMILIES
+@pytest.mark.parametrize("port", [30080, 4789, 8472, 6081, 51820])
+def test_N19_reserved_ports_are_not_taken(masquerading: Bed, where: Places, port: int):
+    """Node ports and tunnels' are not given even to who has them inside."""
+    for make in (tcp, udp):
+        found = addresses(masquerading.run(Hook.FROM_POD, make(where.CLIENT, port, where.FAR, 80)))[1]
+        assert found != port
+        assert not 30000 <= found <= 32767
+
+
+@FAMILIES
+def test_N18_a_port_of_the_nodes_own_socket_is_not_taken(masquerading: Bed, where: Places):
+    """Neither that of a listener nor of a datagram socket; looked at in the kernel, at the packet."""
+    family = socket.AF_INET6 if where is V6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening, socket.socket(family, socket.SOCK_DGRAM) as bound:
+        listening.bind((where.UPLINK, 41000))
+        listening.listen()
+        bound.bind((where.UPLINK, 41001))
+        assert addresses(masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 41000, where.FAR, 80)))[1] != 41000
+        assert addresses(masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 41001, where.FAR, 80)))[1] != 41001
+    assert (
+        addresses(masquerading.run(Hook.FROM_POD, tcp(where.SECOND, 41000, where.FAR, 80), device="pod4"))[1] == 41000
+    )
+
+
+@FAMILIES
+@pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
+def test_N20_the_nodes_own_connection_is_not_mixed_up_with_a_pods(masquerading: Bed, where: Places, make):
+    """The node calls from the port behind which a pod has called: it leaves by another, and both are answered."""
+    pods = masquerading.run(Hook.FROM_POD, make(where.CLIENT, 40000, where.FAR, 80))
+    own = masquerading.run(Hook.TO_UPLINK, make(where.UPLINK, 40000, where.FAR, 80))
+    assert own.verdict == PASS
+    assert addresses(own)[0] == where.UPLINK
+    assert addresses(own)[1] != 40000
+    assert addresses(back(masquerading, pods))[2:] == (where.CLIENT, 40000)
+    answer = back(masquerading, own)
+    assert addresses(answer)[2:] == (where.UPLINK, 40000)
+
+
+@FAMILIES
+@MAKE
+def test_N18_N20_other_connections_of_the_nodes_own_are_left_alone(masquerading: Bed, where: Places, make):
+    """Unchanged, and not entered."""
+    packet = make(where.UPLINK, 40000, where.FAR, 80)
+    outcome = masquerading.run(Hook.TO_UPLINK, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+    assert masquerading.entries("half_open") == {}
+
+
+@FAMILIES
+def test_N21_a_port_by_chance_is_one_by_chance(masquerading: Bed, where: Places):
+    """RFC 6056: not the next one, and spread over the whole range."""
+    masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 5000, where.FAR, 80))
+    found = []
+    for number in range(400):
+        client = f"{where.CLIENT[:-1]}{100 + number % 100}"
+        packet = tcp(client, 5000, where.FAR, 80)
+        found.append(addresses(masquerading.run(Hook.FROM_POD, packet))[1])
+        masquerading.forget_flows()
+        masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 5000, where.FAR, 80))
+    assert all(port % 2 == 0 and 1024 <= port <= 65535 for port in found)
+    assert len(set(found)) > 380
+    assert max(sum(port // 8192 == part for port in found) for part in range(8)) < 110
+    assert sum(abs(one - next_) <= 2 for one, next_ in pairwise(found)) < 5
+
+
+# Leaks
+
+
+@FAMILIES
+def test_C13_N84_nothing_leaves_under_a_pods_address(masquerading: Bed, where: Places):
+    """What the stack sends out for a pod is masqueraded there, or dropped by name."""
+    packet = tcp(where.CLIENT, 40000, where.FAR, 80)
+    outcome = masquerading.run(Hook.TO_UPLINK, packet)
+    assert (outcome.verdict, addresses(outcome)) == (PASS, (where.UPLINK, 40000, where.FAR, 80))
+    for number in (47, 50, 89, 136, 58 if where is V4 else 1):
+        odd = frame(where.CLIENT, where.FAR, **{"nh" if where is V6 else "proto": number}) / Raw(bytes(40))
+        assert masquerading.run(Hook.TO_UPLINK, odd).verdict == DROP
+        inside = masquerading.run(Hook.FROM_POD, odd)
+        assert (inside.verdict, inside.packet) == (PASS, bytes(odd))
+    assert masquerading.counted()["drop_untranslated"] == 5
+    own = frame(where.UPLINK, where.FAR, **{"nh" if where is V6 else "proto": 47}) / Raw(bytes(40))
+    assert masquerading.run(Hook.TO_UPLINK, own).verdict == PASS
+
+
+@FAMILIES
+def test_N96_a_stale_packet_exempts_nobody(masquerading: Bed, where: Places):
+    """A late FIN from the server, with no flow left; the pod's next SYN is masqueraded (Cilium 47425)."""
+    late = tcp(where.FAR, 80, where.CLIENT, 40000, "FA")
+    masquerading.run(Hook.FROM_UPLINK, late)
+    there = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 40000, where.FAR, 80))
+    assert addresses(there)[0] == where.UPLINK
+
+
+@FAMILIES
+def test_N104_what_comes_in_mid_stream_keeps_its_port_or_is_dropped(masquerading: Bed, where: Places):
+    """A connection whose state is lost goes on, if nobody has its port meanwhile."""
+    there = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 40000, where.FAR, 80, "A"))
+    assert addresses(there)[1] == 40000
+    outcome = masquerading.run(Hook.FROM_POD, tcp(where.BACKEND, 40000, where.FAR, 80, "A"), device="pod3")
+    assert outcome.verdict == DROP
+    assert masquerading.counted()["drop_ports_taken"] == 1
+
+
+@FAMILIES
+def test_a_service_whose_backend_is_outside(masquerading: Bed, where: Places):
+    """Such as a database elsewhere: both addresses change."""
+    masquerading.serve({where.called("80/TCP"): [at(where.FAR, 8080)]})
+    there = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 40000, where.VIP, 80))
+    assert addresses(there) == (where.UPLINK, 40000, where.FAR, 8080)
+    assert addresses(back(masquerading, there)) == (where.VIP, 80, where.CLIENT, 40000)
+    direct = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 40000, where.FAR, 8080))
+    assert addresses(direct)[0] == where.UPLINK
+    assert addresses(direct)[1] != 40000
+
+
+# ICMP
+
+
+def ping(where: Places, source: str, destination: str, identifier: int = 77, *, answer: bool = False) -> Packet:
+    """A query of an identifier, or its answer."""
+    if where is V6:
+        layer = (ICMPv6EchoReply if answer else ICMPv6EchoRequest)(id=identifier, seq=5, data=b"abcdefgh")
+    else:
+        layer = ICMP(type=0 if answer else 8, id=identifier, seq=5) / Raw(b"abcdefgh")
+    return frame(source, destination) / layer
+
+
+@FAMILIES
+def test_N44_N45_pings_are_told_apart_by_their_identifiers(masquerading: Bed, where: Places):
+    """Two pods ping one host with one identifier: both get their own answers."""
+    one = masquerading.run(Hook.FROM_POD, ping(where, where.CLIENT, where.FAR))
+    other = masquerading.run(Hook.FROM_POD, ping(where, where.BACKEND, where.FAR), device="pod3")
+    assert one.verdict == other.verdict == REDIRECT
+    for pod, there in ((where.CLIENT, one), (where.BACKEND, other)):
+        source, destination, identifier = there.ip.src, there.ip.dst, there.ip.payload.id
+        assert (source, destination) == (where.UPLINK, where.FAR)
+        assert sum_is_right(there)
+        answer = masquerading.run(Hook.FROM_UPLINK, ping(where, where.FAR, where.UPLINK, identifier, answer=True))
+        assert answer.verdict == REDIRECT
+        assert (answer.ip.src, answer.ip.dst, answer.ip.payload.id) == (where.FAR, pod, 77)
+        assert sum_is_right(answer)
+    assert one.ip.payload.id == 77
+    assert other.ip.payload.id != 77
+
+
+def sum_is_right(outcome: Outcome) -> bool:
+    """Whether the checksum of an ICMP packet is what scapy makes it."""
+    again = Ether(outcome.packet)
+    layer = again.payload.payload
+    layer.delfieldval("cksum" if "cksum" in layer.fields else "chksum")
+    return bytes(again) == outcome.packet
+
+
+@FAMILIES
+def test_N46_the_nodes_own_ping_keeps_working(masquerading: Bed, where: Places):
+    """Its answer is nobody's flow."""
+    own = ping(where, where.UPLINK, where.FAR)
+    assert masquerading.run(Hook.TO_UPLINK, own).packet == bytes(own)
+    answer = ping(where, where.FAR, where.UPLINK, answer=True)
+    outcome = masquerading.run(Hook.FROM_UPLINK, answer)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(answer))
+
+
+@FAMILIES
+@pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
+def test_N49_an_error_finds_the_pod(masquerading: Bed, where: Places, make):
+    """From a router on the way, about the packet as it left; the pod sees its own."""
+    packet = make(where.CLIENT, 40000, where.FAR, 80)
+    there = masquerading.run(Hook.FROM_POD, packet)
+    quoted = there.packet[14 : 14 + (48 if where is V6 else 28)]
+    layer = ICMPv6DestUnreach(code=4) if where is V6 else ICMP(type=3, code=3)
+    outcome = masquerading.run(Hook.FROM_UPLINK, frame(where.NEXT_HOP, where.UPLINK) / layer / Raw(quoted))
+    assert (outcome.verdict, outcome.ip.src, outcome.ip.dst) == (REDIRECT, where.NEXT_HOP, where.CLIENT)
+    inner = outcome.packet[14 + (48 if where is V6 else 28) :]
+    sent = bytes(packet)[14:]
+    start = 8 if where is V6 else 12
+    end = 40 if where is V6 else 20
+    assert inner[start : end + 4] == sent[start : end + 4]
+    assert sum_is_right(outcome)
+
+
+@FAMILIES
+def test_N54_an_error_of_a_pod_leaves_behind_the_nodes_address(masquerading: Bed, where: Places):
+    """A closed port of a pod's, told to the server: from whom it has talked to, about what it has sent."""
+    there = masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 40000, where.FAR, 80))
+    answer = back(masquerading, there)
+    quoted = answer.packet[14 : 14 + (48 if where is V6 else 28)]
+    layer = ICMPv6DestUnreach(code=4) if where is V6 else ICMP(type=3, code=3)
+    outcome = masquerading.run(Hook.FROM_POD, frame(where.CLIENT, where.FAR) / layer / Raw(quoted))
+    assert (outcome.verdict, outcome.ip.src, outcome.ip.dst) == (REDIRECT, where.UPLINK, where.FAR)
+    assert sum_is_right(outcome)
+
+
+@FAMILIES
+def test_N72_hops(masquerading: Bed, where: Places):
+    """At the last hop the stack answers, about the packet as it came."""
+    last = udp(where.CLIENT, 40000, where.FAR, 80, **{ROUTED[where]: 1})
+    outcome = masquerading.run(Hook.FROM_POD, last)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(last))
+
+
+@FAMILIES
+def test_N5_a_lost_half_is_made_anew(masquerading: Bed, where: Places):
+    """The answer's half is dropped by the LRU: the pod's next packet heals it."""
+    packet = udp(where.CLIENT, 40000, where.FAR, 80)
+    there = masquerading.run(Hook.FROM_POD, packet)
+    back(masquerading, there)
+    name = "flows6" if where is V6 else "flows"
+    masquerading.maps[name].delete(key_of(answer_to(there)))
+    masquerading.age(2)
+    masquerading.run(Hook.FROM_POD, packet)
+    assert addresses(back(masquerading, there))[2:] == (where.CLIENT, 40000)

@@ -1,0 +1,169 @@
+"""What `load` is told of masquerading, and what becomes of calls then."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from nat_scene import FAMILIES, NETWORKS, Ends, nat_cluster, server, wait_until
+from scene import Cluster
+
+from pydatapath.kernel import links
+from pydatapath.lab import Host, Pod
+
+families = pytest.mark.parametrize(**FAMILIES)
+EXTRA, EXTRA6 = "192.168.50.211", "2001:db8:50::211"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two loaded nodes; the first has a second address of each family."""
+    with nat_cluster(f"nattypes-{os.getpid()}", servers=False) as made:
+        with links.Links(made.lab.node(1).netns) as node:
+            node.address("eth0", f"{EXTRA}/32")
+            node.address("eth0", f"{EXTRA6}/128")
+        yield made
+
+
+def loaded(cluster: Cluster, **options: Any) -> None:
+    """The first node, loaded anew with these options."""
+    cluster.load(1, **{"cluster_cidr": NETWORKS, "masquerade": True, **options})
+
+
+def seen(cluster: Cluster, ends: Ends, pod: Pod, number: int, target: Host | None = None) -> tuple[str, int]:
+    """Whom a server sees, outside or at a host, when a pod calls it from a port."""
+    address = ends.of(target) if target else ends.first
+    with (
+        server(target or cluster.lab.outside, (address, 7_000)) as there,
+        server(pod, (ends.of(pod), number)) as one,
+    ):
+        one.sendto(b"hello", (address, 7_000))
+        return there.recvfrom(100)[1][:2]
+
+
+@families
+def test_without_masquerade_pods_leave_as_they_are(cluster: Cluster, ends: Ends):
+    """As before there was any; and the outside has no way back."""
+    pod = cluster.lab.pod(1, 1)
+    loaded(cluster, masquerade=False)
+    assert seen(cluster, ends, pod, 5_000) == (ends.of(pod), 5_000)
+    with (
+        server(cluster.lab.outside, (ends.first, 7_000)) as there,
+        pytest.raises(OSError, match="unreachable"),
+    ):
+        there.sendto(b"where are you?", (ends.of(pod), 5_000))
+    assert cluster.datapaths[1].status().drift == ()
+    assert not any(one.name.startswith("mappings") for one in cluster.datapaths[1].status().maps)
+    loaded(cluster, masquerade=True)
+    assert seen(cluster, ends, pod, 5_001) == (ends.of(pod.node), 5_001)
+    assert cluster.datapaths[1].status().drift == ()
+
+
+@families
+def test_N85_networks_where_pods_are_seen_as_they_are(cluster: Cluster, ends: Ends):
+    """Another node, by --non-masquerade-cidr."""
+    pod, other = cluster.lab.pod(1, 1), cluster.lab.node(2)
+    loaded(cluster)
+    assert seen(cluster, ends, pod, 5_100, other)[0] == ends.of(pod.node)
+    loaded(cluster, non_masquerade_cidr=("192.168.50.12/32", "2001:db8:50::12/128"))
+    assert seen(cluster, ends, pod, 5_101, other) == (ends.of(pod), 5_101)
+    assert seen(cluster, ends, pod, 5_102)[0] == ends.of(pod.node)
+
+
+@families
+def test_N7_an_address_for_all_pods_or_for_some(cluster: Cluster, ends: Ends):
+    """--snat-address; and answers to it come back."""
+    first, second = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
+    extra = EXTRA6 if ":" in ends.first else EXTRA
+    loaded(cluster, snat_address=(EXTRA, EXTRA6))
+    assert seen(cluster, ends, first, 5_200) == (extra, 5_200)
+    loaded(cluster, snat_address=(f"{second.address}/32={EXTRA}", f"{second.address6}/128={EXTRA6}"))
+    assert seen(cluster, ends, first, 5_201) == (ends.of(first.node), 5_201)
+    assert seen(cluster, ends, second, 5_201) == (extra, 5_201)
+    with (
+        server(cluster.lab.outside, (ends.first, 7_000)) as there,
+        server(second, (ends.of(second), 5_202)) as one,
+    ):
+        one.sendto(b"hello", (ends.first, 7_000))
+        there.sendto(b"back", there.recvfrom(100)[1])
+        assert one.recv(100) == b"back"
+
+
+@families
+def test_N21_a_port_is_looked_for_in_the_range_alone(cluster: Cluster, ends: Ends):
+    """--snat-ports: of pods with one port all but the first get one of the range."""
+    loaded(cluster, snat_ports="20000-20099")
+    first, second = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
+    for number in range(5_300, 5_320):
+        assert seen(cluster, ends, first, number) == (ends.of(first.node), number)
+        assert 20_000 <= seen(cluster, ends, second, number)[1] <= 20_099
+
+
+@families
+def test_N23_where_no_port_is_free_only_the_new_call_fails(cluster: Cluster, ends: Ends):
+    """A range of two, both taken: a named drop, and who has one goes on."""
+    loaded(cluster, snat_ports="20200-20201")
+    first, second = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
+    before = counted(cluster, "drop_ports_taken")
+    with (
+        server(cluster.lab.outside, (ends.first, 7_000)) as there,
+        server(second, (ends.of(second), 5_402)) as held,
+        server(second, (ends.of(second), 5_404)) as refused,
+    ):
+        for number in (5_402, 5_404):
+            assert seen_by(there, ends, first, number) == (ends.of(first.node), number)
+        held.sendto(b"first", (ends.first, 7_000))
+        peer = there.recvfrom(100)[1]
+        assert peer[:2] == (ends.of(first.node), 20_200)
+        refused.sendto(b"second", (ends.first, 7_000))
+        wait_until(lambda: counted(cluster, "drop_ports_taken") > before, "a drop by name")
+        held.sendto(b"third", (ends.first, 7_000))
+        assert there.recvfrom(100) == (b"third", peer)
+
+
+def seen_by(there: socket.socket, ends: Ends, pod: Pod, number: int) -> tuple[str, int]:
+    """Whom a server's socket sees when a pod calls it from a port."""
+    with server(pod, (ends.of(pod), number)) as one:
+        one.sendto(b"hello", (ends.first, 7_000))
+        return there.recvfrom(100)[1][:2]
+
+
+def counted(cluster: Cluster, name: str) -> int:
+    return cluster.datapaths[1].status().counters[name]
+
+
+@families
+@pytest.mark.parametrize("kind", ["endpoint-independent", "symmetric", "full-cone"])
+def test_N1_N11_the_three_types(cluster: Cluster, ends: Ends, kind: str):
+    """One port for all servers, but in the symmetric one; only in full-cone somebody else may answer."""
+    loaded(cluster, nat_type=kind)
+    base = {"endpoint-independent": 5_500, "symmetric": 5_510, "full-cone": 5_520}[kind]
+    taker, pod = cluster.lab.pod(1, 2), cluster.lab.pod(1, 1)
+    with (
+        server(cluster.lab.outside, (ends.first, 7_000)) as a,
+        server(cluster.lab.outside, (ends.second, 7_001)) as b,
+        server(cluster.lab.outside, (ends.second, 7_002)) as stranger,
+        server(taker, (ends.of(taker), base)) as other,
+        server(pod, (ends.of(pod), base)) as one,
+    ):
+        other.sendto(b"mine", (ends.first, 7_000))  # so that the port of `one` is taken there
+        a.recv(100)
+        peers = []
+        for there in (b, a):
+            one.sendto(b"hello", there.getsockname()[:2])
+            peers.append(there.recvfrom(100)[1])
+            there.sendto(b"back", peers[-1])
+            assert one.recv(100) == b"back"
+        assert (peers[0] == peers[1]) == (kind != "symmetric")
+        stranger.sendto(b"unasked", peers[1])
+        if kind == "full-cone":
+            data, peer = one.recvfrom(100)
+            assert (data, peer[:2]) == (b"unasked", stranger.getsockname()[:2])
+            one.sendto(b"so you are", peer)
+            assert stranger.recvfrom(100) == (b"so you are", peers[1])
+        else:
+            a.sendto(b"asked", peers[1])  # behind the stranger's on the same way
+            assert one.recv(100) == b"asked"

@@ -1,0 +1,174 @@
+"""Masquerading as people read it, and forwards of ports, as far as no kernel is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pydatapath.applying import Edit, here, want
+from pydatapath.errors import DatapathError
+from pydatapath.forwarding import KIND, NAMESPACE, Forward, check, plan_forward
+from pydatapath.kernel.layout import Family
+from pydatapath.kernel.nattable import ends_of, ports_used, top_sources
+from pydatapath.plan import Address
+from pydatapath.records import Records, Stored, titled
+from pydatapath.serving import Here
+from pydatapath.views import End, Flow, NatMapping, PortsUsed, Tuple
+
+POD, NODE, SERVER, VIP = ("10.244.1.11", 5000), ("192.0.2.11", 20001), ("203.0.113.7", 443), ("10.96.0.10", 80)
+HERE = Here("node1", ("192.0.2.11", "2001:db8::11"), families=(Family.IPV4, Family.IPV6))
+WEB = Forward("", 8080, Address("10.244.1.11", 80, "TCP"))
+NODE_PORTS = (30_000, 32_767)
+# Runs a command line, then prints every module that is there
+PROBE = """
+import sys
+from pydatapath.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print(*sys.modules)
+"""
+
+
+def flow(original: tuple[tuple[str, int], tuple[str, int]], reply: tuple[tuple[str, int], tuple[str, int]]) -> Flow:
+    ends = (Tuple(*original[0], *original[1]), Tuple(*reply[0], *reply[1]))
+    return Flow("TCP", *ends, state="new", packets=(1, 0), bytes=(60, 0), idle=0.0, expires=120.0)
+
+
+def mapping(
+    inside: tuple[str, int], outside: tuple[str, int], *remotes: tuple[str, int], kind: str = "tcp"
+) -> NatMapping:
+    ends = tuple(End(*one) for one in remotes)
+    return NatMapping(6 if ":" in inside[0] else 4, kind, End(*inside), End(*outside), ends, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("original", "reply"),
+    [
+        pytest.param((POD, SERVER), (SERVER, NODE), id="outwards"),
+        pytest.param((POD, VIP), (SERVER, NODE), id="outwards by a service"),
+        pytest.param((SERVER, NODE), (POD, SERVER), id="from outside, in full-cone"),
+    ],
+)
+def test_whose_ends_a_flow_has(
+    original: tuple[tuple[str, int], tuple[str, int]], reply: tuple[tuple[str, int], tuple[str, int]]
+) -> None:
+    """The pod, its port outside, and whom it talks to, whoever came first."""
+    assert ends_of(flow(original, reply)) == (End(*POD), End(*NODE), End(*SERVER))
+
+
+def test_used_ports_are_counted_once() -> None:
+    """A port of TCP may be there for many servers; an address where nothing is used is shown, too, IPv4 first."""
+    found = ports_used(
+        [
+            mapping(POD, NODE, SERVER),
+            mapping(("10.244.1.12", 5000), NODE, ("203.0.113.8", 443)),
+            mapping(POD, NODE, SERVER, kind="udp"),
+            mapping(POD, ("192.0.2.11", 7), ("203.0.113.7", 0), kind="icmp"),
+        ],
+        ["2001:db8::11", "192.0.2.11"],
+        (1_024, 65_535),
+        NODE_PORTS,
+    )
+    room = 65_535 - 1_024 + 1 - 2_768
+    assert found == [
+        PortsUsed("192.0.2.11", "icmp", 1, 65_536),
+        PortsUsed("192.0.2.11", "tcp", 1, room),
+        PortsUsed("192.0.2.11", "udp", 1, room),
+        PortsUsed("2001:db8::11", "tcp", 0, room),
+        PortsUsed("2001:db8::11", "udp", 0, room),
+    ]
+    assert ports_used([], ["192.0.2.11"], (20_000, 20_099), NODE_PORTS)[0].of == 100
+
+
+def test_the_sources_with_the_most_flows() -> None:
+    """Ten at most; a mapping that talks to nobody counts for nothing."""
+    many = [mapping((f"10.244.1.{pod}", 5000), NODE, *[SERVER] * (pod % 12)) for pod in range(12, 36)]
+    found = top_sources(many)
+    assert found[:2] == [("10.244.1.23", 11), ("10.244.1.35", 11)]
+    assert len(found) == 10
+    assert top_sources([mapping(POD, NODE)]) == []
+
+
+def test_a_forward_is_a_service_port_with_one_backend() -> None:
+    """At all addresses of its family where node ports answer, or at the one that is named."""
+    (port,) = plan_forward(WEB, HERE)
+    assert [(str(one.address), one.kind, one.owned) for one in port.frontends] == [
+        ("192.0.2.11:8080/tcp", "node-port", False)
+    ]
+    assert port.cluster == (Address("10.244.1.11", 80, "TCP"),)
+    six = Forward("2001:db8::11", 53, Address("fd00::b", 5353, "UDP"))
+    assert [str(one.address) for one in plan_forward(six, HERE)[0].frontends] == ["[2001:db8::11]:53/udp"]
+    assert plan_forward(six, Here("node1", HERE.addresses)) == []  # IPv6 is not loaded
+    assert plan_forward(six, Here("node1", ("192.0.2.11",), families=HERE.families)) == []
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (WEB, "0.0.0.0:8080/tcp"),
+        (Forward("192.0.2.11", 53, Address("10.244.1.11", 53, "UDP")), "192.0.2.11:53/udp"),
+        (Forward("", 8080, Address("fd00::b", 80, "SCTP")), "[::]:8080/sctp"),
+    ],
+)
+def test_a_forward_is_read_back(forward: Forward, name: str) -> None:
+    """And named as docker does."""
+    assert Forward.read(forward.text) == forward
+    assert forward.name == name
+
+
+@pytest.mark.parametrize(
+    ("forward", "holders", "message"),
+    [
+        (WEB, ["Service default/web"], "0.0.0.0:8080/tcp: Service default/web has the port"),
+        (
+            Forward("", 30_080, WEB.target),
+            [],
+            "0.0.0.0:30080/tcp: 30080 is in the range of services' node ports",
+        ),
+        (Forward("192.0.2.12", 80, WEB.target), [], "192.0.2.12:80/tcp: the node has no such address"),
+        (
+            Forward("2001:db8::11", 80, WEB.target),
+            [],
+            "[2001:db8::11]:80/tcp: 2001:db8::11 and 10.244.1.11 are of two families",
+        ),
+        (Forward("", 80, Address("127.0.0.1", 80, "TCP")), [], "0.0.0.0:80/tcp: 127.0.0.1 is no pod's address"),
+        (Forward("", 80, Address("fe80::1", 80, "TCP")), [], "[::]:80/tcp: fe80::1 is no pod's address"),
+    ],
+)
+def test_what_a_forward_cannot_be(forward: Forward, holders: list[str], message: str) -> None:
+    """One sentence, and what to do."""
+    with pytest.raises(DatapathError) as caught:
+        check(forward, HERE, NODE_PORTS, holders)
+    assert str(caught.value) == f"port-forward {message}"
+    assert caught.value.hint
+
+
+def test_a_forward_is_kept_beside_services(tmp_path: Path) -> None:
+    """Whoever plans everything anew plans it, too; and who asks for its port hears of it."""
+    with Records(tmp_path / "records", create=True) as records:
+        records.put({"node_name": "node1", "node_port_addresses": ["192.0.2.11"], "families": [4]})
+        records.store([Stored(KIND, NAMESPACE, WEB.name, None, WEB.text)])
+        wanted = want(records, Edit(), whole=True)
+        assert wanted.ports == plan_forward(WEB, here(records))
+        assert records.holders([Address("192.0.2.11", 8080, "TCP")]) == ["port-forward 0.0.0.0:8080/tcp"]
+        assert records.holders([Address("192.0.2.11", 8080, "UDP")]) == []
+        (port,) = records.ports().values()
+        assert str(port) == "port-forward 0.0.0.0:8080/tcp"
+        assert titled("default/web") == "Service default/web"
+        records.forget([(KIND, NAMESPACE, WEB.name)])
+        assert want(records, Edit(), whole=True).ports == []
+        assert records.ports() == {}
+
+
+@pytest.mark.parametrize("command", [["nat", "list"], ["nat", "stats"], ["port-forward", "list"]], ids=" ".join)
+def test_reading_imports_neither_bcc_nor_pyroute2(command: list[str]) -> None:
+    """As the other commands that read."""
+    asked = [sys.executable, "-c", PROBE, "--instance", "no-such-instance-of-a-test", *command]
+    modules = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+    assert "pydatapath.datapath" in modules
+    assert not {"bcc", "pyroute2", "yaml", "pydatapath.kernel.compile", "pydatapath.loading"} & {*modules}
