@@ -82,7 +82,8 @@ def test_the_answer_promotes_the_flow(bed: Bed, packet: Packet):
     assert forward is not None
     assert back is not None
     assert forward.state == back.state == FlowState.ESTABLISHED
-    assert (forward.flags, back.flags) == (0, FlowFlag.REPLY)
+    paired = FlowFlag.PAIRED if packet is QUERY else FlowFlag(0)
+    assert (forward.flags, back.flags) == (paired, paired | FlowFlag.REPLY)
     assert forward.to == addresses(there)
     assert back.to == reverse(addresses(packet))
     assert (forward.packets, forward.bytes) == (1, len(packet) - 14)
@@ -206,7 +207,8 @@ def test_a_direct_connection_to_a_backend_is_left_alone(bed: Bed, packet: Packet
         outcome = bed.run(Hook.FROM_POD, sent, device=device)
         assert (outcome.packet, outcome.verdict) == (bytes(sent), PASS)
     entries = bed.entries()
-    assert {entry.flags for entry in entries.values()} == {FlowFlag.PLAIN, FlowFlag.PLAIN | FlowFlag.REPLY}
+    flags = FlowFlag.PLAIN | (FlowFlag(0) if packet is SYN else FlowFlag.PAIRED)
+    assert {entry.flags for entry in entries.values()} == {flags, flags | FlowFlag.REPLY}
     assert [entry.packets for entry in entries.values()] == [2, 2]
     assert not bed.run(Hook.FROM_POD, udp(CLIENT, 40000, BACKEND, 5353)).walked or packet is SYN
 
