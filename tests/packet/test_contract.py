@@ -39,8 +39,8 @@ PINS = bpffs.BPFFS / "pydatapath" / f"contract{os.getpid()}"
 BUDGET = {
     "walk": 140_000,
     "walk6": 470_000,
-    "leave": 80_000,
-    "leave6": 190_000,
+    "leave": 160_000,
+    "leave6": 300_000,
     "from_pod": 18_000,
     "from_uplink": 8_500,
     "to_bridge": 14_000,
