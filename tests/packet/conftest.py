@@ -212,7 +212,11 @@ def masquerading(loaded_masquerading: Bed) -> Iterator[Bed]:
         yield loaded_masquerading
 
 
-@pytest.fixture(scope="session", params=list(NatType), ids=[one.name for one in NatType])
+# Each is a compilation of its own, which takes minutes in an emulator
+TYPES = [NatType.ENDPOINT_INDEPENDENT] if "PYDATAPATH_EMULATED" in os.environ else list(NatType)
+
+
+@pytest.fixture(scope="session", params=TYPES, ids=[one.name for one in TYPES])
 def loaded_typed(
     request: pytest.FixtureRequest, namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[tuple[NatType, Bed]]:

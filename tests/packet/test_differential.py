@@ -44,7 +44,7 @@ from pydatapath.reference.nat import Search
 COUNT = int(os.environ.get("PYDATAPATH_DIFFERENTIAL", "5000"))
 AWAY = int(os.environ.get("PYDATAPATH_DIFFERENTIAL", "2000"))  # with masquerading
 FIRST = int(os.environ.get("PYDATAPATH_SEED", "0"))
-PATIENCE, SLOW = 60, 0.05  # seconds after which it ends where a history takes this long on average: in an emulator
+PATIENCE, SLOW = 20, 0.05  # seconds after which it ends where a history takes this long on average: in an emulator
 SOON = 200  # histories within which a fault must show
 
 
