@@ -83,7 +83,7 @@ PACKETS = 100 if "PYDATAPATH_EMULATED" in os.environ else 2500  # scapy takes it
 @FAMILIES
 @pytest.mark.parametrize("seed", range(3))
 def test_N108_every_packet_is_translated_passed_or_dropped_by_one_name(bed: Bed, where: Places, seed: int):
-    """Over 2,500 packets of all kinds at all hooks: what is dropped has one counter, what is not dropped has none.
+    """Over thousands of packets of all kinds at all hooks: what is dropped has one counter, what is not dropped has none.
 
     A packet that is refused has one, too, and its sender has an answer from where it called.
     """
@@ -108,8 +108,8 @@ def test_N108_every_packet_is_translated_passed_or_dropped_by_one_name(bed: Bed,
             assert len(names) == 1
             counters += 1
             assert (outcome.ip.src, outcome.ip.dst) == (packet.payload.dst, packet.payload.src)
-    assert sum(verdicts.values()) == 2500
-    assert min(verdicts.values()) > 200, verdicts
+    assert sum(verdicts.values()) == PACKETS
+    assert min(verdicts.values()) > PACKETS // 20, verdicts
     assert sum(count for name, count in counted.items() if name.startswith("drop")) == verdicts[DROP] + counters
 
 
