@@ -83,7 +83,7 @@ PACKETS = 100 if "PYDATAPATH_EMULATED" in os.environ else 2500  # scapy takes it
 @FAMILIES
 @pytest.mark.parametrize("seed", range(3))
 def test_N108_every_packet_is_translated_passed_or_dropped_by_one_name(bed: Bed, where: Places, seed: int):
-    """Over thousands of packets of all kinds at all hooks: what is dropped has one counter, what is not dropped has none.
+    """Of many packets of all kinds at all hooks what is dropped has one counter, what is not dropped has none.
 
     A packet that is refused has one, too, and its sender has an answer from where it called.
     """
