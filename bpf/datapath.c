@@ -537,8 +537,9 @@ int walk(struct __sk_buff *skb)
 		learn(skb, parsed, &packet);
 	switch (parsed) {
 	case PARSED_ICMP:
+		/* The first of several fragments would be answered by one that no others follow */
 		if (icmp_is_echo(skb, &packet) && called_vip(hook, &packet))
-			return answer_echo(skb, hook, &packet);
+			return packet.is_first ? drop(DROP_FRAGMENT) : answer_echo(skb, hook, &packet);
 #if MASQUERADE
 		if (icmp_echo_tuple(skb, &packet, &of->key)) {
 			if (!walk_echo(skb, hook, &packet, of, &verdict))

@@ -175,3 +175,10 @@ def test_fragments_of_ICMP_are_left_alone(bed: Bed):
     outcome = bed.run(Hook.FROM_POD, part)
     assert (outcome.verdict, outcome.packet) == (PASS, part)
     assert UDP not in Ether(part)
+
+
+def test_C3_a_ping_in_fragments_is_dropped_by_name(bed: Bed):
+    """Of a virtual IP: an answer to its first fragment alone would be put together by nobody."""
+    first = frame(CLIENT, VIP, flags="MF") / ICMP(type=8, id=7) / Raw(bytes(1472))
+    assert bed.run(Hook.FROM_POD, first).verdict == DROP
+    assert bed.counted() == {"drop_fragment": 1}
