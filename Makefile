@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-kernel lint format rules bench check-fresh clean
+.PHONY: help setup demo test test-kernel lint format rules bench bench-snat check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -36,9 +36,13 @@ format: setup ## put code into the one format
 rules: setup ## docs/rules.md of the tests: which of them say that a rule holds
 	@$(BIN)/python tools/rules.py
 
-bench: ## a first look at speed: direct over the bridge, VIP by us, VIP by iptables
+bench: ## a first look at speed: direct over the bridge, VIP by us, by iptables, by nftables
 	@tools/setup.sh bench
 	@$(BIN)/python -m bench.first_look $(BENCH_ARGS)
+
+bench-snat: ## what leaving the cluster costs: plain routing, SNAT by us, MASQUERADE by iptables
+	@tools/setup.sh bench
+	@$(BIN)/python -m bench.snat $(BENCH_ARGS)
 
 check-fresh: ## the release check: demo and test in a minimal Debian 12 root
 	@tools/setup.sh fresh

@@ -143,10 +143,11 @@ struct icmp_head {
 
 #if FAMILY == 4
 /*
- * RFC 1122 3.2.2.1: destination unreachable, port unreachable. The quoted header's own checksum makes its sum 0, so the
+ * RFC 1122 3.2.2.1: destination unreachable, for the reason `code`. The quoted header's own checksum makes its sum 0, so the
  * ICMP checksum is that of its first word and the quoted 8 bytes.
  */
-static inline void answer_head(struct __sk_buff *skb, const struct packet *packet, __u32 quoted, struct icmp_head *head)
+static inline void answer_head(struct __sk_buff *skb, const struct packet *packet, __u8 code, __u32 quoted,
+			       struct icmp_head *head)
 {
 	const struct udphdr *udp = packet->udp;
 	const __u16 *words = (const __u16 *)&head->ip;
@@ -162,8 +163,8 @@ static inline void answer_head(struct __sk_buff *skb, const struct packet *packe
 	head->ip.saddr = packet->ip->daddr;
 	head->ip.daddr = packet->ip->saddr;
 	head->icmp.type = ICMP_DEST_UNREACH;
-	head->icmp.code = ICMP_PORT_UNREACH;
-	sum = (__u64)udp->source + udp->dest + udp->len + udp->check + bpf_htons(ICMP_DEST_UNREACH << 8 | ICMP_PORT_UNREACH);
+	head->icmp.code = code;
+	sum = (__u64)udp->source + udp->dest + udp->len + udp->check + bpf_htons(ICMP_DEST_UNREACH << 8 | code);
 	head->icmp.checksum = ~sum_fold16(sum);
 	sum = 0;
 #pragma unroll
@@ -173,13 +174,14 @@ static inline void answer_head(struct __sk_buff *skb, const struct packet *packe
 }
 #else
 /*
- * RFC 4443 3.1: destination unreachable, port unreachable; its checksum covers a pseudo-header and all that is quoted.
+ * RFC 4443 3.1: destination unreachable, for the reason `code`; its checksum covers a pseudo-header and all that is quoted.
  * That is as little as IPv4 quotes, and not all that would fit: nobody's packets are multiplied.
  */
-static inline void answer_head(struct __sk_buff *skb, const struct packet *packet, __u32 quoted, struct icmp_head *head)
+static inline void answer_head(struct __sk_buff *skb, const struct packet *packet, __u8 code, __u32 quoted,
+			       struct icmp_head *head)
 {
 	__u64 sum = bpf_htons(sizeof(head->icmp) + quoted) + bpf_htons(IPPROTO_ICMPV6) +
-		    bpf_htons(ICMPV6_DEST_UNREACH << 8 | ICMPV6_PORT_UNREACH);
+		    bpf_htons(ICMPV6_DEST_UNREACH << 8 | code);
 	__u32 words[2] = {};
 
 	head->ip.version = 6;
@@ -193,7 +195,7 @@ static inline void answer_head(struct __sk_buff *skb, const struct packet *packe
 		sum += (__u64)head->ip.saddr.s6_addr32[i] + head->ip.daddr.s6_addr32[i];
 	}
 	head->icmp.icmp6_type = ICMPV6_DEST_UNREACH;
-	head->icmp.icmp6_code = ICMPV6_PORT_UNREACH;
+	head->icmp.icmp6_code = code;
 	/* All headers are of so many times 8 bytes */
 	for (int i = 0; i < (sizeof(head->ip) + EXTENSION_BYTES + ICMP_QUOTE) / 8; i++) {
 		if (i * 8 >= quoted || bpf_skb_load_bytes(skb, IP_OFFSET + i * 8, words, sizeof(words)))
@@ -205,13 +207,13 @@ static inline void answer_head(struct __sk_buff *skb, const struct packet *packe
 #endif
 
 /* Ends the validity of the packet's pointers. */
-static inline int answer_unreachable(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+static inline int answer_unreachable(struct __sk_buff *skb, enum hook hook, const struct packet *packet, __u8 code)
 {
 	__u32 quoted = packet->transport_offset - IP_OFFSET + ICMP_QUOTE;
 	struct icmp_head head = {};
 	struct ethhdr *ethernet;
 
-	answer_head(skb, packet, quoted, &head);
+	answer_head(skb, packet, code, quoted, &head);
 	if (bpf_skb_change_tail(skb, IP_OFFSET + quoted, 0) ||
 	    bpf_skb_adjust_room(skb, sizeof(head), BPF_ADJ_ROOM_MAC, 0) ||
 	    bpf_skb_store_bytes(skb, IP_OFFSET, &head, sizeof(head), 0))
@@ -231,7 +233,25 @@ static inline int answer_refuse(struct __sk_buff *skb, enum hook hook, struct pa
 	count(reason);
 	if (packet->protocol == IPPROTO_TCP)
 		return answer_reset(skb, hook, packet);
-	return answer_unreachable(skb, hook, packet);
+	return answer_unreachable(skb, hook, packet, CODE_PORT_UNREACHABLE);
 }
+
+#if MASQUERADE
+/*
+ * RFC 5508 REQ-8: communication administratively prohibited, to a pod that may have no new flow or finds no port for it (N23,
+ * N24), TCP's too: a RST would be the server's word. The drop is counted by its reason, whether or not it is answered.
+ */
+static inline int answer_prohibited(struct __sk_buff *skb, enum hook hook, u32 reason)
+{
+	struct packet packet = {};
+	enum parsed parsed = packet_parse(skb, &packet, ALL_HEADERS);
+
+	count(reason);
+	if ((parsed != PARSED && parsed != PARSED_FIRST && parsed != PARSED_ICMP) ||
+	    packet.transport + ICMP_QUOTE > (void *)(long)skb->data_end || !answer_is_allowed())
+		return TC_ACT_SHOT;
+	return answer_unreachable(skb, hook, &packet, CODE_PROHIBITED);
+}
+#endif
 
 #endif

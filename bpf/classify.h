@@ -11,6 +11,8 @@ enum kind {
 	KIND_PASS,
 	KIND_FLOW,
 	KIND_MASQUERADE, /* a flow whose source port `nat` chooses */
+	KIND_OWN,	 /* the node's own, whose port `nat` chooses where a masqueraded one has it (N20) */
+	KIND_OWN_MAPPED, /* such a one, whose port is a pod's at every server */
 	KIND_UNASKED,	 /* from outside to a masqueraded port, but not from whom it has talked to (N10) */
 	KIND_NO_BACKEND,
 	KIND_NO_PORT,
@@ -18,7 +20,24 @@ enum kind {
 	KIND_NOT_ALLOWED,
 	KIND_NO_SERVICE,
 	KIND_POD_GONE,
+	KIND_LOST, /* from outside to a pod that is gone: dropped, and what it had outside stays its (N25) */
 };
+
+static inline bool interface_is_gone(const struct endpoint *endpoint)
+{
+	u32 interface = endpoint->interface;
+
+	return endpoint->kind == ENDPOINT_POD && !interfaces.lookup(&interface);
+}
+
+/* C8: whether nobody has a pod's address any more: its interface is gone, or it is this node's and no pod's here */
+static inline bool pod_is_gone(const struct address *address)
+{
+	struct address asked = *address;
+	struct endpoint *endpoint = endpoints.lookup(&asked);
+
+	return endpoint ? interface_is_gone(endpoint) : IN_EXCLUSIVE_NETWORK(asked);
+}
 
 /*
  * What the backend sees of who calls: the caller's own address wherever the answer comes back by this node anyway, else
@@ -84,7 +103,7 @@ static inline bool masquerades(struct __sk_buff *skb, enum hook hook, const stru
 
 /*
  * N20: the node's own new connection has the ends of a masqueraded one, and leaves by another port; or its port is a pod's
- * for others, and its answers must be told apart. Only what begins one is looked at.
+ * whoever that talks to. Only what begins one is looked at.
  */
 static inline bool is_in_the_way(enum hook hook, const struct tuple *key, u8 tcp_flags)
 {
@@ -92,8 +111,7 @@ static inline bool is_in_the_way(enum hook hook, const struct tuple *key, u8 tcp
 
 	if (hook != TO_UPLINK || (key->protocol == IPPROTO_TCP && !opens_connection(tcp_flags)))
 		return false;
-	return flows.lookup(&answer) || half_open.lookup(&answer) ||
-	       (nat_maps(key->protocol) && mapping_find_inside(&answer, &answer));
+	return flows.lookup(&answer) || half_open.lookup(&answer) || nat_port_is_mapped(key);
 }
 
 /*
@@ -106,13 +124,50 @@ static inline bool calls_pod_directly(enum hook hook, const struct tuple *key, u
 	       nat_is_due(&key->destination, &key->source);
 }
 
-/* What comes in by an uplink for a port of UDP that is a pod's, from whom that pod has not talked to (N10, N11) */
+/*
+ * N31: a pod calls another one of this node, or itself, by its end outside, and leaves as it would be seen there (RFC 4787
+ * REQ-9a). UDP's mappings alone are there for everybody; a port of TCP, or an identifier, is one server's.
+ */
+static inline bool hairpins(enum hook hook, const struct tuple *key, struct tuple *to)
+{
+	struct address source = key->source, called = key->destination;
+
+	if (hook != FROM_POD || !nat_maps(key->protocol) || !IN_POD_NETWORK(key->source) ||
+	    is_in_cluster(&key->destination) || !mapping_find_inside(key, to))
+		return false;
+	/* Where that is one of its own outside addresses, it is known by that one to who calls it by it */
+	if (IS_EGRESS_ADDRESS(source, called) || !nat_address(&source, UPLINK_INDEX, &to->source))
+		to->source = called;
+	return true;
+}
+
+/*
+ * N108: what comes in for a masqueraded pod would be redirected to an interface that is gone, and lost unnamed. A pod that is
+ * not known at all has come after `load`, and the route leads to it.
+ */
+static inline bool is_lost(enum hook hook, const struct flow *flow)
+{
+	struct address asked = flow->to.destination;
+	struct endpoint *endpoint;
+
+	if (hook != FROM_UPLINK || !(flow->flags & FLOW_MASQUERADED))
+		return false;
+	endpoint = endpoints.lookup(&asked);
+	return endpoint && interface_is_gone(endpoint);
+}
+
+/*
+ * What comes in by an uplink for a port of UDP that is a pod's, from whom that pod has not talked to (N10, N11); from port 0
+ * nobody is let in (N27).
+ */
 static inline enum kind classify_unasked(enum hook hook, struct flow *flow)
 {
 	if (hook != FROM_UPLINK || !nat_maps(flow->to.protocol) || !mapping_find_inside(&flow->to, &flow->to))
 		return KIND_PASS;
 	flow->flags |= FLOW_MASQUERADED;
-	return NAT_TYPE == NAT_FULL_CONE ? KIND_FLOW : KIND_UNASKED;
+	if (NAT_TYPE != NAT_FULL_CONE || !flow->to.source_port)
+		return KIND_UNASKED;
+	return is_lost(hook, flow) ? KIND_LOST : KIND_FLOW;
 }
 #endif
 
@@ -121,11 +176,16 @@ static inline enum kind classify_other(struct __sk_buff *skb, enum hook hook, co
 				       const struct tuple *key, struct flow *flow)
 {
 #if MASQUERADE
-	if (masquerades(skb, hook, packet, &flow->to)) {
-		flow->flags |= FLOW_PAIRED | FLOW_MASQUERADED;
+	if (masquerades(skb, hook, packet, &flow->to) || hairpins(hook, key, &flow->to))
 		return KIND_MASQUERADE;
+	if (is_in_the_way(hook, key, packet->tcp_flags)) {
+		/* N88: of a tunnel the source port is a hash, and nothing answers to it */
+		if (nat_port_is_mapped(key) && !nat_port_is_tunnels(key->destination_port))
+			return KIND_OWN_MAPPED;
+		flow->flags |= FLOW_PLAIN;
+		return KIND_OWN;
 	}
-	if (is_in_the_way(hook, key, packet->tcp_flags) || calls_pod_directly(hook, key, packet->tcp_flags)) {
+	if (calls_pod_directly(hook, key, packet->tcp_flags)) {
 		flow->flags |= FLOW_PLAIN;
 		return KIND_FLOW;
 	}
@@ -139,21 +199,18 @@ static inline enum kind classify(struct __sk_buff *skb, enum hook hook, const st
 				 const struct tuple *key, struct flow *flow)
 {
 	bool calls = calls_services(hook, key->source);
-	enum caller caller = hook == FROM_UPLINK && !IN_CLUSTER_NETWORK(key->source) ? OUTSIDE : INSIDE;
 
 	/* Nothing of an entry that was found and is over */
 	*flow = (struct flow){.to = *key, .state = FLOW_NEW};
 	if (key->protocol != IPPROTO_TCP)
 		flow->flags = FLOW_PAIRED;
-	switch (calls && !answers_opening(packet) ? service_choose(key, caller, flow) : NO_SERVICE) {
+	switch (calls && !answers_opening(packet) ? service_choose(key, hook == FROM_UPLINK, flow) : NO_SERVICE) {
 	case CHOSEN:
 		flow->to.source = seen_source(hook, key, &flow->to);
 #if MASQUERADE
 		/* A backend that is no pod, such as a database elsewhere */
-		if (masquerades(skb, hook, packet, &flow->to)) {
-			flow->flags |= FLOW_PAIRED | FLOW_MASQUERADED;
+		if (masquerades(skb, hook, packet, &flow->to))
 			return KIND_MASQUERADE;
-		}
 #endif
 		return KIND_FLOW;
 	case NO_BACKEND:

@@ -97,12 +97,15 @@ struct mapping_key {
 	struct address address;
 	__be16 port;
 	__u8 protocol;
-	__u8 side; /* MAPPING_INSIDE, MAPPING_OUTSIDE */
+	/* MAPPING_OUTSIDE; else of an inside end, MAPPING_INSIDE or, behind a further address, another number; MAPPING_BUDGET: no
+	 * mapping, but what a pod has begun, of no port; or, of one, the ticket to replace a half of that port */
+	__u8 side;
 };
 _Static_assert(sizeof(struct mapping_key) == (FAMILY == 4 ? 8 : 20), "layout 3");
 
 struct mapping {
-	__u64 last_seen; /* jiffies: the last packet outwards, written when over a second old */
+	/* jiffies: the last packet outwards, written when over a second old. A budget: 1/NAT_POD_PARTS of them, see nat.h */
+	__u64 last_seen;
 	struct address address;
 	__be16 port;
 	__u8 zero[2];
@@ -147,7 +150,7 @@ struct service {
 	/* SERVICE_DROP_INSIDE, SERVICE_DROP_OUTSIDE: with no backend, drop instead of refusing (S36, S51). SERVICE_RANGES:
 	 * only sources in its ranges may call (S62) */
 	__u32 flags;
-	__u32 zero;
+	__u32 shared; /* the number by which all ports of its Service keep their clients (C11); 0: by its own */
 };
 _Static_assert(sizeof(struct service) == 32, "layout 3");
 
@@ -159,14 +162,21 @@ struct source_range {
 };
 _Static_assert(sizeof(struct source_range) == (FAMILY == 4 ? 12 : 24), "layout 3");
 
+/* A network of the cluster, or one address: the key of a longest-prefix match. */
+struct network {
+	__u32 prefix_length; /* bits */
+	struct address address;
+};
+_Static_assert(sizeof(struct network) == (FAMILY == 4 ? 8 : 20), "layout 3");
+
 /* A client of a service port with session affinity: the key of what it keeps (S73, S75). */
 struct client {
 	struct address address;
-	__u32 service; /* the service port's number */
+	__u32 service; /* the service port's number, or that which its Service's ports share */
 };
 _Static_assert(sizeof(struct client) == (FAMILY == 4 ? 8 : 20), "layout 3");
 
-/* The backend that a client keeps. */
+/* The backend that a client keeps; where ports share, one on the pod that it keeps. */
 struct affinity {
 	__u64 last_used; /* jiffies: its last new connection (S74) */
 	__u32 backend;

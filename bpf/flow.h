@@ -1,27 +1,28 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * The flow table: find, claim, promote, refresh, expire. Maps: flows, half_open, backends; counters.
+ * The flow table: find, promote, refresh, expire. Maps: flows, half_open, backends; counters.
  *
  * A flow is two entries, one for each direction: key = the tuple as a packet arrives, value = the whole tuple as it
  * must leave. A new flow lives in half_open until its reply is seen, then moves to flows: a flood of first packets can
  * push out other half-open flows, never live ones.
- *
- * There, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
- * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a connection costs to open.
- * UDP's and SCTP's are two (FLOW_PAIRED): one-way traffic lives there for long, and keeps its backend while others come
- * and go. So are those of TCP whose port was chosen by chance (nat.h), which a SYN that is sent again must find.
  */
 #ifndef PYDATAPATH_FLOW_H
 #define PYDATAPATH_FLOW_H
 
 BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, flows, MAX_FLOW_ENTRIES, MAP_DIRECTORY "/flows" FAMILY_NAME);
 BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, half_open, MAX_HALF_OPEN_ENTRIES, MAP_DIRECTORY "/half_open" FAMILY_NAME);
-BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, MAP_DIRECTORY "/backends");
+BPF_TABLE_PINNED("array", u32, struct backend, backends, MAX_BACKENDS, MAP_DIRECTORY "/backends", 1024);
 
 /* jiffies: 0.7 ns to read, where the cheapest clock in ns costs 21 */
 static inline u64 now(void)
 {
 	return bpf_jiffies64();
+}
+
+/* Jiffies since a stamp; less than none where another CPU has written it a tick ahead of this one */
+static inline s64 elapsed(u64 stamp)
+{
+	return now() - stamp;
 }
 
 /* The backend was taken from its service, or its number has passed to another. Number 0, no backend, never is. */
@@ -69,7 +70,7 @@ static inline bool flow_is_closing(const struct flow *flow, const struct flow *o
 	return (both & FLOW_FIN) || (either & FLOW_RST);
 }
 
-static inline u64 flow_timeout(const struct flow *flow, bool closing)
+static inline s64 flow_timeout(const struct flow *flow, bool closing)
 {
 	if (flow->to.protocol == IPPROTO_UDP)
 		return flow->state == FLOW_NEW ? TIMEOUT_UDP_NEW : TIMEOUT_UDP_ESTABLISHED;
@@ -90,7 +91,7 @@ static inline bool opens_connection(u8 tcp_flags)
 /* Silent for too long, or closed where a new connection opens (N95) */
 static inline bool flow_has_ended(const struct flow *flow, u8 tcp_flags)
 {
-	u64 idle = now() - flow->last_seen;
+	s64 idle = elapsed(flow->last_seen);
 	struct tuple other_key;
 	struct flow *other;
 	bool closing;
@@ -109,6 +110,24 @@ static inline bool flow_is_over(const struct flow *flow, u8 tcp_flags)
 	return flow_lost_backend(flow) || flow_has_ended(flow, tcp_flags);
 }
 
+/*
+ * N25, RFC 6888 REQ-8: for a while after its end what a pod was called by at a peer is that pod's still. What comes late is
+ * no other pod's, and nobody else's SYN meets the peer's TIME_WAIT. `quarantine`: seconds, 0: nobody asks.
+ */
+static inline bool flow_is_kept(const struct flow *flow, const struct address *inside, s64 quarantine)
+{
+	struct tuple other_key;
+	struct flow *other;
+	bool closing;
+
+	if (!quarantine || !(flow->flags & FLOW_MASQUERADED) || address_equal(&flow->to.destination, inside))
+		return false;
+	other_key = tuple_reverse(&flow->to);
+	other = flows.lookup(&other_key);
+	closing = other ? flow_is_closing(flow, other) : flow_is_closing(flow, flow);
+	return elapsed(flow->last_seen) <= ((closing ? 0 : flow_timeout(flow, false)) + quarantine) * HZ;
+}
+
 /* Its own packet begins it anew: also where that opens a connection, and the backend is gone or drains (N102). C8 keeps
  * others'. */
 static inline bool flow_begins_anew(const struct flow *flow, u8 tcp_flags)
@@ -124,7 +143,10 @@ static inline void flow_count(struct flow *flow, const struct packet *packet)
 	__sync_fetch_and_add(&flow->bytes, packet->length);
 }
 
-/* The hot path's question: does this packet ask for no more than being counted, rewritten and sent? */
+/*
+ * The hot path's question: does this packet ask for no more than being counted, rewritten and sent? Where its stamp is ahead
+ * it is the slow path that says so.
+ */
 static inline bool flow_is_ordinary(const struct flow *flow, const struct packet *packet)
 {
 	return now() - flow->last_seen < HZ && !flow_is_forsaken(flow);
@@ -144,7 +166,7 @@ static inline void flow_note_closing(struct flow *flow, u8 tcp_flags)
  */
 static inline void flow_forget_reset(struct flow *flow, u8 tcp_flags)
 {
-	if (!(tcp_flags & (TCP_RST | TCP_SYN)) && now() - flow->last_seen >= HZ)
+	if (!(tcp_flags & (TCP_RST | TCP_SYN)) && elapsed(flow->last_seen) >= HZ)
 		flow->flags &= ~FLOW_RST;
 }
 
@@ -162,8 +184,8 @@ static inline void flow_opposite(const struct flow *flow, const struct tuple *ke
 
 /*
  * A packet of a flow in the main table. False: there is none, or none that still holds.
- * Both directions are refreshed by either, so that one-way traffic keeps both and the LRU sees them equally recent; a
- * direction that is gone is made anew (N5). `opposite` is room for it.
+ * Both directions are refreshed by either, so that one-way traffic keeps both and the LRU sees them equally recent, but
+ * one that has sent a RST by itself only; a direction that is gone is made anew (N5). `opposite` is room for it.
  */
 static inline bool flow_follow(const struct tuple *key, const struct packet *packet, struct flow *found,
 			       struct flow *opposite)
@@ -191,7 +213,9 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	flow_note_closing(flow, packet->tcp_flags);
 	*found = *flow;
 	if (other) {
-		other->last_seen = found->last_seen;
+		/* What the sender of a RST says next must be seen to come late, also where it is an answer */
+		if (!(other->flags & FLOW_RST))
+			other->last_seen = found->last_seen;
 	} else {
 		flow_opposite(found, key, opposite);
 		flows.update(&other_key, opposite);
@@ -246,78 +270,6 @@ static inline bool flow_promote(struct tuple *key, struct flow *flow, const stru
 	return true;
 }
 
-/* A first packet that is sent again finds its own claim; its backend may have another number by now */
-static inline void flow_claimed_before(struct flow *claim, const struct flow *again)
-{
-	claim->last_seen = again->last_seen;
-	claim->backend = again->backend;
-	claim->generation = again->generation;
-	__sync_fetch_and_add(&claim->packets, again->packets);
-	__sync_fetch_and_add(&claim->bytes, again->bytes);
-}
-
-enum claim { TAKEN, CLAIMED, CLAIMED_BEFORE };
-
-/*
- * Claims the reply's tuple. TAKEN: a live flow has it, such as a direct connection with the same ports (N93).
- * half_open is the one gate: whoever has claimed there looks into the main table, so of two CPUs one sees the other.
- */
-static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *reply, u8 tcp_flags)
-{
-	enum claim claim = CLAIMED;
-	struct flow *holder;
-	struct tuple holder_key;
-
-	if (half_open.insert(reply_key, reply)) {
-		holder = half_open.lookup(reply_key);
-		if (holder && tuple_equal(&holder->to, &reply->to)) {
-			flow_claimed_before(holder, reply);
-			claim = CLAIMED_BEFORE;
-		} else {
-			if (holder && !flow_is_over(holder, tcp_flags))
-				return TAKEN;
-			if (holder) {
-				/* Its other half must not stay: found to be over, it would take our reply with it */
-				holder_key = tuple_reverse(&holder->to);
-				half_open.delete(&holder_key);
-			}
-			half_open.update(reply_key, reply);
-		}
-	}
-	holder = flows.lookup(reply_key);
-	if (!holder)
-		return claim;
-	/* Ours already: another CPU has promoted the flow just now, or the LRU has kept this half of it */
-	if (tuple_equal(&holder->to, &reply->to))
-		return CLAIMED;
-	if (flow_is_over(holder, tcp_flags)) {
-		holder_key = tuple_reverse(&holder->to);
-		flows.delete(reply_key);
-		flows.delete(&holder_key);
-		return CLAIMED;
-	}
-	half_open.delete(reply_key);
-	return TAKEN;
-}
-
-/*
- * A half-open flow's reply is refreshed with it; one that is gone, or another's by now, is claimed anew (N5, N93).
- * False: another has it.
- */
-static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_key, const struct flow *flow,
-				   u8 tcp_flags, struct flow *again)
-{
-	struct flow *reply = half_open.lookup(reply_key);
-	struct tuple answered = tuple_reverse(key);
-
-	if (reply && tuple_equal(&reply->to, &answered)) {
-		reply->last_seen = flow->last_seen;
-		return true;
-	}
-	flow_opposite(flow, key, again);
-	return flow_claim_reply(reply_key, again, tcp_flags) != TAKEN;
-}
-
 /* Both directions, wherever they stand */
 static inline void flow_end(struct tuple *key, const struct flow *flow)
 {
@@ -327,97 +279,6 @@ static inline void flow_end(struct tuple *key, const struct flow *flow)
 	flows.delete(key);
 	half_open.delete(&other_key);
 	half_open.delete(key);
-}
-
-enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
-
-/* A packet of a flow that has had no reply yet; the reply itself promotes it. */
-static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found,
-						  struct flow *other)
-{
-	struct flow *flow = half_open.lookup(key);
-	struct tuple other_key;
-
-	if (!flow)
-		return NOT_FOUND;
-	other_key = tuple_reverse(&flow->to);
-	if (flow_begins_anew(flow, packet->tcp_flags)) {
-		half_open.delete(&other_key);
-		half_open.delete(key);
-		return NOT_FOUND;
-	}
-	*found = *flow;
-	if (packet->tcp_flags & TCP_RST) {
-		/* Refused, or given up: the next attempt is a new flow, with a new choice */
-		half_open.delete(&other_key);
-		half_open.delete(key);
-		return FOLLOWED;
-	}
-	if (found->flags & FLOW_REPLY)
-		return flow_promote(key, found, packet, other) ? FOLLOWED : TOO_LATE;
-	flow->last_seen = now();
-	flow_count(flow, packet);
-	found->last_seen = flow->last_seen;
-	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags, other))
-		return FOLLOWED;
-	half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
-	return NOT_FOUND;
-}
-
-/* Enters a new flow whose reply's tuple is claimed */
-static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple *reply_key, enum claim claim, u8 tcp_flags)
-{
-	struct flow *winner;
-
-	if (tcp_flags & TCP_RST) {
-		half_open.delete(reply_key); /* given up: nothing is left to wait for */
-		return;
-	}
-	if (claim == CLAIMED)
-		count(NEW_FLOW);
-	if (!(flow->flags & FLOW_PAIRED))
-		return;
-	/*
-	 * N6: another CPU may have entered the same flow just now, or even have seen it answered. Its choice holds, ours is
-	 * taken back. A flow moves from half_open to flows, so looking in that order finds it.
-	 */
-	winner = half_open.insert(key, flow) ? half_open.lookup(key) : NULL;
-	if (!winner)
-		winner = flows.lookup(key);
-	if (winner && !tuple_equal(&winner->to, &flow->to)) {
-		half_open.delete(reply_key);
-		*flow = *winner;
-	}
-}
-
-/*
- * Begins a new flow. Where the reply's tuple is taken, another source port is tried, the same ones for the same tuple:
- * the peer sees that one, the sender never learns of it. False: no port found in the given number of tries.
- */
-static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *reply)
-{
-	struct tuple reply_key;
-	enum claim claim;
-
-	flow->last_seen = now();
-	flow->packets = 1;
-	flow->bytes = packet->length;
-	for (u32 try = 1; try <= CLAIM_TRIES; try++) {
-		flow_opposite(flow, key, reply);
-		if (!(flow->flags & FLOW_PAIRED)) {
-			reply->packets = flow->packets;
-			reply->bytes = flow->bytes;
-		}
-		reply_key = tuple_reverse(&flow->to);
-		claim = flow_claim_reply(&reply_key, reply, packet->tcp_flags);
-		if (claim != TAKEN) {
-			flow_enter(key, flow, &reply_key, claim, packet->tcp_flags);
-			return true;
-		}
-		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (tuple_hash(key, try) & CLAIM_PORT_MASK));
-		flow->flags &= ~FLOW_PLAIN;
-	}
-	return false;
 }
 
 #endif

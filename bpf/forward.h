@@ -159,14 +159,14 @@ static inline bool is_nodes_own(const struct address *address)
  * address the loopback interface, to an external or balancer's address the uplink. 0: where it is already, as what comes
  * from the peer itself.
  */
-static inline u32 arrival(enum hook hook, const struct tuple *key, const struct tuple *to, u32 bridge)
+static inline u32 arrival(enum hook hook, const struct address *was, const struct address *source, u32 bridge)
 {
-	struct address gateway = SERVICE_GATEWAY;
-	bool by_bridge = IN_SERVICE_NETWORK(to->source) || address_equal(&to->source, &gateway);
+	struct address gateway = SERVICE_GATEWAY, from = *source;
+	bool by_bridge = IN_SERVICE_NETWORK(from) || address_equal(source, &gateway);
 
-	if (!by_bridge && is_nodes_own(&to->source))
+	if (!by_bridge && is_nodes_own(source))
 		return LOOPBACK_INDEX;
-	if (address_equal(&key->source, &to->source) || (hook == FROM_POD && by_bridge) ||
+	if (address_equal(was, source) || (hook == FROM_POD && by_bridge) ||
 	    (hook == FROM_UPLINK && !by_bridge))
 		return 0;
 	return by_bridge ? bridge : UPLINK_INDEX;
@@ -239,6 +239,8 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 			route_lookup(skb, packet, to, &route);
 		}
 	}
+	if (shape == ERROR)
+		quoted->sender = icmp_sender(packet, key, to, !endpoint);
 	if (is_routed(hook, route.way)) {
 		/* The stack answers time exceeded; but at the node's own address it would take the packet for its own */
 		if (ip_hops(packet->ip) <= 1)
@@ -249,14 +251,18 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
 	if (route.way == WAY_NODE) {
-		route.interface = arrival(hook, key, to, route.interface);
+		struct address was = ip_source(packet->ip), source = to->source;
+
+		if (shape == ERROR)
+			source = quoted->sender;
+		route.interface = arrival(hook, &was, &source, route.interface);
 		if (route.interface == LOOPBACK_INDEX)
 			write_loopback_mac(packet->ethernet);
 		else if (route.interface && route.interface == UPLINK_INDEX)
 			write_uplink_mac(packet->ethernet);
 	}
 	if (shape == ERROR)
-		icmp_rewrite(packet, quoted, key, to);
+		icmp_rewrite(packet, quoted, to);
 #if MASQUERADE
 	else if (shape == ECHO)
 		icmp_rewrite_echo(packet, key, to);

@@ -37,7 +37,7 @@ static inline bool fragment_find(const struct packet *packet, struct tuple *key,
 	struct fragment_key of = fragment_key_of(packet);
 	struct fragment *first = fragments.lookup(&of);
 
-	if (!first || now() - first->first_seen > TIMEOUT_FRAGMENTS * HZ)
+	if (!first || elapsed(first->first_seen) > TIMEOUT_FRAGMENTS * HZ)
 		return false;
 	*key = (struct tuple){.source = of.source, .destination = of.destination, .protocol = of.protocol};
 	*to = (struct tuple){.source = first->source, .destination = first->destination, .protocol = of.protocol};

@@ -15,6 +15,7 @@ struct quoted {
 	ip_header *ip;
 	__be16 *ports; /* source, destination */
 	struct tuple tuple;
+	struct address sender; /* who the error is seen to be from */
 };
 
 static inline bool icmp_is_echo(const struct __sk_buff *skb, const struct packet *packet)
@@ -31,30 +32,33 @@ static inline bool has_ports(__u8 protocol)
 }
 
 #if MASQUERADE
+enum echo { NO_ECHO, ECHO_REQUEST, ECHO_REPLY };
+
 /*
- * Of a query or its answer: the tuple of its flow (RFC 5508 REQ-1). Its identifier is the port of who asks, and who is
- * asked has none. False: neither.
+ * Of a query or its answer: the tuple of its flow (RFC 5508 REQ-1). Its identifier, which may be 0, is the port of who asks,
+ * and who is asked has none. So by 0 a query and its answer have equal tuples, but for their ends: nat.h takes it for nobody.
  */
-static inline bool icmp_echo_tuple(const struct __sk_buff *skb, const struct packet *packet, struct tuple *tuple)
+static inline enum echo icmp_echo_tuple(const struct __sk_buff *skb, const struct packet *packet, struct tuple *tuple)
 {
 	const __u8 *icmp = packet->transport;
 	__be16 identifier;
 
 	if ((const void *)icmp + sizeof(icmp_header) > (const void *)(long)skb->data_end)
-		return false;
+		return NO_ECHO;
 	identifier = *(const __be16 *)(icmp + 4);
 	if (icmp[0] != ICMP_TYPE_ECHO && icmp[0] != ICMP_TYPE_ECHO_REPLY)
-		return false;
+		return NO_ECHO;
 	*tuple = (struct tuple){
 		.source = ip_source(packet->ip),
 		.destination = ip_destination(packet->ip),
 		.protocol = IPPROTO_FAMILY_ICMP,
 	};
-	if (icmp[0] == ICMP_TYPE_ECHO)
-		tuple->source_port = identifier;
-	else
+	if (icmp[0] == ICMP_TYPE_ECHO_REPLY) {
 		tuple->destination_port = identifier;
-	return true;
+		return ECHO_REPLY;
+	}
+	tuple->source_port = identifier;
+	return ECHO_REQUEST;
 }
 
 /* The identifier and the addresses. Only ICMPv6's checksum covers the latter. */
@@ -121,23 +125,19 @@ static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *
 
 enum found_way { NO_WAY, PLAIN_WAY, TRANSLATED_WAY };
 
-/* Where the direction that answers `tuple` goes. NO_WAY: no flow of ours; PLAIN_WAY: one that is not translated. */
+/* Where the direction that answers `tuple` goes. NO_WAY: no flow that lives; PLAIN_WAY: one that is not translated. */
 static inline enum found_way icmp_find_way(const struct tuple *tuple, struct tuple *key, struct tuple *to)
 {
 	struct flow *flow;
 
 	*key = tuple_reverse(tuple);
 	flow = flows.lookup(key);
-	if (flow) {
-		*to = flow->to;
-		return flow->flags & FLOW_PLAIN ? PLAIN_WAY : TRANSLATED_WAY;
-	}
-	flow = half_open.lookup(key);
-	if (flow) {
-		*to = flow->to;
-		return flow->flags & FLOW_PLAIN ? PLAIN_WAY : TRANSLATED_WAY;
-	}
-	return NO_WAY;
+	if (!flow)
+		flow = half_open.lookup(key);
+	if (!flow || flow_has_ended(flow, 0))
+		return NO_WAY;
+	*to = flow->to;
+	return flow->flags & FLOW_PLAIN ? PLAIN_WAY : TRANSLATED_WAY;
 }
 
 /*
@@ -172,20 +172,31 @@ static inline __u64 icmp_rewrite_quoted(struct quoted *quoted, const struct tupl
 }
 
 /*
- * Translates an error. `key` and `to`: the tuple against which it travels and what that becomes. Its sender stays who it
- * is, such as a router on the way (N50), unless it is the peer itself, who is known by another address (N55).
+ * Its sender stays who it is, such as a router on the way (N50), unless it is the peer itself, who is known by another
+ * address (N55), or a pod that must not be seen where the error goes (N84).
  */
-static inline void icmp_rewrite(struct packet *packet, struct quoted *quoted, const struct tuple *key,
-				const struct tuple *to)
+static inline struct address icmp_sender(const struct packet *packet, const struct tuple *key, const struct tuple *to, bool leaves)
+{
+	struct address sender = ip_source(packet->ip);
+	bool renamed = address_equal(&sender, &key->source);
+
+#if MASQUERADE
+	renamed = renamed || (leaves && nat_is_due(&sender, &to->destination));
+#endif
+	if (renamed)
+		sender = to->source;
+	return sender;
+}
+
+/* Translates an error. `key` and `to`: the tuple against which it travels and what that becomes. */
+static inline void icmp_rewrite(struct packet *packet, struct quoted *quoted, const struct tuple *to)
 {
 	__sum16 *check = packet->transport + 2; /* of both families' ICMP */
 	struct tuple sent = tuple_reverse(to);
 	struct tuple from = {.source = ip_source(packet->ip), .destination = ip_destination(packet->ip)};
-	struct tuple outer = {.source = from.source, .destination = to->destination};
+	struct tuple outer = {.source = quoted->sender, .destination = to->destination};
 	__u64 change;
 
-	if (address_equal(&from.source, &key->source))
-		outer.source = to->source;
 	change = icmp_rewrite_quoted(quoted, &sent);
 	/* ICMPv6's checksum covers the addresses of its own packet, too (RFC 4443 2.3) */
 	change += rewrite_addresses(packet->ip, &from, &outer) * (FAMILY == 6);

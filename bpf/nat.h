@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
  * Masquerading: who leaves the cluster does so behind the node's address (RFC 4787, 5382, 5508). Maps: mappings; flows,
- * half_open, services.
+ * half_open, services, networks.
  *
  * A masqueraded flow is a flow as others: two entries, each the whole tuple as it must leave. What is special is its source
  * port: kept where it is free, else one by chance (RFC 6056), never one that the node's own sockets or services use. UDP's
@@ -22,13 +22,13 @@ BPF_TABLE_PINNED("lru_hash", struct mapping_key, struct mapping, mappings, MAX_M
 
 /*
  * Whether a packet from `source` to `destination` that leaves by an uplink must not show its source. Decided by what is
- * configured, never by what is entered (Cilium 47425: a stale entry let pods' own addresses out).
+ * configured and by Node objects, never by what is entered (Cilium 47425: a stale entry let pods' own addresses out).
  */
 static inline bool nat_is_due(const struct address *source, const struct address *destination)
 {
 	struct address from = *source, to = *destination;
 
-	return IN_POD_NETWORK(from) && !IN_UNMASQUERADED_NETWORK(to);
+	return IN_POD_NETWORK(from) && !IN_UNMASQUERADED_NETWORK(to) && !member_kind(&to);
 }
 
 /* The address behind which a pod leaves by an uplink. False: that is none, or has no address of this family. */
@@ -40,16 +40,26 @@ static inline bool nat_address(const struct address *source, u32 uplink, struct 
 	return false;
 }
 
-/* Ports that answer for something else at the node: node ports, tunnels' (N19), and services at its address */
+/* VXLAN's two, Geneve's, WireGuard's */
+static inline bool nat_port_is_tunnels(__be16 port)
+{
+	return port == bpf_htons(4789) || port == bpf_htons(8472) || port == bpf_htons(6081) || port == bpf_htons(51820);
+}
+
+/*
+ * Ports that answer for something else at the node: node ports, tunnels' (N19), and services at its address; and DHCP's, whose
+ * clients hear without a socket of that port
+ */
 static inline bool nat_port_is_reserved(const struct tuple *to)
 {
 	struct transport_address own = {.address = to->source, .port = to->source_port, .protocol = to->protocol};
 	u16 port = bpf_ntohs(to->source_port);
 
+	/* By the identifier 0 a query of the peer's would have the tuple of its answer */
 	if (to->protocol == IPPROTO_FAMILY_ICMP)
-		return false;
-	return (port >= NODE_PORT_FIRST && port <= NODE_PORT_LAST) || port == 0 || port == 4789 || port == 8472 ||
-	       port == 6081 || port == 51820 || services.lookup(&own);
+		return port == 0;
+	return (port >= NODE_PORT_FIRST && port <= NODE_PORT_LAST) || port == 0 || port == 68 || port == 546 ||
+	       nat_port_is_tunnels(to->source_port) || services.lookup(&own);
 }
 
 static inline void nat_ask_socket(struct bpf_sock_tuple *asked, const struct tuple *to)
@@ -88,15 +98,23 @@ static inline bool nat_port_has_socket(struct __sk_buff *skb, const struct tuple
 	return true;
 }
 
-/* By chance, and of the parity of the one that is kept where it can be (RFC 4787 REQ-4) */
-static inline __be16 nat_random_port(__be16 kept)
+/*
+ * By chance, and of the parity of the one that is kept where it can be (RFC 4787 REQ-4). N16: where no range was asked for, a
+ * low port stays low, in Linux's classes: a server may let in nobody else, such as NFS's. An identifier has none.
+ */
+static inline __be16 nat_random_port(const struct tuple *key)
 {
-	u32 port = NAT_PORT_FIRST + (u32)(((u64)bpf_get_prandom_u32() * (NAT_PORT_LAST - NAT_PORT_FIRST + 1)) >> 32);
+	u32 first = NAT_PORT_FIRST, last = NAT_PORT_LAST, kept = bpf_ntohs(key->source_port), port;
 
-	port = (port & ~1u) | (bpf_ntohs(kept) & 1);
-	if (port < NAT_PORT_FIRST)
+	if (NAT_PORT_CLASSES && kept < 1024 && key->protocol != IPPROTO_FAMILY_ICMP) {
+		first = kept < 512 ? 1 : 600;
+		last = kept < 512 ? 511 : 1023;
+	}
+	port = first + (u32)(((u64)bpf_get_prandom_u32() * (last - first + 1)) >> 32);
+	port = (port & ~1u) | (kept & 1);
+	if (port < first)
 		port += 2;
-	return bpf_htons(port > NAT_PORT_LAST ? port - 2 : port);
+	return bpf_htons(port > last ? port - 2 : port);
 }
 
 static inline bool nat_maps(u8 protocol)
@@ -106,7 +124,7 @@ static inline bool nat_maps(u8 protocol)
 
 static inline bool mapping_is_alive(const struct mapping *mapping)
 {
-	return now() - mapping->last_seen <= TIMEOUT_UDP_ESTABLISHED * HZ;
+	return elapsed(mapping->last_seen) <= TIMEOUT_UDP_ESTABLISHED * HZ;
 }
 
 static inline struct mapping_key mapping_key_of(const struct address *address, __be16 port, u8 protocol, u8 side)
@@ -116,23 +134,75 @@ static inline struct mapping_key mapping_key_of(const struct address *address, _
 	return key;
 }
 
-/* N1, N35: the mapping of an inside end, refreshed in both directions. False: it has none, or half of one. */
-static inline bool mapping_follow(const struct tuple *key, struct address *address, __be16 *port)
+/*
+ * An inside end has one outside end for each of the node's addresses behind which it leaves: by several uplinks, several.
+ */
+static inline struct mapping_key mapping_key_inside(const struct tuple *key, const struct address *outside)
 {
-	struct mapping_key inside = mapping_key_of(&key->source, key->source_port, key->protocol, MAPPING_INSIDE), outside;
-	struct mapping *to = mappings.lookup(&inside), *back;
+	struct address at = *outside;
+	u8 number = EGRESS_NUMBER(at), side = number ? MAPPING_BUDGET + number : MAPPING_INSIDE;
 
-	if (!to || !mapping_is_alive(to))
+	return mapping_key_of(&key->source, key->source_port, key->protocol, side);
+}
+
+/* The entry by which a mapping's outside end leads to the flow's inside one */
+static inline struct mapping mapping_back(const struct tuple *key, u64 last_seen)
+{
+	struct mapping back = {.last_seen = last_seen, .address = key->source, .port = key->source_port};
+
+	return back;
+}
+
+static inline bool mapping_leads_to(const struct mapping *back, const struct tuple *key)
+{
+	return back->port == key->source_port && address_equal(&back->address, &key->source);
+}
+
+/*
+ * N1, N35: the port of an inside end behind an outside address, refreshed in both directions. An outside half that the LRU
+ * has dropped is made anew (N5). False: it has none, or another inside end has its port by now.
+ */
+static inline bool mapping_follow(const struct tuple *key, const struct address *address, __be16 *port)
+{
+	struct mapping_key inside = mapping_key_inside(key, address), outside;
+	struct mapping *to = mappings.lookup(&inside), *back, anew;
+
+	/* Numbers of addresses may have changed with a load */
+	if (!to || !mapping_is_alive(to) || !address_equal(&to->address, address))
 		return false;
-	outside = mapping_key_of(&to->address, to->port, key->protocol, MAPPING_OUTSIDE);
+	outside = mapping_key_of(address, to->port, key->protocol, MAPPING_OUTSIDE);
+	*port = to->port;
 	back = mappings.lookup(&outside);
-	if (!back || back->port != key->source_port || !address_equal(&back->address, &key->source))
+	if (!back) {
+		anew = mapping_back(key, to->last_seen);
+		mappings.insert(&outside, &anew);
+		back = mappings.lookup(&outside);
+	}
+	if (!back || !mapping_leads_to(back, key))
 		return false;
-	if (now() - to->last_seen >= HZ)
+	if (elapsed(back->last_seen) >= HZ)
 		to->last_seen = back->last_seen = now();
-	*address = outside.address;
-	*port = outside.port;
 	return true;
+}
+
+/* When an inside end's half was written last, whatever it is worth; 0: there is none */
+static inline u64 mapping_stamp(const struct tuple *key, const struct address *address)
+{
+	struct mapping_key inside = mapping_key_inside(key, address);
+	struct mapping *to = mappings.lookup(&inside);
+
+	return to ? to->last_seen : 0;
+}
+
+/* As mapping_follow; where the inside half is lost a flow of it knows the port, and makes it anew (N5). */
+static inline void mapping_keep(const struct tuple *key, const struct address *address, __be16 port)
+{
+	struct mapping_key inside = mapping_key_inside(key, address);
+	struct mapping there = {.last_seen = now(), .address = *address, .port = port};
+	bool made = !mappings.lookup(&inside) && !mappings.insert(&inside, &there);
+
+	if (!mapping_follow(key, address, &port) && made)
+		mappings.delete(&inside);
 }
 
 /*
@@ -142,17 +212,19 @@ static inline bool mapping_follow(const struct tuple *key, struct address *addre
 static inline void mapping_refresh(const struct tuple *key, const struct flow *flow)
 {
 	struct tuple inside = *key;
-	struct address address;
-	__be16 port;
+	struct address outside = flow->to.source;
+	__be16 port = flow->to.source_port;
 
 	if (!(flow->flags & FLOW_MASQUERADED) || !nat_maps(key->protocol))
 		return;
 	if (!IN_POD_NETWORK(inside.source)) {
-		if (!(flow->flags & FLOW_REPLY))
-			return;
 		inside = tuple_reverse(&flow->to);
+		if (!(flow->flags & FLOW_REPLY) || !IN_POD_NETWORK(inside.source))
+			return;
+		outside = key->destination;
+		port = key->destination_port;
 	}
-	mapping_follow(&inside, &address, &port);
+	mapping_keep(&inside, &outside, port);
 }
 
 /* Who is behind an outside end: for what comes in without a flow. False: nobody. */
@@ -169,65 +241,181 @@ static inline bool mapping_find_inside(const struct tuple *key, struct tuple *to
 	return true;
 }
 
-/* Takes an outside end for the flow's inside one: its own alone (N3). False: another's. */
-static inline bool mapping_claim(const struct tuple *key, const struct tuple *to)
+/* N20: UDP's port that is a pod's whoever it talks to */
+static inline bool nat_port_is_mapped(const struct tuple *to)
+{
+	struct tuple answer = tuple_reverse(to);
+
+	return nat_maps(to->protocol) && mapping_find_inside(&answer, &answer);
+}
+
+/*
+ * N10, N31: a pod that calls another by its end outside is let in once that has sent to its own, but for a full cone. What
+ * it has sent so far is entered: so the other one is let in.
+ */
+static inline bool nat_hairpin_waits(const struct tuple *key, const struct flow *flow)
+{
+	return NAT_TYPE != NAT_FULL_CONE && (flow->flags & FLOW_MASQUERADED) && !(flow->flags & FLOW_REPLY) &&
+	       flow->state == FLOW_NEW && IN_POD_NETWORK(key->source) && IN_POD_NETWORK(flow->to.destination);
+}
+
+/* As flow_take_over, for a mapping's half: only one CPU may replace what it was `seen` to be over. */
+static inline bool mapping_take_over(const struct mapping_key *half, struct mapping *by, u64 seen)
+{
+	struct mapping_key ticket = mapping_key_of(&half->address, half->port, half->protocol, MAPPING_BUDGET);
+	struct mapping *holder;
+	bool taken = false;
+
+	if (mappings.insert(&ticket, by))
+		return false;
+	holder = mappings.lookup((struct mapping_key *)half);
+	if (holder && holder->last_seen == seen) {
+		mappings.update((struct mapping_key *)half, by);
+		taken = true;
+	}
+	mappings.delete(&ticket);
+	return taken;
+}
+
+/*
+ * Takes an outside end's half for the flow's inside one: its own alone (N3). False: another's, or another pod's until lately
+ * (N25; `quarantine`: seconds).
+ */
+static inline bool mapping_claim_outside(struct mapping_key *outside, const struct tuple *key, s64 quarantine)
+{
+	struct mapping back = mapping_back(key, now()), *holder;
+	u64 seen;
+
+	if (!mappings.insert(outside, &back))
+		return true;
+	holder = mappings.lookup(outside);
+	if (!holder)
+		return false;
+	seen = holder->last_seen;
+	if (mapping_leads_to(holder, key)) {
+		holder->last_seen = back.last_seen;
+		return true;
+	}
+	if (address_equal(&holder->address, &key->source))
+		quarantine = 0;
+	return elapsed(seen) > (TIMEOUT_UDP_ESTABLISHED + quarantine) * HZ && mapping_take_over(outside, &back, seen);
+}
+
+/*
+ * A mapping for the flow's inside end, by the port with which it would leave. False: that is another's, or another CPU has
+ * mapped this inside end just now (N6): then the next run follows it. `seen`: the stamp of what the inside end had before.
+ */
+static inline bool mapping_claim(const struct tuple *key, const struct tuple *to, s64 quarantine, u64 seen)
 {
 	struct mapping_key outside = mapping_key_of(&to->source, to->source_port, to->protocol, MAPPING_OUTSIDE);
-	struct mapping_key inside = mapping_key_of(&key->source, key->source_port, key->protocol, MAPPING_INSIDE);
-	struct mapping back = {.last_seen = now(), .address = key->source, .port = key->source_port}, *holder;
-	struct mapping there = {.last_seen = now(), .address = to->source, .port = to->source_port};
+	struct mapping_key inside = mapping_key_inside(key, &to->source);
+	struct mapping there = {.last_seen = now(), .address = to->source, .port = to->source_port}, *by_now;
 
-	if (mappings.insert(&outside, &back)) {
-		holder = mappings.lookup(&outside);
-		if (holder && mapping_is_alive(holder) &&
-		    (holder->port != back.port || !address_equal(&holder->address, &back.address)))
-			return false;
-		mappings.update(&outside, &back);
-	}
-	mappings.update(&inside, &there);
-	return true;
+	if (!mapping_claim_outside(&outside, key, quarantine))
+		return false;
+	if (!mappings.insert(&inside, &there) || mapping_take_over(&inside, &there, seen))
+		return true;
+	by_now = mappings.lookup(&inside);
+	if (by_now && by_now->port == there.port && address_equal(&by_now->address, &there.address))
+		return true;
+	mappings.delete(&outside);
+	return false;
 }
 
 /* Gives back what was claimed for a flow whose tuple is another's after all */
 static inline void mapping_release(const struct tuple *key, const struct tuple *to)
 {
 	struct mapping_key outside = mapping_key_of(&to->source, to->source_port, to->protocol, MAPPING_OUTSIDE);
-	struct mapping_key inside = mapping_key_of(&key->source, key->source_port, key->protocol, MAPPING_INSIDE);
+	struct mapping_key inside = mapping_key_inside(key, &to->source);
 
 	mappings.delete(&inside);
 	mappings.delete(&outside);
+}
+
+static inline bool nat_begins(const struct leaving *of)
+{
+	return of->key.protocol != IPPROTO_TCP || (of->tcp_flags & TCP_SYN);
+}
+
+#if NAT_POD_FLOWS
+#define FLOW_COST (NAT_POD_SPAN / NAT_POD_FLOWS)
+
+/*
+ * N24: whether a pod may begin one more flow, by one stamp for each: until when all that it has begun is paid for (the
+ * generic cell rate algorithm, ITU-T I.371). Flows that it has cannot be counted: they end by themselves, or the LRU's way.
+ * In parts of a jiffy, NAT_POD_PARTS of them, for one flow may cost less. Of two CPUs one may be given for nothing.
+ */
+static inline bool nat_may_begin(const struct address *pod)
+{
+	struct mapping_key key = mapping_key_of(pod, 0, 0, MAPPING_BUDGET);
+	struct mapping first = {}, *budget = mappings.lookup(&key);
+	u64 at = now() * NAT_POD_PARTS, paid = budget && budget->last_seen > at ? budget->last_seen : at;
+
+	/* Half a flow less than the span: where the last one is paid to the day, it counts */
+	if (paid - at > NAT_POD_SPAN - FLOW_COST / 2)
+		return false;
+	if (budget) {
+		budget->last_seen = paid + FLOW_COST;
+	} else {
+		first.last_seen = paid + FLOW_COST;
+		mappings.update(&key, &first);
+	}
+	return true;
+}
+#endif
+
+/* Enters a new flow by the port that it has, if its answers would be nobody else's */
+static inline bool nat_enter(struct leaving *of, s64 quarantine)
+{
+	struct tuple reply_key = tuple_reverse(&of->flow.to);
+	enum claim claim;
+
+	flow_opposite(&of->flow, &of->key, &of->other);
+	claim = flow_claim_reply(&reply_key, &of->other, of->tcp_flags, quarantine);
+	if (claim == TAKEN)
+		return false;
+	flow_enter(&of->key, &of->flow, &reply_key, claim, of->tcp_flags);
+	return true;
 }
 
 enum found { FOUND, NEXT_ROUND, NONE_FREE };
 
 /*
  * Looks for a port for a new flow, some tries long, and enters it. N22: in all rounds together so many that of 10,000 flows
- * one finds none where nine ports of ten are taken. What comes in the middle of a connection is taken up by its own port or
- * not at all (N104), what has a mapping by that one.
+ * one finds none where nine ports of ten are taken; not counting the first rounds, which look for one that was no other
+ * pod's lately (N25). What comes in the middle of a connection is taken up by its own port or not at all (N104). What has a
+ * mapping goes by that; where somebody else has that port towards this one server, such as the node, by another one there,
+ * which is no mapping's: less than N1 asks, but more than no answer.
  */
 static inline enum found nat_begin(struct __sk_buff *skb, struct leaving *of)
 {
-	struct tuple *key = &of->key, *to = &of->flow.to, reply_key;
-	bool maps = nat_maps(key->protocol), known = maps && mapping_follow(key, &to->source, &to->source_port);
-	bool begins = key->protocol != IPPROTO_TCP || (of->tcp_flags & TCP_SYN);
-	enum claim claim;
+	struct tuple *key = &of->key, *to = &of->flow.to;
+	/* The node's own have none (N20) */
+	bool maps = nat_maps(key->protocol) && IN_POD_NETWORK(key->source);
+	s64 quarantine = of->rounds >= NAT_CHOOSY_ROUNDS ? 0 : TIMEOUT_QUARANTINE;
+	u64 seen = 0;
 
+	if (maps) {
+		seen = mapping_stamp(key, &to->source);
+		if (mapping_follow(key, &to->source, &to->source_port)) {
+			if (nat_enter(of, 0))
+				return FOUND;
+			if (of->rounds == 0)
+				return NEXT_ROUND;
+			maps = false;
+		}
+	}
 	for (u32 try = 0; try < NAT_TRIES; try++) {
 		if (try > 0 || of->rounds > 0)
-			to->source_port = nat_random_port(key->source_port);
-		if ((known || !(nat_port_is_reserved(to) || nat_port_has_socket(skb, to))) &&
-		    (known || !maps || mapping_claim(key, to))) {
-			flow_opposite(&of->flow, key, &of->other);
-			reply_key = tuple_reverse(to);
-			claim = flow_claim_reply(&reply_key, &of->other, of->tcp_flags);
-			if (claim != TAKEN) {
-				flow_enter(key, &of->flow, &reply_key, claim, of->tcp_flags);
+			to->source_port = nat_random_port(key);
+		if (!nat_port_is_reserved(to) && !nat_port_has_socket(skb, to) &&
+		    (maps ? mapping_claim(key, to, quarantine, seen) : !nat_port_is_mapped(to))) {
+			if (nat_enter(of, quarantine))
 				return FOUND;
-			}
-			if (maps && !known)
+			if (maps)
 				mapping_release(key, to);
 		}
-		if (known || !begins)
+		if (!nat_begins(of))
 			return NONE_FREE;
 	}
 	return of->rounds < NAT_ROUNDS ? NEXT_ROUND : NONE_FREE;

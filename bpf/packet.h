@@ -195,6 +195,12 @@ static inline struct tuple packet_tuple(const struct packet *packet)
 	return tuple;
 }
 
+/* N27: nobody can answer to port 0, and who is called there is called nowhere */
+static inline bool has_both_ports(const struct tuple *tuple)
+{
+	return tuple->source_port && tuple->destination_port;
+}
+
 static inline struct tuple tuple_reverse(const struct tuple *tuple)
 {
 	struct tuple reversed = {
@@ -210,11 +216,12 @@ static inline struct tuple tuple_reverse(const struct tuple *tuple)
 
 static inline bool address_equal(const struct address *one, const struct address *other)
 {
+	u32 differ = 0;
+
 #pragma unroll
 	for (int i = 0; i < WORDS; i++)
-		if (one->words[i] != other->words[i])
-			return false;
-	return true;
+		differ |= one->words[i] ^ other->words[i];
+	return !differ;
 }
 
 static inline bool tuple_equal(const struct tuple *one, const struct tuple *other)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
  * From a service's address to a backend. Maps: services, slots, targets, affinities, ranges, vips;
- * backends.
+ * backends, networks.
  */
 #ifndef PYDATAPATH_SERVICE_H
 #define PYDATAPATH_SERVICE_H
 
 BPF_TABLE_PINNED("hash", struct transport_address, struct service, services, MAX_SERVICES, MAP_DIRECTORY "/services" FAMILY_NAME);
-BPF_TABLE_PINNED("array", u32, u32, slots, MAX_SLOTS, MAP_DIRECTORY "/slots");
+BPF_TABLE_PINNED("array", u32, u32, slots, MAX_SLOTS, MAP_DIRECTORY "/slots", 1024);
 /* Every address and port where a backend listens, with the number of its backends */
 BPF_TABLE_PINNED("hash", struct transport_address, u32, targets, MAX_BACKENDS, MAP_DIRECTORY "/targets" FAMILY_NAME);
 
@@ -16,7 +16,7 @@ BPF_TABLE_PINNED("lpm_trie", struct source_range, u32, ranges, MAX_RANGES, MAP_D
 /* Every address that is a service's own: VIP_CLUSTER or VIP_EXTERNAL */
 BPF_TABLE_PINNED("hash", struct address, u32, vips, MAX_SERVICES, MAP_DIRECTORY "/vips" FAMILY_NAME);
 
-/* S79: one entry for a client, whichever of the service port's addresses it calls */
+/* S79: one entry for a client, whichever of the service port's addresses it calls; C11: or of its Service's ports */
 BPF_TABLE_PINNED("lru_hash", struct client, struct affinity, affinities, MAX_AFFINITIES, MAP_DIRECTORY "/affinities" FAMILY_NAME);
 
 /* Who calls: a pod or the node itself, or anybody else. S50 to S53: they may have different backends. */
@@ -67,34 +67,55 @@ static inline u32 vip_kind(const struct address *address)
 	return kind ? *kind : 0;
 }
 
-/*
- * Whether a backend is in a run, beginning where it was. One that has moved is searched for in the first
- * AFFINITY_SEARCH slots; behind them it is not found, and its client is balanced anew.
- */
-static inline bool run_has(const struct run *run, u32 position, u32 number)
+/* C11: where a Service's ports share their clients any of its backends on the pod will do, whatever port it is for. */
+static inline bool backend_is_kept(u32 number, u32 kept, u32 shared)
 {
-	u32 slot = run->first_slot + position, *found = slots.lookup(&slot);
+	struct backend *backend, *pod;
+	__be32 differs = 0;
 
-	if (position < run->slot_count && found && *found == number)
-		return true;
+	if (number == kept || !shared)
+		return number == kept;
+	backend = backends.lookup(&number);
+	pod = backends.lookup(&kept);
+	if (!backend || !pod)
+		return false;
+#pragma unroll
+	for (int i = 4 - WORDS; i < 4; i++)
+		differs |= backend->address[i] ^ pod->address[i];
+	return !differs;
+}
+
+/*
+ * S73 to S76: the backend that a client has kept, or 0. Not for longer than the service says, nor one that is over. It
+ * is looked for where it was, and noted there; by another port (C11) nowhere else. One that has moved is searched for in
+ * the first AFFINITY_SEARCH slots; behind them it is not found, and its client is balanced anew.
+ */
+static inline u32 affinity_find(const struct client *client, const struct service *service, const struct run *run,
+				u32 *position)
+{
+	struct affinity *kept = affinities.lookup((struct client *)client);
+	u32 slot, *found;
+
+	if (!kept || elapsed(kept->last_used) > (s64)service->affinity * HZ ||
+	    backend_is_gone(kept->backend, kept->generation))
+		return 0;
+	slot = run->first_slot + kept->position;
+	found = slots.lookup(&slot);
+	if (kept->position < run->slot_count && found && backend_is_kept(*found, kept->backend, service->shared)) {
+		*position = kept->position;
+		return *found;
+	}
 	for (u32 i = 0; i < AFFINITY_SEARCH && i < run->slot_count; i++) {
 		slot = run->first_slot + i;
 		found = slots.lookup(&slot);
-		if (found && *found == number)
-			return true;
+		if (found && *found == kept->backend) {
+			/* Through the map: a number that the verifier knows would be a state of its own for each slot */
+			*(volatile u32 *)&kept->position = i;
+			*position = *(volatile u32 *)&kept->position;
+			return kept->backend;
+		}
 	}
-	return false;
-}
-
-/* S73 to S76: the backend that a client has kept, or 0. Not for longer than the service says, nor one that is over. */
-static inline u32 affinity_find(const struct client *client, const struct service *service, const struct run *run)
-{
-	struct affinity *kept = affinities.lookup((struct client *)client);
-
-	if (!kept || now() - kept->last_used > (u64)service->affinity * HZ ||
-	    backend_is_gone(kept->backend, kept->generation) || !run_has(run, kept->position, kept->backend))
-		return 0;
-	return kept->backend;
+	return 0;
 }
 
 /*
@@ -102,13 +123,14 @@ static inline u32 affinity_find(const struct client *client, const struct servic
  * without an entry of its own. Fills in where the flow goes.
  * A slot or backend that is not there can only be seen while a change is under way: like no backend, try again.
  */
-static inline enum choice service_choose(const struct tuple *key, enum caller caller, struct flow *flow)
+static inline enum choice service_choose(const struct tuple *key, bool by_uplink, struct flow *flow)
 {
 	struct transport_address called = called_address(key);
 	struct client client = {.address = key->source};
 	struct service *service = services.lookup(&called);
 	struct affinity keep = {.last_used = now()};
 	struct backend *backend;
+	enum caller caller;
 	struct run run;
 	u32 slot, number, *found;
 
@@ -116,7 +138,8 @@ static inline enum choice service_choose(const struct tuple *key, enum caller ca
 		return NO_SERVICE;
 	if (!service_allows(service, &key->source))
 		return NOT_ALLOWED;
-	client.service = service->number;
+	client.service = service->shared ? service->shared : service->number;
+	caller = by_uplink && !is_in_cluster(&key->source) ? OUTSIDE : INSIDE;
 	run = caller == INSIDE ? service->inside : service->outside;
 	keep.position = (u32)(((u64)tuple_hash(key, 0) * run.slot_count) >> 32);
 	slot = run.first_slot + keep.position;
@@ -125,7 +148,7 @@ static inline enum choice service_choose(const struct tuple *key, enum caller ca
 		return service_without_backend(service, caller);
 	number = *found;
 	if (service->affinity) {
-		keep.backend = affinity_find(&client, service, &run);
+		keep.backend = affinity_find(&client, service, &run, &keep.position);
 		if (keep.backend)
 			number = keep.backend;
 	}

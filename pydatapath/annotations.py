@@ -1,35 +1,41 @@
 """The annotations that are pydatapath's own: what Kubernetes has no field for.
 
-pydatapath.io/algorithm of a Service: `random` or `maglev`. pydatapath.io/weights of an EndpointSlice: a JSON map of
-addresses to weights, since an entry of `endpoints` can carry no annotation of its own (C12).
+pydatapath.io/algorithm of a Service: `random` or `maglev`. pydatapath.io/affinity-scope of a Service: `port` or
+`service`; with the latter a client that has a backend by one port has the same pod by the others (C11).
+pydatapath.io/weights of an EndpointSlice: a JSON map of addresses to weights, since an entry of `endpoints` can carry
+no annotation of its own (C12).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from pydatapath.fields import FieldError, map_of, number_of, show, strings_of, type_name, unicast_of
-from pydatapath.model import Algorithm
+from pydatapath.model import AffinityScope, Algorithm
 
-__all__ = ["ALGORITHM", "ALGORITHMS", "MOST_WEIGHT", "WEIGHTS", "algorithm_of", "weigh", "weights_of"]
+__all__ = ["ALGORITHM", "ALGORITHMS", "MOST_WEIGHT", "WEIGHTS", "algorithm_of", "scope_of", "weigh", "weights_of"]
 
 ALGORITHM: Final = "pydatapath.io/algorithm"
+AFFINITY_SCOPE: Final = "pydatapath.io/affinity-scope"
 WEIGHTS: Final = "pydatapath.io/weights"
 ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
 MOST_WEIGHT: Final = 1000
+_SCOPES: Final[tuple[AffinityScope, ...]] = get_args(AffinityScope)
+_Word = TypeVar("_Word", bound=str)
 
 
 def algorithm_of(manifest: Mapping[str, Any]) -> Algorithm | None:
     """How a Service shares its new flows; None where it does not say. Raises FieldError."""
-    value = _annotations(manifest).get(ALGORITHM)
-    if value is None:
-        return None
-    for one in ALGORITHMS:
-        if value == one:
-            return one
-    raise FieldError(_path(ALGORITHM), f"{show(value)} is not {' or '.join(ALGORITHMS)}")
+    return _word_of(manifest, ALGORITHM, ALGORITHMS)
+
+
+def scope_of(manifest: Mapping[str, Any]) -> AffinityScope:
+    """Whether a Service's ports keep clients each for itself or together; without affinity it means nothing. Raises
+    FieldError.
+    """
+    return _word_of(manifest, AFFINITY_SCOPE, _SCOPES) or "port"
 
 
 def weights_of(manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -64,6 +70,17 @@ def weigh(manifest: dict[str, Any], address: str, weight: int) -> None:
 
 def _annotations(manifest: Mapping[str, Any]) -> dict[str, str]:
     return strings_of(map_of(manifest, "metadata", ""), "annotations", "metadata")
+
+
+def _word_of(manifest: Mapping[str, Any], name: str, allowed: tuple[_Word, ...]) -> _Word | None:
+    """Which of these words an annotation is; None where it is not there. Raises FieldError."""
+    value = _annotations(manifest).get(name)
+    for one in allowed:
+        if value == one:
+            return one
+    if value is None:
+        return None
+    raise FieldError(_path(name), f"{show(value)} is not {' or '.join(allowed)}")
 
 
 def _path(name: str) -> str:

@@ -9,20 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from itertools import chain
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple
 
-from pydatapath import plan, schema
+from pydatapath import membership, plan, schema
 from pydatapath.claims import Candidate, Claim, Claimant, ClaimKind, claimant, claims_of, refusals
+from pydatapath.collecting import collector_resting
 from pydatapath.errors import DatapathError, KernelError, ManifestError, Refused
 from pydatapath.forwarding import KIND as PORT_FORWARD
 from pydatapath.forwarding import NAMESPACE as FORWARDS
 from pydatapath.forwarding import Forward, plan_forward
+from pydatapath.interrupts import deferred
 from pydatapath.kernel import tables
-from pydatapath.kernel.layout import Family
+from pydatapath.kernel.layout import Family, MemberKind
 from pydatapath.kernel.maps import Maps
-from pydatapath.model import EndpointSlice, Service
+from pydatapath.membership import MemberChange, Members, member_change, members_of
+from pydatapath.model import EndpointSlice, Manifested, Node, Service
 from pydatapath.plan import Address, Here, PortPlan
-from pydatapath.records import Key, Records, ServiceKey, Stored
+from pydatapath.records import Key, PortKey, Records, ServiceKey, Stored
 
 __all__ = [
     "Action",
@@ -34,6 +39,9 @@ __all__ = [
     "edit",
     "here",
     "load_object",
+    "load_slices",
+    "node_conflicts",
+    "pending",
     "refresh_all",
     "want",
 ]
@@ -41,13 +49,15 @@ __all__ = [
 Action = Literal["created", "configured", "unchanged", "deleted", "refused"]
 
 UNFINISHED: Final = "unfinished"  # a fact: the records are ahead of the maps
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one object, in kubectl's words; `error` says why where it is refused and stays as it was.
 
-    `warnings` are sentences about addresses that a service claims and another one has (S70), this one or that.
+    `warnings` are sentences about addresses that a service claims and another one has (S70), this one or that; and
+    about what two nodes say is their own.
     """
 
     kind: str
@@ -57,18 +67,25 @@ class Outcome:
     error: DatapathError | None = None
     warnings: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> Key:
+        """Kind, namespace, name."""
+        return (self.kind, self.namespace, self.name)
+
     def __str__(self) -> str:
-        return f"{self.kind.lower()}/{self.namespace}/{self.name} {self.action}"
+        within = f"{self.namespace}/" if self.namespace else ""
+        return f"{self.kind.lower()}/{within}{self.name} {self.action}"
 
 
 @dataclass(slots=True)
 class Edit:
-    """A change to the records on its way to the maps: the services it touches, the objects it brought, parsed; what
-    became of each object.
+    """A change to the records on its way to the maps: the services that it touches, the networks of nodes that it does,
+    as they were; the objects it brought, parsed; what became of each object.
     """
 
     touched: dict[ServiceKey, None] = field(default_factory=dict)
-    parsed: dict[Key, Service | EndpointSlice] = field(default_factory=dict)
+    members: dict[str, MemberKind | None] = field(default_factory=dict)
+    parsed: dict[Key, Manifested] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
 
 
@@ -84,32 +101,51 @@ class Wanted:
     whole: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(NamedTuple):
     """An object to be made, as it is recorded, what was recorded before, and what a service claims."""
 
-    one: Service | EndpointSlice
+    one: Manifested
     stored: Stored
     old: Stored | None
     claimant: Claimant | None
 
 
-def load_object(stored: Stored) -> Service | EndpointSlice:
+def load_object(stored: Stored) -> Manifested:
     """The model object of a record."""
     return schema.parse(json.loads(stored.manifest), "records")
 
 
+def load_slices(
+    records: Records, services: Collection[ServiceKey], parsed: Mapping[Key, Manifested] = MappingProxyType({})
+) -> dict[ServiceKey, list[EndpointSlice]]:
+    """The slices of each of these services, by name; what is parsed already is not read."""
+    keys = records.slices(services)
+    stored = records.these(key for each in keys.values() for key in each if key not in parsed)
+    found = {key: load_object(one) for key, one in stored.items()}
+    slices = {key: [parsed.get(one) or found[one] for one in each] for key, each in keys.items()}
+    return {key: [one for one in each if isinstance(one, EndpointSlice)] for key, each in slices.items()}
+
+
 def here(records: Records) -> Here:
-    """The node that is planned for, as `load` found it, and what it was told."""
-    name, zone, algorithm = records.get("node_name", ""), records.get("zone", ""), records.get("algorithm", "random")
+    """The node that is planned for, as `load` found it, and what it was told; its zone, where `load` was not told that,
+    is its Node object's.
+    """
+    name, algorithm = records.get("node_name", ""), records.get("algorithm", "random")
+    zone = records.get("zone", "") or _zone_of(records.object("Node", "", name))
     families = tuple(Family(number) for number in records.get("families", (Family.IPV4,)))
     return Here(name, tuple(records.get("node_port_addresses", ())), zone, algorithm, families)
 
 
+def _zone_of(stored: Stored | None) -> str:
+    node = load_object(stored) if stored else None
+    return node.zone if isinstance(node, Node) else ""
+
+
+@collector_resting()
 def apply(
     records: Records,
     maps: Maps,
-    objects: Iterable[Service | EndpointSlice],
+    objects: Iterable[Manifested],
     *,
     delete: Collection[Key] = (),
     prune: bool = False,
@@ -124,16 +160,33 @@ def apply(
     nothing is pruned. Raises KernelError for a map that is full. Nothing is written where an error is raised before the
     maps are reached. `records` is in a transaction, which is committed before the maps are written.
     """
+    node = here(records)
     made = edit(records, objects, delete=delete, prune=prune, keep_going=keep_going, faults=faults)
-    whole = bool(records.get(UNFINISHED))
-    if whole or made.touched:
-        _program(records, maps, want(records, made, whole=whole), dry_run=dry_run)
+    # S87: in another zone every service with hints may have other backends
+    whole = bool(records.get(UNFINISHED)) or here(records) != node
+    if whole or made.touched or made.members:
+        _program(records, maps, made, whole=whole, dry_run=dry_run)
+    elif not dry_run:
+        records.keep_copy()
     return _warned(records, made.outcomes)
 
 
+@collector_resting()
 def refresh_all(records: Records, maps: Maps) -> None:
     """Brings the maps to what the records say, whatever they hold: after an upgrade or an interrupted change."""
-    _program(records, maps, want(records, Edit(), whole=True), dry_run=False)
+    tables.remove_strays(maps)
+    _program(records, maps, Edit(), whole=True)
+
+
+@collector_resting()
+def pending(records: Records, maps: Maps) -> tuple[plan.Change, plan.Live]:
+    """What `refresh_all` would write, and what the maps hold; nothing is kept. Raises KernelError."""
+    try:
+        change, live = _change(maps, want(records, Edit(), whole=True))
+        change.members = _member_change(records, maps, Edit(), whole=True)
+        return change, live
+    finally:
+        records.rollback()
 
 
 def change_forwards(
@@ -143,12 +196,12 @@ def change_forwards(
     records.forget((PORT_FORWARD, FORWARDS, one.name) for one in delete)
     records.store(Stored(PORT_FORWARD, FORWARDS, one.name, None, one.text) for one in add)
     made = Edit(touched={(FORWARDS, one.name): None for one in (*delete, *add)})
-    _program(records, maps, want(records, made, whole=bool(records.get(UNFINISHED))), dry_run=False)
+    _program(records, maps, made, whole=bool(records.get(UNFINISHED)))
 
 
 def edit(
     records: Records,
-    objects: Iterable[Service | EndpointSlice],
+    objects: Iterable[Manifested],
     *,
     delete: Collection[Key] = (),
     prune: bool = False,
@@ -159,9 +212,10 @@ def edit(
     wished = {(type(one).__name__, one.namespace, one.name): one for one in objects}
     errors: dict[Key, DatapathError] = {}
     given: dict[Key, _Given] = {}
+    old = records.these(wished)
     for key, one in wished.items():
         try:
-            given[key] = _given(records, key, one)
+            given[key] = _given(records, key, one, old.get(key))
         except ManifestError as error:
             errors[key] = error
     over = set(delete) | (_pruned(records, wished, faults) if prune else set())
@@ -171,19 +225,26 @@ def edit(
     made = Edit()
     for key in wished:
         made.outcomes.append(
-            Outcome(*key, "refused", errors[key]) if key in errors else _store(records, made, given[key])
+            Outcome(*key, "refused", errors[key]) if key in errors else _change_object(made, given[key])
         )
-    made.outcomes += [_forget(records, made, key) for key in sorted(over)]
+    records.store(given[key].stored for key in made.parsed)
+    for key, one in made.parsed.items():
+        if isinstance(one, Node):
+            _join(records, made, key[2], members_of(one))
+    _forget(records, made, over)
     return made
 
 
-def _given(records: Records, key: Key, one: Service | EndpointSlice) -> _Given:
+def _given(records: Records, key: Key, one: Manifested, old: Stored | None) -> _Given:
     """An object and what it claims. Raises ManifestError."""
-    text = json.dumps(one.manifest, sort_keys=True, separators=(",", ":"))
-    if isinstance(one, EndpointSlice):
-        return _Given(one, Stored(*key, one.service, text), records.object(*key), None)
+    text = _ENCODER.encode(one.manifest)
+    if not isinstance(one, Service):
+        if isinstance(one, Node):
+            membership.check(one, records.get("service_networks", ()))
+        service = one.service if isinstance(one, EndpointSlice) else None
+        return _Given(one, Stored(*key, service, text), old, None)
     claiming = claimant(one)
-    return _Given(one, Stored(*key, None, text, claiming.made), records.object(*key), claiming)
+    return _Given(one, Stored(*key, None, text, claiming.made), old, claiming)
 
 
 def _pruned(records: Records, wished: Collection[Key], faults: Sequence[ManifestError]) -> set[Key]:
@@ -215,7 +276,8 @@ def _claimant_before(stored: Stored | None) -> Claimant | None:
     return Claimant(service.key, stored.made, claims_of(service))
 
 
-def _store(records: Records, made: Edit, given: _Given) -> Outcome:
+def _change_object(made: Edit, given: _Given) -> Outcome:
+    """Notes what an object touches where it is new or changed."""
     stored, old = given.stored, given.old
     if old == stored:
         return Outcome(*stored.key, "unchanged")
@@ -223,30 +285,53 @@ def _store(records: Records, made: Edit, given: _Given) -> Outcome:
     _touch(made, stored)
     if old is not None:
         _touch(made, old)
-    records.store([stored])
     return Outcome(*stored.key, "created" if old is None else "configured")
 
 
-def _forget(records: Records, made: Edit, key: Key) -> Outcome:
-    old = records.object(*key)
-    if old is not None:
+def _forget(records: Records, made: Edit, over: Collection[Key]) -> None:
+    for old in records.these(over).values():
         _touch(made, old)
-    records.forget([key])
-    return Outcome(*key, "deleted")
+    records.forget(over)
+    for key in sorted(over):
+        made.parsed.pop(key, None)
+        made.outcomes.append(Outcome(*key, "deleted"))
+        if key[0] == "Node":
+            _join(records, made, key[2], {})
 
 
 def _warned(records: Records, outcomes: list[Outcome]) -> list[Outcome]:
-    """The outcomes, those of services that claim one address with another with sentences about it (C7)."""
-    told: dict[str, list[str]] = {}
+    """The outcomes, those of services that claim one address with another with sentences about it (C7), as of nodes."""
+    told: dict[tuple[str, str], list[str]] = {}
     for shadow in records.shadows():
         for service in (shadow.service, shadow.holder):
-            told.setdefault(service, []).append(str(shadow))
+            told.setdefault(("Service", service), []).append(str(shadow))
+    if changed := [one.name for one in outcomes if one.kind == "Node"]:
+        for nodes, sentence in node_conflicts(records, changed):
+            for node in nodes:
+                told.setdefault(("Node", f"/{node}"), []).append(sentence)
     if not told:
         return outcomes
-    return [
-        replace(one, warnings=tuple(told.get(f"{one.namespace}/{one.name}", ()))) if one.kind == "Service" else one
-        for one in outcomes
-    ]
+    return [replace(one, warnings=tuple(told.get((one.kind, f"{one.namespace}/{one.name}"), ()))) for one in outcomes]
+
+
+def node_conflicts(records: Records, nodes: Collection[str] | None = None) -> list[tuple[list[str], str]]:
+    """What several nodes, or some of these and others, say is their own: who, and a sentence.
+
+    It counts as long as one of them says so.
+    """
+    found = []
+    for member, names in records.shared_members(nodes).items():
+        stored = (records.object("Node", "", name) for name in names)
+        those = [node for one in stored if one and isinstance(node := load_object(one), Node)]
+        first, *others = [one.name for one in those if membership.claims(one, member)] or [""]
+        found += [
+            (
+                [first, other],
+                f"Node {other}: {membership.shown(member)} is Node {first}'s, too, and counts until neither has it",
+            )
+            for other in others
+        ]
+    return found
 
 
 def _touch(made: Edit, stored: Stored) -> None:
@@ -255,27 +340,28 @@ def _touch(made: Edit, stored: Stored) -> None:
         made.touched[stored.namespace, name] = None
 
 
+def _join(records: Records, made: Edit, node: str, members: Members) -> None:
+    """A node is changed, and brings these from now on."""
+    touched = [one for one in {*members, *records.members_of(node)} if one not in made.members]
+    known = records.members(touched)
+    made.members |= {one: known.get(one) for one in touched}
+    records.join(node, members)
+
+
 def want(records: Records, made: Edit, *, whole: bool = False) -> Wanted:
     """What the records want of the services that an edit touches, or of all; records what they claim and have."""
     touched = {**made.touched, **(dict.fromkeys(_all_services(records)) if whole else {})}
-    before: dict[int, list[Address]] = {}
-    for key in touched:
-        before |= records.release(*key)
-    node = here(records)
-    plans: dict[ServiceKey, list[PortPlan]] = {}
-    for key in touched:
-        plans[key], claims = _planned(records, made, key, node)
-        records.register(*key, plans[key])
-        records.claim(*key, claims)
+    node, before = here(records), records.release(touched)
+    plans, claims = _planned(records, made, touched, node)
+    numbers = records.register(plans)
+    records.claim(claims)
     moved = records.settle()
-    for key in sorted(moved.keys() - plans.keys()):  # those that gain or lose an address by what is touched
+    others = sorted(moved.keys() - plans.keys())  # those that gain or lose an address by what is touched
+    for key in others:
         before |= moved[key]
-        plans[key], _ = _planned(records, made, key, node)
-    wanted = Wanted([], {}, before, whole)
-    for key, ports in plans.items():
-        wanted.numbers |= records.numbers_of(*key)
-        wanted.ports += _called(ports, records.frontends_of(*key))
-    return wanted
+    plans |= _planned(records, made, others, node)[0]
+    numbers |= records.numbers_of(others)
+    return Wanted([*_called(plans, numbers, records.shadowed())], numbers, before, whole)
 
 
 def _all_services(records: Records) -> Iterator[ServiceKey]:
@@ -289,50 +375,79 @@ def _all_services(records: Records) -> Iterator[ServiceKey]:
 
 
 def _planned(
-    records: Records, made: Edit, key: ServiceKey, node: Here
-) -> tuple[list[PortPlan], Mapping[Claim, ClaimKind]]:
-    """What a service, or a forward of a port, needs on a node and claims; nothing where it is not there."""
-    if key[0] == FORWARDS:
-        stored = records.object(PORT_FORWARD, *key)
-        return plan_forward(Forward.read(stored.manifest), node) if stored else [], {}
-    service, slices = _load(records, made, key)
-    return (plan.plan_service(service, slices, node), claims_of(service)) if service else ([], {})
+    records: Records, made: Edit, keys: Collection[ServiceKey], node: Here
+) -> tuple[dict[ServiceKey, list[PortPlan]], dict[ServiceKey, Mapping[Claim, ClaimKind]]]:
+    """What services, and forwards of ports, need on a node, and claim; nothing where they are not there."""
+    heads: dict[ServiceKey, Key] = {key: (PORT_FORWARD if key[0] == FORWARDS else "Service", *key) for key in keys}
+    stored = records.these(head for head in heads.values() if head not in made.parsed)
+    slices = load_slices(records, keys, made.parsed)
+    plans: dict[ServiceKey, list[PortPlan]] = {key: [] for key in keys}
+    claims: dict[ServiceKey, Mapping[Claim, ClaimKind]] = {key: {} for key in keys}
+    for key, head in heads.items():
+        if key[0] == FORWARDS:
+            plans[key] = plan_forward(Forward.read(stored[head].manifest), node) if head in stored else []
+            continue
+        service = made.parsed.get(head) or (load_object(stored[head]) if head in stored else None)
+        if isinstance(service, Service):
+            plans[key] = plan.plan_service(service, slices[key], node)
+            claims[key] = claims_of(service)
+    return plans, claims
 
 
-def _load(records: Records, made: Edit, key: ServiceKey) -> tuple[Service | None, list[EndpointSlice]]:
-    """A service and its slices."""
-    stored = records.object("Service", *key)
-    if stored is None:
-        return None, []
-    service = made.parsed.get(stored.key) or load_object(stored)
-    slices = [made.parsed.get(one.key) or load_object(one) for one in records.slices(*key)]
-    assert isinstance(service, Service)
-    return service, [one for one in slices if isinstance(one, EndpointSlice)]
+def _called(
+    plans: Mapping[ServiceKey, list[PortPlan]],
+    numbers: Mapping[PortKey, int],
+    shadowed: Mapping[int, Collection[Address]],
+) -> Iterator[PortPlan]:
+    """The ports of services, at the addresses that they have of those that they claim."""
+    for port in chain.from_iterable(plans.values()):
+        if lost := shadowed.get(numbers[port.key]):
+            yield replace(port, frontends=tuple(one for one in port.frontends if one.address not in lost))
+        else:
+            yield port
 
 
-def _called(ports: Iterable[PortPlan], had: Mapping[int, Collection[Address]]) -> Iterator[PortPlan]:
-    """The ports of a service, at the addresses that it has of those that it claims."""
-    own = {at for addresses in had.values() for at in addresses}
-    for port in ports:
-        yield replace(port, frontends=tuple(one for one in port.frontends if one.address in own))
+def _program(records: Records, maps: Maps, made: Edit, *, whole: bool, dry_run: bool = False) -> None:
+    """From an edit to the maps; `whole`: whatever they hold."""
+    touched = whole or made.touched
+    change, live = _change(maps, want(records, made, whole=whole)) if touched else (plan.Change(), plan.Live())
+    change.members = _member_change(records, maps, made, whole=whole)
+    if change.members.written:
+        tables.check_members(maps, records.members_bound(), records.count_members)
+    tables.check_room(maps, change, live)
+    if dry_run:
+        return
+    # A signal waits until records and maps say the same
+    with deferred():
+        if not change.empty:
+            records.put({UNFINISHED: True})
+            records.commit()
+            tables.write(maps, change)
+        records.put({UNFINISHED: False})
+        records.commit()
 
 
-def _program(records: Records, maps: Maps, wanted: Wanted, *, dry_run: bool) -> None:
-    """From what is wanted to the maps."""
+def _change(maps: Maps, wanted: Wanted) -> tuple[plan.Change, plan.Live]:
+    """The services' part of the difference between what is wanted and what the maps hold, and the latter.
+
+    Raises KernelError.
+    """
     live = tables.read_live(maps, None if wanted.whole else {*wanted.before, *wanted.numbers.values()})
     before = live.called if wanted.whole else wanted.before
     try:
-        change = plan.change(wanted.ports, before, wanted.numbers, live)
+        return plan.change(wanted.ports, before, wanted.numbers, live), live
     except plan.OutOfRoom as full:
         raise KernelError(
             f"the map {full.table!r} has no room left: it holds {full.size:,} entries",
             hint="load again with a larger --max-backends",
         ) from None
-    tables.check_room(maps, change)
-    if dry_run:
-        return
-    if not change.empty:
-        records.put({UNFINISHED: True})
-        records.commit()
-        tables.write(maps, change)
-    records.put({UNFINISHED: False})
+
+
+def _member_change(records: Records, maps: Maps, made: Edit, *, whole: bool) -> MemberChange:
+    """The nodes' part. What a node touches is known from the records: the maps have an entry for each of thousands."""
+    if whole:
+        families = tables.loaded_families(maps)
+        wanted = {one: kind for one, kind in records.members().items() if Family.of(one) in families}
+        return member_change(tables.read_members(maps), wanted)
+    before = {one: kind for one, kind in made.members.items() if kind is not None}
+    return member_change(before, records.members(made.members))

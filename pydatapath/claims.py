@@ -82,8 +82,9 @@ class Candidate(NamedTuple):
 
 def claimant(service: Service) -> Claimant:
     """What a service claims. Raises ManifestError where it cannot be made sense of."""
-    if service.health_check_node_port in {one.node_port for one in service.ports if one.protocol == "TCP"} - {None}:
-        raise _fault(service, f"spec.healthCheckNodePort: {service.health_check_node_port} is a node port of its own")
+    checked = service.health_check_node_port
+    if checked and checked in {one.node_port for one in service.ports if one.protocol == "TCP"}:
+        raise _fault(service, f"spec.healthCheckNodePort: {checked} is a node port of its own")
     return Claimant(service.key, made_of(service), claims_of(service))
 
 

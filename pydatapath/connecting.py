@@ -9,29 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address, ip_network
+from collections.abc import Callable, Collection, Iterator, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydatapath.errors import DatapathError, KernelError, NotFound
 from pydatapath.instance import Instance
-from pydatapath.kernel import libbpf, sysctl, tc
-from pydatapath.kernel.compile import SERVICE_GATEWAYS
+from pydatapath.kernel import host, libbpf, sysctl, tc
+from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.node import Node
+from pydatapath.record_faults import copy_of
 from pydatapath.records import HostChange, Records
+from pydatapath.wiring import ACCEPT_LOCAL, accept_local, gateway_of, needed, routes_of
 
 if TYPE_CHECKING:
     from pydatapath.kernel.attach import Attacher
     from pydatapath.kernel.host import Interface
-    from pydatapath.node import Network
+    from pydatapath.node import Attachment
 
 __all__ = ["connect", "disconnect", "reconnect"]
-
-# The value of net.ipv4.conf.lo.accept_local that we need: answers for the node's own calls of its node ports come in by
-# the loopback from an address of the node's own, which the kernel takes for forged otherwise (fib_validate_source)
-ACCEPT_LOCAL: Final = "1"
 
 
 def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
@@ -48,13 +46,37 @@ def connect(records: Records, instance: Instance, node: Node, programs: Path) ->
             _connect_routes(records, attacher, node)
             _connect_loopback(records, node)
             for one in node.attachments:
-                interface = one.interface
-                records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
-                if not tc.has_clsact(interface.index):
-                    records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
-                    attacher.add_clsact(interface.index, interface.name)
-                attacher.attach(interface.index, interface.name, one.hook, descriptors[one.hook], instance.name)
-        _drop_others(records, attacher, instance, node)
+                with _unless_gone(records, one):
+                    _hang_up(records, attacher, one, descriptors[one.hook], instance)
+        _drop_others(records, attacher, instance, node, {libbpf.program_info(one).id for one in descriptors.values()})
+
+
+def _hang_up(records: Records, attacher: Attacher, one: Attachment, program: int, instance: Instance) -> None:
+    interface = one.interface
+    records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
+    if not tc.has_clsact(interface.index):
+        records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
+        attacher.add_clsact(interface.index, interface.name)
+    attacher.attach(interface.index, interface.name, one.hook, program, instance.name)
+
+
+@contextlib.contextmanager
+def _unless_gone(records: Records, one: Attachment) -> Iterator[None]:
+    """A pod that is deleted meanwhile takes its interface along: there is nothing left to do there."""
+    interface = one.interface
+    try:
+        yield
+    except KernelError:
+        if one.hook is not Hook.FROM_POD or _is_there(interface):
+            raise
+        records.forget_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
+        records.forget_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
+
+
+def _is_there(interface: Interface) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(socket.if_indextoname(interface.index))
+    return False
 
 
 def reconnect(records: Records, instance: Instance) -> None:
@@ -106,9 +128,10 @@ def _collected(failed: list[KernelError]) -> Iterator[None]:
 
 
 def _recorded(instance: Instance) -> dict[HostChange, list[str]] | None:
-    """The noted changes; None where there are no records that can be read."""
-    with contextlib.suppress(DatapathError), Records(instance.records) as records:
-        return {kind: records.host_changes(kind) for kind in HostChange}
+    """The noted changes; None where there are no records that can be read, and no copy."""
+    for path in (instance.records, copy_of(instance.records)):
+        with contextlib.suppress(DatapathError), Records(path) as records:
+            return {kind: records.host_changes(kind) for kind in HostChange}
     return None
 
 
@@ -128,57 +151,38 @@ def _taken_back(records: Records, attacher: Attacher) -> Iterator[None]:
         raise
 
 
-def _drop_others(records: Records, attacher: Attacher, instance: Instance, node: Node) -> None:
-    """What an earlier load did and nobody needs now."""
+def _drop_others(
+    records: Records, attacher: Attacher, instance: Instance, node: Node, programs: Collection[int]
+) -> None:
+    """What an earlier load did and nobody needs now, also at an interface that has another name since; and what
+    somebody hung up a second time.
+    """
     filters = {f"{one.interface.name} {one.hook.name}" for one in node.attachments}
     for subject in set(records.host_changes(HostChange.FILTER)) - filters:
-        name, hook = subject.split()
-        with contextlib.suppress(OSError):  # an interface that is gone has taken its filters along
-            attacher.detach(socket.if_nametoindex(name), name, Hook[hook], instance.name)
         records.forget_host_change(HostChange.FILTER, subject)
-    needed = _needed(node)
+    places = {(one.interface.index, one.hook) for one in node.attachments}
+    for index, name in socket.if_nameindex():
+        for one in tc.own_filters(index, instance.name, programs):
+            if not any(at == index and tc.is_at_its_place(one, instance.name, hook) for at, hook in places):
+                attacher.remove(one, name)
+    wanted = needed(node)
     for kind, undo in UNDOING.items():
         for subject in records.host_changes(kind):
-            if not needed[kind](subject):
+            if not wanted[kind](subject):
                 undo(attacher, subject)
                 records.forget_host_change(kind, subject)
 
 
-def _needed(node: Node) -> dict[HostChange, Callable[[str], bool]]:
-    """Whether a node needs what was done to the host, by kind and subject."""
-    routes = list(_routes(node))
-    loopback = _loopback(node)
-    neighbours = {f"{bridge.name} {_gateway(network)}" for network, bridge in routes}
-    # Records of an earlier version, which knew IPv4 only, name the bridge alone
-    neighbours |= {bridge.name for network, bridge in routes if isinstance(network, IPv4Network)}
-    return {
-        HostChange.CLSACT: {f"{one.interface.name} {one.interface.index}" for one in node.attachments}.__contains__,
-        HostChange.ROUTE: {f"{network} {bridge.name}" for network, bridge in routes}.__contains__,
-        HostChange.NEIGHBOUR: neighbours.__contains__,
-        HostChange.SYSCTL: lambda subject: loopback is not None and subject.startswith(f"{_accept_local(loopback)}="),
-    }
-
-
-def _routes(node: Node) -> Iterator[tuple[Network, Interface]]:
-    """The networks that the node reaches by the datapath, each with the bridge that the way leads over."""
-    for bridge in node.bridges[:1]:
-        for family, scope in node.scopes.items():
-            if scope.service_networks:
-                # The next hop is a source, too, where the node calls itself by a service: its answers go there
-                for network in (*scope.service_networks, ip_network(SERVICE_GATEWAYS[family])):
-                    yield network, bridge
-
-
-def _gateway(network: Network) -> IPv4Address | IPv6Address:
-    return SERVICE_GATEWAYS[Family(network.version)]
-
-
 def _connect_routes(records: Records, attacher: Attacher, node: Node) -> None:
-    for network, bridge in _routes(node):
+    routes, gateways = host.service_routes(), host.service_gateways()
+    for network, bridge in routes_of(node):
         # Noted before it is made; deleting it goes by our protocol number, so another's route is never meant
-        records.note_host_change(HostChange.NEIGHBOUR, f"{bridge.name} {_gateway(network)}")
+        records.note_host_change(HostChange.NEIGHBOUR, f"{bridge.name} {gateway_of(network)}")
         records.note_host_change(HostChange.ROUTE, f"{network} {bridge.name}")
-        if not attacher.has_service_route(network, bridge.index):
+        if (network, bridge.index) in routes:
+            if (gateway_of(network), bridge.index) not in gateways:
+                attacher.set_service_gateway(gateway_of(network), bridge.index)
+        else:
             attacher.add_service_route(network, bridge.index, _source(node, bridge, Family(network.version)))
 
 
@@ -191,23 +195,11 @@ def _source(node: Node, bridge: Interface, family: Family) -> IPv4Address | IPv6
 
 def _connect_loopback(records: Records, node: Node) -> None:
     """Lets the answers for the node's own calls of its IPv4 node ports in."""
-    loopback = _loopback(node)
-    if loopback is None:
-        return
-    name = _accept_local(loopback)
-    before = sysctl.read(name)
-    if before not in (ACCEPT_LOCAL, None):
+    name = accept_local(node)
+    before = sysctl.read(name) if name else None
+    if name and before not in (ACCEPT_LOCAL, None):
         records.note_host_change(HostChange.SYSCTL, f"{name}={before}")
         sysctl.write(name, ACCEPT_LOCAL)
-
-
-def _loopback(node: Node) -> Interface | None:
-    """Where node ports of IPv4 are called."""
-    return node.loopback if node.scopes[Family.IPV4].node_port_addresses else None
-
-
-def _accept_local(loopback: Interface) -> str:
-    return f"net/ipv4/conf/{loopback.name}/accept_local"
 
 
 @contextlib.contextmanager

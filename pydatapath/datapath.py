@@ -8,66 +8,33 @@ with Datapath.open() as datapath:
 
 from __future__ import annotations
 
-import difflib
 import errno
 import socket
-from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from pydatapath import applying, editing, egress, forwarding, instance, plan
+from pydatapath import applying, forwarding, instance, plan
 from pydatapath.applying import Outcome
 from pydatapath.errors import Conflict, DatapathError, ManifestError, NotFound, Refused
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
-from pydatapath.kernel import flowtable, libbpf, nattable, netns, tables, tc
-from pydatapath.kernel.layout import MAPS, Family, Hook, MapType
+from pydatapath.kernel import netns
+from pydatapath.kernel.layout import Family
 from pydatapath.kernel.maps import Maps
-from pydatapath.model import Backend, BackendState, Endpoint, EndpointSlice, Service
-from pydatapath.node import Node, Options
-from pydatapath.records import HostChange, Records, Stored
-from pydatapath.views import (
-    End,
-    Flow,
-    InterfaceStatus,
-    MapStatus,
-    NatMapping,
-    NatStats,
-    PortForward,
-    ServiceStatus,
-    Status,
-)
+from pydatapath.kinds import split_key
+from pydatapath.model import EndpointSlice, Manifested, Service
+from pydatapath.model import Node as NodeObject
+from pydatapath.records import Records, Stored
 
-__all__ = ["Datapath", "FlowFilter", "split_key"]
+# What `apply` does not need is imported where it is used: a command has 0.15 s
+if TYPE_CHECKING:
+    from pydatapath import editing
+    from pydatapath.node import Node, Options
+    from pydatapath.tracking import FlowFilter
+    from pydatapath.views import Difference, Flow, NatMapping, NatStats, PortForward, ServiceStatus, Status
 
-NAT_DROPS: Final = ("drop_ports_taken", "drop_unasked", "drop_untranslated")
-# Where a backend of one service port listens: namespace, service, port name, protocol, address
-Listener = tuple[str, str, str, str, plan.Address]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowFilter:
-    """Which flows are meant: those for which all holds that is said. Addresses are in their canonical form.
-
-    `service`: `namespace/name` or `name`; `src`: who called; `dst`: the called address, or the backend's; `state`: new,
-    established or closing.
-    """
-
-    service: str | None = None
-    src: str | None = None
-    dst: str | None = None
-    state: str | None = None
-
-    def takes(self, flow: Flow) -> bool:
-        """Whether a flow is meant."""
-        return (
-            (self.service is None or (flow.service or "").rpartition(":")[0] == "/".join(split_key(self.service)))
-            and self.src in (None, flow.original.src)
-            and self.dst in (None, flow.original.dst, flow.reply.src)
-            and self.state in (None, flow.state)
-        )
+__all__ = ["Datapath"]
 
 
 class Datapath:
@@ -87,12 +54,23 @@ class Datapath:
         return cls(instance.find(name, netns))
 
     @classmethod
-    def load(cls, options: Options | None = None, name: str = instance.DEFAULT, netns: str = "") -> Self:
-        """Loads a datapath, or exchanges the one that is loaded. Raises DatapathError; then all is as it was."""
+    def load(
+        cls,
+        options: Options | None = None,
+        name: str = instance.DEFAULT,
+        netns: str = "",
+        *,
+        break_flows: bool = False,
+    ) -> Self:
+        """Loads a datapath, or exchanges the one that is loaded. Raises DatapathError; then all is as it was.
+
+        Raises LayoutError where open connections would break: `break_flows` lets them.
+        """
         from pydatapath import loading
+        from pydatapath.node import Options
 
         which = instance.here(name, netns)
-        node = loading.load(which, options or Options())
+        node = loading.load(which, options or Options(), break_flows=break_flows)
         made = cls(which)
         made.node = node
         return made
@@ -118,7 +96,7 @@ class Datapath:
 
     def apply(
         self,
-        objects: Iterable[Service | EndpointSlice],
+        objects: Iterable[Manifested],
         *,
         prune: bool = False,
         dry_run: bool = False,
@@ -146,14 +124,28 @@ class Datapath:
                 records.rollback()
             return outcomes
 
-    def delete(self, keys: Iterable[tuple[str, str, str]]) -> list[Outcome]:
-        """Deletes objects by kind, namespace and name. Raises NotFound, and then deletes none."""
+    def diff(
+        self, objects: Iterable[Manifested], *, prune: bool = False, faults: Sequence[ManifestError] = ()
+    ) -> tuple[list[Difference], list[str]]:
+        """What `apply` would change, and the sentences that it would warn with; nothing is done. Raises as `apply`."""
+        from pydatapath import comparing
+
         with self.instance.locked(), Records(self.instance.records) as records:
-            keys = list(keys)
-            for kind, namespace, name in keys:
-                if records.object(kind, namespace, name) is None:
-                    raise self._no_such(records, kind, namespace, name)
-            return applying.apply(records, self._maps, (), delete=keys)
+            return comparing.differences(records, self._maps, objects, prune=prune, faults=faults)
+
+    def delete(self, keys: Iterable[tuple[str, str, str]], *, keep_going: bool = False) -> list[Outcome]:
+        """Deletes objects by kind, namespace and name. Raises NotFound, and then deletes none; with `keep_going` all
+        others are deleted, and each that does not exist has an outcome with that error.
+        """
+        with self.instance.locked(), Records(self.instance.records) as records:
+            wanted = dict.fromkeys(keys)
+            absent = [
+                Outcome(*one, "refused", self._no_such(records, *one)) for one in wanted if not records.object(*one)
+            ]
+            if absent and not keep_going and (error := absent[0].error):
+                raise error
+            there = wanted.keys() - {(one.kind, one.namespace, one.name) for one in absent}
+            return [*applying.apply(records, self._maps, (), delete=there), *absent]
 
     def add_service(
         self,
@@ -169,6 +161,8 @@ class Datapath:
         Without `cluster_ips` it gets a free one of the service networks, or one of each of these families. Raises
         Conflict where it exists, or its address is taken.
         """
+        from pydatapath import editing
+
         namespace, name = split_key(key)
         with self.instance.locked(), Records(self.instance.records) as records:
             if records.object("Service", namespace, name) is not None:
@@ -200,16 +194,17 @@ class Datapath:
 
     def delete_service(self, key: str) -> list[Outcome]:
         """Deletes a service and its slices. Raises NotFound."""
-        namespace, name = split_key(key)
         with self.instance.locked(), Records(self.instance.records) as records:
-            self._stored_service(records, key)
-            keys = [("Service", namespace, name), *(one.key for one in records.slices(namespace, name))]
-            return applying.apply(records, self._maps, (), delete=keys)
+            service = self._stored_service(records, key)
+            (slices,) = records.slices([service.key[1:]]).values()
+            return applying.apply(records, self._maps, (), delete=[service.key, *slices])
 
     def add_backend(
         self, key: str, address: str, port: int | None = None, *, node: str = "", weight: int = 1
     ) -> list[Outcome]:
         """Adds one backend to a service, or one that drains again. Raises NotFound, or Conflict where it serves."""
+        from pydatapath import editing
+
         with self.instance.locked(), Records(self.instance.records) as records:
             service, slices = self._service_and_slices(records, key)
             where = node or self._node_of(records, address)
@@ -226,41 +221,29 @@ class Datapath:
 
         Raises NotFound.
         """
+        from pydatapath import editing, tracking
+
         with self.instance.locked(), deferred(), Records(self.instance.records) as records:
             outcomes, listened = self._remove_backend(records, key, address, port)
-            over = self._backends_over(records, key, editing.canonical(address), listened)
-            return outcomes, flowtable.end_flows_of(self._maps, over)
+            at = editing.canonical(address)
+            return outcomes, tracking.end_flows_of(records, self._maps, split_key(key), at, listened)
 
     def _remove_backend(
         self, records: Records, key: str, address: str, port: int | None
     ) -> tuple[list[Outcome], set[int | None]]:
         """What became of the objects, and the ports where it listened."""
+        from pydatapath import editing
+
         service, slices = self._service_and_slices(records, key)
         changed, emptied = editing.remove_backend(service, slices, address, port)
         keys = [("EndpointSlice", one.namespace, one.name) for one in emptied]
         listened = {each.port for one in (*changed, *emptied) for each in one.ports}
         return applying.apply(records, self._maps, changed, delete=keys), listened
 
-    def _backends_over(
-        self, records: Records, key: str, address: str, ports: Collection[int | None]
-    ) -> set[flowtable.BackendKey]:
-        """The backends of a service at an address that have flows and serve it no more."""
-        numbers = set(records.numbers_of(*split_key(key)).values())
-        serving = tables.read_live(self._maps, numbers).backends
-        used = flowtable.backends_in_use(self._maps)
-        known = tables.read_backends(self._maps, (number for number, _ in used))
-        return {
-            (number, generation)
-            for number, generation in used
-            if number not in serving
-            and (one := known.get(number))
-            and (one.generation, one.service in numbers) == (generation, True)
-            and one.address.address == address
-            and one.address.port in ports
-        }
-
     def drain_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
         """Lets one backend of a service finish its open flows and gives it no new ones. Raises NotFound."""
+        from pydatapath import editing
+
         with self.instance.locked(), Records(self.instance.records) as records:
             service, slices = self._service_and_slices(records, key)
             return applying.apply(records, self._maps, editing.drain_backend(service, slices, address, port))
@@ -270,30 +253,32 @@ class Datapath:
         with Records(self.instance.records) as records:
             return [one for one in records.objects() if one.kind != forwarding.KIND]
 
+    def manifests(self) -> list[dict[str, Any]]:
+        """Every object as a manifest that `apply` takes back: nodes, then each service and its slices."""
+        from pydatapath import exporting
+
+        with Records(self.instance.records) as records:
+            return exporting.manifests_of(one for one in records.objects() if one.kind != forwarding.KIND)
+
     # Ports of the node that lead to a pod
 
     @property
     def port_forwards(self) -> list[PortForward]:
         """All of them, by name."""
+        from pydatapath import listing
+
         with Records(self.instance.records) as records:
-            here, tally = applying.here(records), self._flows_by_listener(records)
-            return [
-                PortForward(
-                    protocol=one.protocol.lower(),
-                    addresses=tuple(one.addresses(here)),
-                    port=one.port,
-                    target=End(one.target.address, one.target.port),
-                    flows=tally[(forwarding.NAMESPACE, one.name, "", one.protocol, one.target)],
-                )
-                for one in _forwards(records)
-            ]
+            return listing.port_forwards(records, self._maps)
 
     def add_port_forward(self, forward: forwarding.Forward) -> None:
         """Lets a port of the node lead to a pod. Raises DatapathError where the port is another's, Conflict where it is
         a program's on the node.
         """
+        from pydatapath import egress
+        from pydatapath.node import options_of
+
         with self.instance.locked(), Records(self.instance.records) as records:
-            here, options = applying.here(records), Options.from_mapping(records.get("options", {}))
+            here, options = applying.here(records), options_of(records)
             places = [plan.Address(at, forward.port, forward.protocol) for at in forward.addresses(here)]
             node_ports = egress.port_range(options.nodeport_range, "--nodeport-range")
             forwarding.check(forward, here, node_ports, records.holders(places))
@@ -310,7 +295,7 @@ class Datapath:
             wanted = "" if address in forwarding.UNSPECIFIED.values() else address
             found = [
                 one
-                for one in _forwards(records)
+                for one in forwarding.recorded(records)
                 if (one.port, one.protocol, one.address) == (port, protocol.upper(), wanted)
                 and (wanted == address or forwarding.UNSPECIFIED[one.family] == address)
             ]
@@ -324,14 +309,18 @@ class Datapath:
 
     def service(self, key: str) -> ServiceStatus:
         """One service by `namespace/name` or `name`. Raises NotFound, with the names that come near."""
+        from pydatapath import listing
+
         with Records(self.instance.records) as records:
-            return self._service_statuses(records, [self._stored_service(records, key)])[0]
+            return listing.services(records, self._maps, [self._stored_service(records, key)])[0]
 
     @property
     def services(self) -> list[ServiceStatus]:
         """Every service with its backends, by namespace and name."""
+        from pydatapath import listing
+
         with Records(self.instance.records) as records:
-            return self._service_statuses(records, records.objects("Service"))
+            return listing.services(records, self._maps, records.objects("Service"))
 
     def _stored_service(self, records: Records, key: str) -> Stored:
         namespace, name = split_key(key)
@@ -342,178 +331,96 @@ class Datapath:
 
     def _service_and_slices(self, records: Records, key: str) -> tuple[Service, list[EndpointSlice]]:
         stored = self._stored_service(records, key)
-        slices = [applying.load_object(one) for one in records.slices(stored.namespace, stored.name)]
+        (slices,) = applying.load_slices(records, [stored.key[1:]]).values()
         service = applying.load_object(stored)
         assert isinstance(service, Service)
-        return service, [one for one in slices if isinstance(one, EndpointSlice)]
+        return service, slices
+
+    @property
+    def nodes(self) -> list[NodeObject]:
+        """Every Node object, by name."""
+        with Records(self.instance.records) as records:
+            found = [applying.load_object(one) for one in records.objects("Node")]
+        return [one for one in found if isinstance(one, NodeObject)]
 
     @property
     def options(self) -> Options:
         """What it was loaded with."""
+        from pydatapath.node import options_of
+
         with Records(self.instance.records) as records:
-            return Options.from_mapping(records.get("options", {}))
+            return options_of(records)
 
-    def _service_statuses(self, records: Records, stored: list[Stored]) -> list[ServiceStatus]:
-        here = applying.here(records)
-        tally = self._flows_by_listener(records)
-        found = []
-        for one in stored:
-            service = applying.load_object(one)
-            assert isinstance(service, Service)
-            slices = [applying.load_object(part) for part in records.slices(one.namespace, one.name)]
-            found.append(ServiceStatus(service, tuple(_backends(service, slices, here, tally))))
-        return found
-
-    def _flows_by_listener(self, records: Records) -> Tally[Listener]:
-        """How many flows each backend of each service port has."""
-        tally: Tally[Listener] = Tally()
-        pairs = flowtable.flows_by_backend(self._maps)
-        ports = records.ports() if pairs else {}
-        backends = tables.read_backends(self._maps, (number for number, _ in pairs))
-        for (number, generation), count in pairs.items():
-            backend = backends.get(number)
-            if backend is not None and backend.generation == generation and backend.service in ports:
-                port = ports[backend.service]
-                tally[(port.namespace, port.service, port.port, port.protocol, backend.address)] += count
-        return tally
+    @property
+    def mended(self) -> str:
+        """What the last `load` had to mend of the records, as a sentence; "" for nothing."""
+        with Records(self.instance.records) as records:
+            return str(records.get("mended", ""))
 
     @staticmethod
     def _no_such(records: Records, kind: str, namespace: str, name: str) -> NotFound:
-        names = [f"{one.namespace}/{one.name}" for one in records.objects(kind)]
-        near = difflib.get_close_matches(f"{namespace}/{name}", names, n=1, cutoff=0.5)
+        import difflib
+
+        names = ["/".join(filter(None, one.key[1:])) for one in records.objects(kind)]
+        meant = "/".join(filter(None, (namespace, name)))
+        near = difflib.get_close_matches(meant, names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"`pydatapath {kind.lower()} list` shows those that do"
-        return NotFound(f"{kind} {namespace}/{name} does not exist", hint=hint)
+        return NotFound(f"{kind} {meant} does not exist", hint=hint)
 
     # Flows and state
 
     def flows(self, wanted: FlowFilter | None = None) -> list[Flow]:
         """Every live flow, or those that are wanted, oldest silence first."""
-        found = [one.flow for one in self._tracked(wanted)]
+        from pydatapath import tracking
+
+        with Records(self.instance.records) as records:
+            found = [one.flow for one in tracking.flows(records, self._maps, wanted)]
         return sorted(found, key=lambda flow: (-flow.idle, str(flow.original)))
 
     def flush_flows(self, wanted: FlowFilter | None = None) -> int:
         """Ends all flows, or those that are wanted. Returns how many. Raises NotFound where their service is none."""
-        with self.instance.locked():
-            if wanted is not None and wanted.service is not None:
-                with Records(self.instance.records) as records:
-                    self._stored_service(records, wanted.service)
-            found = self._tracked(wanted)
-            # With all flows go those that are over, too, and what is left of others
-            everything = wanted in (None, FlowFilter())
-            ends = flowtable.all_ends(self._maps) if everything else {one.ends for one in found}
-            flowtable.end_flows(self._maps, ends)
-            return len(found)
+        from pydatapath import tracking
 
-    def _tracked(self, wanted: FlowFilter | None) -> list[flowtable.TrackedFlow]:
-        """The live flows that are wanted, each with its service."""
-        with Records(self.instance.records) as records:
-            ports = records.ports()
-        rows = list(flowtable.read_flows(self._maps))
-        backends = tables.read_backends(self._maps, (number for _, (number, _), _ in rows if number))
-        found = []
-        for flow, (number, generation), ends in rows:
-            backend = backends.get(number)
-            known = backend is not None and backend.generation == generation and backend.service in ports
-            named = replace(flow, service=str(ports[backend.service])) if backend and known else flow
-            if wanted is None or wanted.takes(named):
-                found.append(flowtable.TrackedFlow(named, (number, generation), ends))
-        return found
+        with self.instance.locked(), Records(self.instance.records) as records:
+            if wanted is not None and wanted.service is not None:
+                self._stored_service(records, wanted.service)
+            return tracking.flush(records, self._maps, wanted)
 
     def nat_mappings(self) -> list[NatMapping]:
         """Everything that leaves behind the node's address now, by family, protocol and inside end."""
-        return nattable.read_mappings(self._maps)
+        from pydatapath import tracking
+
+        with Records(self.instance.records) as records:
+            return tracking.mappings(records, self._maps)
 
     def nat_stats(self) -> NatStats:
         """How full the outside addresses are, what was dropped, and who has the most flows."""
+        from pydatapath import tracking
+
         with Records(self.instance.records) as records:
-            options = Options.from_mapping(records.get("options", {}))
-            addresses, families = records.get("egress_addresses", ()), records.get("masqueraded", ())
-        found, counted = self.nat_mappings(), tables.counters(self._maps)
-        ports = egress.port_range(options.snat_ports, "--snat-ports")
-        node_ports = egress.port_range(options.nodeport_range, "--nodeport-range")
-        return NatStats(
-            tuple(families),
-            options.nat_type,
-            options.snat_ports,
-            tuple(nattable.ports_used(found, addresses, ports, node_ports)),
-            {name.removeprefix("drop_"): counted[name] for name in NAT_DROPS},
-            tuple(nattable.top_sources(found)),
-        )
+            return tracking.nat_stats(records, self._maps)
 
-    def status(self) -> Status:
-        """All of it: where it hangs, what the maps hold, and what is not as load left it (drift)."""
+    def status(self, *, check: bool | None = None) -> Status:
+        """All of it: where it hangs, what the maps hold, and what is not as it was left (drift). `check`: whether the
+        maps are compared with all objects, which takes a second for 10,000 services; None: where these are few.
+        """
+        from pydatapath import reporting
+
+        return reporting.status(self.instance, self._maps, check=check)
+
+    def repair(self) -> list[str]:
+        """Mends what `status` calls drift, and says what that was. Raises KernelError where something is left."""
+        from pydatapath import repairing
+
+        self._maps.close()  # pins may be exchanged
+        return repairing.repair(self.instance)
+
+    def translated_elsewhere(self) -> list[str]:
+        """A sentence about each of netfilter's chains that translates what pods send, where we do (N89)."""
+        from pydatapath import reporting
+
         with Records(self.instance.records) as records:
-            interfaces, drift = self._interfaces(records)
-            maps, lost = self._map_statuses(records)
-            if records.get(applying.UNFINISHED):
-                lost.append("a change was interrupted before it reached the maps: `pydatapath load` finishes it")
-            return Status(
-                instance=self.instance.name,
-                netns=self.instance.netns,
-                loaded=True,
-                version=records.get("version", ""),
-                since=records.get("since", ""),
-                node_name=records.get("node_name", ""),
-                node_ips=tuple(records.get("node_ips", ())),
-                interfaces=tuple(interfaces),
-                maps=tuple(maps),
-                services=records.count("Service"),
-                backends=tables.count_backends(self._maps),
-                flows=flowtable.count_flows(self._maps),
-                counters=tables.counters(self._maps),
-                drift=tuple(dict.fromkeys(drift + lost)),
-                conflicts=tuple(str(one) for one in records.shadows()),
-            )
-
-    def _interfaces(self, records: Records) -> tuple[list[InterfaceStatus], list[str]]:
-        found: dict[str, InterfaceStatus] = {}
-        drift = []
-        with netns.entered(self.instance.netns_path):
-            for subject in records.host_changes(HostChange.FILTER):
-                name, hook_name = subject.split()
-                hook = Hook[hook_name]
-                try:
-                    filters = tc.filters(socket.if_nametoindex(name))
-                except OSError:
-                    drift.append(f"interface {name} is gone")
-                    continue
-                wanted = (tc.filter_name(self.instance.name, hook), hook.direction)
-                programs = tuple(
-                    {"hook": one.direction, "name": hook.program, "id": one.id, "tag": one.tag}
-                    for one in filters
-                    if (one.name, one.direction) == wanted
-                )
-                if not programs:
-                    drift.append(f"interface {name} has lost its {hook.program} filter: `pydatapath load` mends it")
-                known = found.get(name, InterfaceStatus(name, hook.role, ()))
-                found[name] = replace(known, programs=known.programs + programs)
-        return list(found.values()), drift
-
-    def _map_statuses(self, records: Records) -> tuple[list[MapStatus], list[str]]:
-        found, drift = [], []
-        families, masqueraded = applying.here(records).families, records.get("masqueraded", ())
-        for name, contract in MAPS.items():
-            if not nattable.is_there(contract, families, masqueraded):
-                continue
-            if not (self.instance.map_pins / name).exists():
-                drift.append(f"the map {name} is no longer pinned: `pydatapath load` makes a new one")
-                continue
-            table = self._maps[name]
-            counted = contract.type in (MapType.HASH, MapType.LRU_HASH, MapType.DEVMAP_HASH)
-            found.append(
-                MapStatus(
-                    name,
-                    contract.type.name.lower(),
-                    len(table) if counted else table.info.max_entries,
-                    table.info.max_entries,
-                    libbpf.map_memory(table.descriptor),
-                )
-            )
-        return found, drift
-
-
-def _forwards(records: Records) -> list[forwarding.Forward]:
-    return [forwarding.Forward.read(one.manifest) for one in records.objects(forwarding.KIND)]
+            return reporting.translated_elsewhere(self.instance, records)
 
 
 def _refuse_used(forward: forwarding.Forward, at: plan.Address) -> None:
@@ -533,42 +440,3 @@ def _refuse_used(forward: forwarding.Forward, at: plan.Address) -> None:
                     f"port-forward {forward.name}: a program on the node has {at}",
                     hint="another port, or end it: `ss -lntup` shows who it is",
                 ) from None
-
-
-def split_key(key: str) -> tuple[str, str]:
-    """`namespace/name`, or `name` in the namespace `default`."""
-    namespace, slash, name = key.rpartition("/")
-    return (namespace if slash else "default"), name
-
-
-def _backends(
-    service: Service,
-    slices: list[Service | EndpointSlice],
-    here: plan.Here,
-    tally: Tally[Listener],
-) -> list[Backend]:
-    """The endpoints that serve each of a service's ports, anywhere or only here."""
-    own = [one for one in slices if isinstance(one, EndpointSlice) and one.proxied]
-    found = []
-    for port in service.ports:
-        for at, endpoint in plan.used_endpoints(service, port, own, here):
-            found.append(
-                Backend(
-                    address=at.address,
-                    port=at.port,
-                    protocol=at.protocol,
-                    node=endpoint.node_name,
-                    name=endpoint.target_name,
-                    local=endpoint.node_name == here.name,
-                    state=_state(endpoint),
-                    flows=tally[(service.namespace, service.name, port.name, port.protocol, at)],
-                )
-            )
-    return found
-
-
-def _state(endpoint: Endpoint) -> BackendState:
-    """Of one that may be chosen, or drains."""
-    if not endpoint.weight:
-        return "draining"
-    return "active" if endpoint.ready else "terminating"

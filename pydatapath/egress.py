@@ -16,10 +16,14 @@ __all__ = [
     "Egress",
     "EgressAddress",
     "Masquerade",
+    "check_ports",
     "choose",
+    "few_ports",
+    "flow_rate",
     "is_wanted",
     "port_range",
     "read_addresses",
+    "usable_ports",
 ]
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -28,6 +32,9 @@ Network: TypeAlias = IPv4Network | IPv6Network
 NAT_TYPES: Final = {one.name.lower().replace("_", "-"): one for one in NatType}
 UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
 MOST: Final = 65_535
+# As nat.h has them (N19): VXLAN's two, Geneve's, WireGuard's; and those of DHCP's clients
+RESERVED: Final = frozenset({4789, 8472, 6081, 51_820, 68, 546})
+MOST_FLOWS, MOST_SECONDS = 100_000, 3_600  # as fine as nat.h's stamps are: a flow may cost 1/100 of a jiffy
 
 
 @dataclass(frozen=True)
@@ -54,14 +61,21 @@ class Egress:
     address: Address
     network: Network | None = None
 
+    def __str__(self) -> str:
+        return f"{self.network or 'all'} by interface {self.uplink} as {self.address}"
+
 
 @dataclass(frozen=True)
 class Masquerade:
-    """How what leaves the cluster is hidden: the behaviour, the ports, and those that node ports keep (N19)."""
+    """How what leaves the cluster is hidden: the behaviour, the ports, and those that node ports keep (N19).
+
+    `pod_flows`: how many flows one pod may begin at once, and again in how many seconds (N24); None: any number.
+    """
 
     type: NatType
     ports: tuple[int, int]
     node_ports: tuple[int, int]
+    pod_flows: tuple[int, int] | None = None
 
 
 def read_addresses(
@@ -102,10 +116,53 @@ def port_range(text: str, option: str) -> tuple[int, int]:
     return ends
 
 
-def is_wanted(said: bool | None, named: Sequence[EgressAddress]) -> bool:
-    """Whether a family's pods are hidden: as said, or where an address is named for it.
+def usable_ports(ports: tuple[int, int], node_ports: tuple[int, int]) -> set[int]:
+    """Those of a range that a pod's call may be given: no node port, tunnel's or DHCP's (N19)."""
+    return {*range(ports[0], ports[1] + 1)} - {*range(node_ports[0], node_ports[1] + 1)} - RESERVED
 
-    Not by itself while other nodes are not known: they, and without --cluster-cidr pods there, would see the node.
+
+def check_ports(how: Masquerade) -> None:
+    """Raises DatapathError where no call could ever be given a port."""
+    if not usable_ports(how.ports, how.node_ports):
+        raise DatapathError(
+            f"--snat-ports {_range(how.ports)}: all of these are node ports ({_range(how.node_ports)}) or tunnels'",
+            hint="another range; --nodeport-range says what the API server gives to services",
+        )
+
+
+def few_ports(how: Masquerade) -> list[str]:
+    """A sentence where most of a range may not be used: who asked for so many ports has far fewer."""
+    asked, left = how.ports[1] - how.ports[0] + 1, len(usable_ports(how.ports, how.node_ports))
+    if left * 2 >= asked:
+        return []
+    ports, node_ports = _range(how.ports), _range(how.node_ports)
+    return [f"of the {asked:,} ports of --snat-ports {ports} only {left:,} may be used: node ports are {node_ports}"]
+
+
+def _range(ends: tuple[int, int]) -> str:
+    return f"{ends[0]}-{ends[1]}"
+
+
+def flow_rate(text: str, option: str) -> tuple[int, int] | None:
+    """The numbers of `FLOWS/SECONDS`; None of nothing. Raises DatapathError."""
+    if not text:
+        return None
+    flows, slash, seconds = (part.strip() for part in text.partition("/"))
+    if not (slash and all(part.isascii() and part.isdecimal() for part in (flows, seconds))):
+        raise DatapathError(f"{option} {text!r} is no rate of flows", hint="FLOWS/SECONDS, such as 20000/120")
+    found = int(flows), int(seconds)
+    if not (1 <= found[0] <= MOST_FLOWS and 1 <= found[1] <= MOST_SECONDS):
+        raise DatapathError(
+            f"{option} {text!r} is no rate of flows",
+            hint=f"from 1 to {MOST_FLOWS:,} flows in 1 to {MOST_SECONDS:,} seconds, such as 20000/120",
+        )
+    return found
+
+
+def is_wanted(said: bool | None, named: Sequence[EgressAddress], cluster_cidr: Sequence[Network]) -> bool:
+    """Whether a family's pods are hidden: as said, or where an address or the cluster's networks are named for it.
+
+    Not by itself otherwise: it would not be known where other nodes' pods are, and these would see the node.
     """
     if said is not None:
         if named and not said:
@@ -114,7 +171,7 @@ def is_wanted(said: bool | None, named: Sequence[EgressAddress]) -> bool:
                 hint="leave one of them out",
             )
         return said
-    return bool(named)
+    return bool(named or cluster_cidr)
 
 
 def choose(

@@ -33,6 +33,7 @@ __all__ = [
     "strings_of",
     "type_name",
     "unicast_of",
+    "visible",
 ]
 
 KIND: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
@@ -42,6 +43,9 @@ SUBDOMAIN: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a
 LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 PORT_NAME: Final = re.compile(r"(?=.{1,15}\Z)(?=.*[a-z])(?!.*--)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _PREFIX_LENGTH: Final = re.compile(r"[0-9]{1,3}")
+# Nearly every address there is: canonical, and of none of the kinds that are refused below
+_OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_COMMON: Final = re.compile(rf"(?!127\.|169\.254\.|22[4-9]\.|23[0-9]\.|0\.0\.0\.0){_OCTET}(\.{_OCTET}){{3}}")
 _DOTTED_QUAD: Final = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+")
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -63,6 +67,13 @@ def show(value: object) -> str:
 def printable(name: str) -> str:
     """A file's name for a message: as it is, or quoted where a terminal would obey it or a reader miss it."""
     return name if name.isprintable() and 0 < len(name) <= 4096 else show(name)
+
+
+def visible(text: str) -> str:
+    """A line of text with what a terminal would obey, or a reader miss, escaped as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 # Each reader takes the map that holds the field, the field's name, and the map's own path. Null is the same as absent.
@@ -202,12 +213,14 @@ _REFUSED: Final = {
 }
 
 
-def unicast_of(value: object, path: str) -> str:
+def unicast_of(value: object, path: str, whose: str = "no service or endpoint") -> str:
     """An address that one host can have, in its canonical form; what is refused is what the API server refuses."""
+    if isinstance(value, str) and _COMMON.fullmatch(value):
+        return value
     address = _address(value, path)
     for trait, words in _REFUSED.items():
         if getattr(address, trait):
-            raise FieldError(path, f"{show(value)} is {words} address, which no service or endpoint can have")
+            raise FieldError(path, f"{show(value)} is {words} address, which {whose} can have")
     return str(address)
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydatapath.errors import DatapathError
 from pydatapath.kernel.layout import Family
@@ -18,7 +18,10 @@ from pydatapath.model import Protocol
 from pydatapath.plan import Frontend, PortPlan
 from pydatapath.serving import Address, Here
 
-__all__ = ["KIND", "NAMESPACE", "Forward", "check", "plan_forward"]
+if TYPE_CHECKING:
+    from pydatapath.records import Records
+
+__all__ = ["KIND", "NAMESPACE", "Forward", "check", "plan_forward", "recorded"]
 
 KIND: Final = "PortForward"
 NAMESPACE: Final = ""
@@ -112,3 +115,8 @@ def plan_forward(forward: Forward, here: Here) -> list[PortPlan]:
             family=forward.family,
         )
     ]
+
+
+def recorded(records: Records) -> list[Forward]:
+    """All of them, by name."""
+    return [Forward.read(one.manifest) for one in records.objects(KIND)]

@@ -36,7 +36,7 @@ class Guard:
 class Guards:
     """What the maps hold."""
 
-    vips: dict[str, VipKind] = field(default_factory=dict)
+    vips: Mapping[str, VipKind] = field(default_factory=dict)
     ranges: set[SourceRange] = field(default_factory=set)
 
 
@@ -53,6 +53,7 @@ class GuardChange:
 def guard_change(
     wanted: Collection[Guard],
     changing: Collection[int],
+    had: Iterable[str],
     staying: Iterable[str],
     live: Guards,
     *,
@@ -61,9 +62,9 @@ def guard_change(
 ) -> GuardChange:
     """From what is live to what is wanted of the service ports that change.
 
-    `changing`: their numbers, those that go included; `staying`: the addresses at which any service is called
-    afterwards, so that one that two services share stays with the other; `others`: those of service ports that do not
-    change; `whole`: all service ports change.
+    `changing`: their numbers, those that go included; `had`: the addresses that they had; `staying`: the addresses at
+    which any service is called afterwards, so that one that two services share stays with the other; `others`: those of
+    service ports that do not change; `whole`: all service ports change.
     """
     vips: dict[str, VipKind] = {}
     for address, kind in (one for guard in wanted for one in guard.vips.items()):
@@ -75,7 +76,7 @@ def guard_change(
     return GuardChange(
         vips={address: kind for address, kind in vips.items() if live.vips.get(address) != kind},
         ranges=sorted(ranges - live.ranges),
-        removed_vips=sorted(live.vips.keys() - kept),
+        removed_vips=sorted(address for address in {*had} - kept if address in live.vips),
         removed_ranges=sorted(one for one in live.ranges - ranges if whole or one.service in changing),
     )
 

@@ -10,16 +10,16 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydatapath.errors import Conflict, DatapathError, NotLoaded
+from pydatapath.errors import Conflict, DatapathError, KernelError, NotLoaded
 from pydatapath.kernel import bpffs, netns
 from pydatapath.kernel.layout import LAYOUT_VERSION
+from pydatapath.record_faults import copy_of
 
 __all__ = ["DEFAULT", "RUN", "Instance", "check_name", "find"]
 
@@ -72,27 +72,46 @@ class Instance:
         """Whether anything of it is there, on either side."""
         return self.records.exists() or self.pins.exists()
 
+    @property
+    def has_folders(self) -> bool:
+        """Whether there is a folder that it may have made, or another instance of its name."""
+        return self.directory.parent.exists() or self.pins.parent.exists() or self._root_of_pins.exists()
+
+    @property
+    def _root_of_pins(self) -> Path:
+        return self.pins.parent.parent
+
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the instance alone for the length of the block. Raises Conflict, naming who holds it, after 30 s."""
+    def locked(self, seconds: float | None = None) -> Iterator[None]:
+        """Hold the instance alone for the block. Raises Conflict, naming who holds it, after 30 s or so many, and
+        KernelError where its folder cannot be written.
+        """
         while True:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
-                lock = open(self.directory / "lock", "a+")  # noqa: SIM115 - closed by the block below
+                bpffs.make_private(self.directory)
+                lock = open(self.directory / "lock", "ab+", buffering=0, opener=_private)  # noqa: SIM115 - see `with`
             except FileNotFoundError:
                 continue  # an unload has just taken the folder away
+            except OSError as error:
+                raise KernelError(
+                    f"the folder {self.directory} cannot be written: {error.strerror}",
+                    hint="traffic goes on as it is; make room there, or make it writable",
+                    errno=error.errno or 0,
+                ) from None
             with lock:
-                self._wait_for(lock.fileno())
+                self._wait_for(lock.fileno(), LOCK_SECONDS if seconds is None else seconds)
                 # An unload that we waited for has taken the folder, and this lock with it, away
                 if os.fstat(lock.fileno()).st_nlink:
-                    lock.truncate(0)
-                    lock.write(str(os.getpid()))
-                    lock.flush()
+                    with contextlib.suppress(OSError):  # of a command that was killed: only who holds the lock makes it
+                        copy_of(self.records).with_suffix(".copy.new").unlink()
+                    with contextlib.suppress(OSError):  # who holds it is told where the disk has room for that
+                        lock.truncate(0)
+                        lock.write(str(os.getpid()).encode())
                     yield
                     return
 
-    def _wait_for(self, descriptor: int) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
+    def _wait_for(self, descriptor: int, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,19 +121,27 @@ class Instance:
                     continue
                 holder = os.pread(descriptor, 32, 0).decode() or "unknown"
                 raise Conflict(
-                    f"instance {self.name!r} has been busy for {LOCK_SECONDS:.0f} s: process {holder} holds its lock",
+                    f"instance {self.name!r} has been busy for {seconds:.0f} s: process {holder} holds its lock",
                     hint="wait for that command, or end it",
                 ) from None
             return
 
     def remove(self, *, pins: bool = True) -> None:
         """Takes pins and records away, and the folders that are empty then."""
+        import shutil
+
         if pins:
             bpffs.remove_tree(self.pins)
+        with contextlib.suppress(OSError):
+            copy_of(self.records).unlink()  # first: without the records a load would believe it
         shutil.rmtree(self.directory, ignore_errors=True)
-        for folder in (self.pins.parent, self.pins.parent.parent, self.directory.parent, RUN):
+        for folder in (self.pins.parent, self._root_of_pins, self.directory.parent, RUN):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def check_name(name: str) -> str:
@@ -154,12 +181,24 @@ def loaded(name: str | None = None) -> list[Instance]:
     return [Instance(one, alive[cookie], cookie) for one, cookie in found if cookie is not None and cookie in alive]
 
 
+def unfinished() -> list[Instance]:
+    """Instances without records whose namespace is there: of a first load, or an unload, that was killed."""
+    folders = [one for one in _folders() if not (RUN / one.parent.name / one.name / "state.db").exists()]
+    alive = netns.living() if folders else {}
+    found = [(path.parent.name, _cookie_of(path)) for path in folders]
+    return list(dict.fromkeys(Instance(one, alive[cookie], cookie) for one, cookie in found if cookie in alive))
+
+
 def left_behind() -> list[Instance]:
     """Instances whose namespace is gone: their filters and routes went with it, their pins and records did not."""
-    folders = sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")})
+    folders = _folders()
     alive = netns.living() if folders else {}
     dead = [Instance(path.parent.name, "", cookie) for path in folders if (cookie := _cookie_of(path)) is not None]
     return list(dict.fromkeys(one for one in dead if one.cookie not in alive))
+
+
+def _folders() -> list[Path]:
+    return sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")})
 
 
 def _cookie_of(folder: Path) -> int | None:

@@ -8,10 +8,10 @@ from typing import Any, Final
 from pydatapath.errors import ManifestError
 from pydatapath.fields import KIND, LABEL, SUBDOMAIN, show
 
-__all__ = ["API_VERSIONS", "kind_of", "title"]
+__all__ = ["API_VERSIONS", "is_namespaced", "kind_of", "split_key", "title"]
 
 # The kinds that are read, each in the one version that is stable.
-API_VERSIONS: Final = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
+API_VERSIONS: Final = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1", "Node": "v1"}
 
 # Known and not used (yet): named and skipped. What is in neither list is taken for a slip of the pen.
 _NAMESPACED: Final = """
@@ -32,8 +32,13 @@ _NOT_NAMESPACED: Final = frozenset(_CLUSTER_WIDE.split())
 _KINDS: Final = _NOT_NAMESPACED.union(API_VERSIONS, _NAMESPACED.split())
 
 
+def is_namespaced(kind: str) -> bool:
+    """Whether a namespace holds the objects of a kind."""
+    return kind not in _NOT_NAMESPACED
+
+
 def kind_of(document: Mapping[str, Any], where: str) -> str:
-    """The document's kind: Service, EndpointSlice, one that ends in List, or one that is known and not used.
+    """The document's kind: Service, EndpointSlice, Node, one that ends in List, or one that is known and not used.
 
     What is neither Kubernetes' own nor in a group of somebody else (`cert-manager.io/v1`) is an error: most likely a
     slip of the pen, and a service that is silently not there costs more than a question.
@@ -79,3 +84,9 @@ def title(document: Mapping[str, Any]) -> str:
     namespace = "default" if namespace is None else namespace
     known = isinstance(namespace, str) and LABEL.fullmatch(namespace)
     return f"{foreign or kind} {namespace if known else show(namespace)}/{label}"
+
+
+def split_key(key: str, kind: str = "Service") -> tuple[str, str]:
+    """`namespace/name`, or `name` in the namespace `default`, or in none where the kind has none."""
+    namespace, slash, name = key.rpartition("/")
+    return (namespace if slash else "default" if is_namespaced(kind) else ""), name

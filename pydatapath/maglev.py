@@ -7,7 +7,6 @@ function of the backends and their weights alone, so that all nodes have the sam
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from heapq import heapify, heapreplace
 from typing import Final
 
@@ -25,17 +24,20 @@ def table_size(backends: int) -> int:
     return next((size for size in SIZES if size >= 10 * backends), SIZES[-1])
 
 
-def maglev_table(weights: Mapping[Address, int], size: int = TABLE_SIZE) -> tuple[Address, ...]:
+def maglev_table(
+    weights: Mapping[Address, int], size: int = TABLE_SIZE, *, by_pod: bool = False
+) -> tuple[Address, ...]:
     """The backend of each slot; `size` is a prime, the weights are above 0. No backends have no slots.
 
     Each backend prefers the slots in an order of its own, a walk of equal steps round the table. In turns they take
     the next slot of their order that is free. One of weight w has its turns at the times 0, 1/w, 2/w...: w turns where
-    one of weight 1 has one, and each a first one, so that a small share is a slot at least.
+    one of weight 1 has one, and each a first one, so that a small share is a slot at least. `by_pod`: a backend's order
+    is its address's, whatever its port.
     """
     if not weights:
         return ()
     backends = sorted(weights, key=str)
-    walks = [_walk(backend, size) for backend in backends]
+    walks = [_walk(backend.address if by_pod else str(backend), size) for backend in backends]
     steps = [step for _, step in walks]
     next_places = [start for start, _ in walks]
     owners = [-1] * size
@@ -55,8 +57,10 @@ def maglev_table(weights: Mapping[Address, int], size: int = TABLE_SIZE) -> tupl
     return tuple(backends[one] for one in owners)
 
 
-def _walk(backend: Address, size: int) -> tuple[int, int]:
+def _walk(backend: str, size: int) -> tuple[int, int]:
     """Where a backend's order of slots begins, and its step: the paper's offset and skip."""
-    digest = blake2b(str(backend).encode(), digest_size=16).digest()
+    from hashlib import blake2b  # with OpenSSL behind it, which most commands do not need
+
+    digest = blake2b(backend.encode(), digest_size=16).digest()
     offset, skip = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
     return offset % size, skip % (size - 1) + 1

@@ -1,7 +1,7 @@
 """Kubernetes manifests from files, folders and standard input to model objects.
 
     loaded = read(["web.yaml", "services/", "-"])
-    loaded.objects                                # Service and EndpointSlice
+    loaded.objects                                # Service, EndpointSlice and Node
     loaded.skipped                                # ["Deployment default/web"]: known, and none of our business
     loaded.faults                                 # with keep_going: what could not be taken, and why
 
@@ -11,21 +11,20 @@ bounded time and memory; no device, no waiting for a pipe that nobody writes to,
 
 from __future__ import annotations
 
-import gc
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from pydatapath.collecting import collector_resting
 from pydatapath.documents import documents, to_yaml
 from pydatapath.errors import ManifestError, Refused
 from pydatapath.fields import LABEL, SUBDOMAIN, items_of, printable
-from pydatapath.kinds import API_VERSIONS, kind_of, title
-from pydatapath.model import EndpointSlice, Service
+from pydatapath.kinds import API_VERSIONS, is_namespaced, kind_of, title
+from pydatapath.model import Manifested
 from pydatapath.schema import build, checked, parse
 
 __all__ = ["MAX_BYTES", "Loaded", "parse", "read", "to_yaml"]
@@ -40,7 +39,7 @@ class Loaded:
     error for each that is bad.
     """
 
-    objects: list[Service | EndpointSlice] = field(default_factory=list)
+    objects: list[Manifested] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     faults: list[ManifestError] = field(default_factory=list)
 
@@ -52,24 +51,12 @@ def read(paths: Iterable[str], *, keep_going: bool = False) -> Loaded:
     good, and the faults beside it. Of a file that cannot be read to its end the documents before that are taken.
     """
     reader = _Reader()
-    with _collector_resting():
+    with collector_resting():
         for path in paths:
             reader.take_path(path)
     if reader.loaded.faults and not keep_going:
         raise Refused(reader.loaded.faults)
     return reader.loaded
-
-
-@contextmanager
-def _collector_resting() -> Iterator[None]:
-    """No garbage collection: it would look through a hundred thousand new objects, again and again, to find nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class _Reader:
@@ -127,7 +114,7 @@ class _Reader:
                 typed = {"apiVersion": manifest.get("apiVersion"), "kind": kind.removesuffix("List"), **item}
             self._take(typed, source, f"{at}: {path}")
 
-    def _keep(self, found: Service | EndpointSlice, kind: str, source: str, where: str) -> None:
+    def _keep(self, found: Manifested, kind: str, source: str, where: str) -> None:
         if other := self._places.get((kind, found.key)):
             raise ManifestError(f"{source}: {kind} {found.key}: stands in {other} and again in {where}")
         self._places[kind, found.key] = where
@@ -144,6 +131,8 @@ def _key_of(document: object) -> tuple[str, str, str] | None:
     namespace, name = metadata.get("namespace") or "default", metadata.get("name")
     if not isinstance(namespace, str) or not isinstance(name, str):
         return None
+    if not is_namespaced(kind):
+        return (kind, "", name) if SUBDOMAIN.fullmatch(name) else None
     return (kind, namespace, name) if LABEL.fullmatch(namespace) and SUBDOMAIN.fullmatch(name) else None
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "AddressType",
+    "AffinityScope",
     "Algorithm",
     "Backend",
     "BackendState",
     "Endpoint",
     "EndpointPort",
     "EndpointSlice",
+    "Manifested",
+    "Node",
     "Policy",
     "Protocol",
     "Service",
@@ -30,6 +33,7 @@ ServiceType = Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]
 AddressType = Literal["IPv4", "IPv6", "FQDN"]
 Policy = Literal["Cluster", "Local"]
 Algorithm = Literal["random", "maglev"]
+AffinityScope = Literal["port", "service"]
 BackendState = Literal["active", "draining", "terminating", "gone"]
 
 
@@ -56,7 +60,8 @@ class Service:
     `proxied` says whether there is anything to do for it: it has a ClusterIP, is not headless, not an ExternalName and
     not handed to another proxy by label (S1 to S4). `external_policy` and `internal_policy` say whose endpoints serve:
     all nodes' or only this one's; the first is Cluster where it does not count (S71). `affinity` is how many seconds a
-    client keeps its backend, 0 for no affinity (S73). `source_ranges` are the networks that may call the load
+    client keeps its backend, 0 for no affinity (S73); `affinity_scope` says whether for each port or for all of them
+    together (C11). `source_ranges` are the networks that may call the load
     balancer's addresses (S62), canonical; without any all may. `health_check_node_port` is None where nobody listens
     there (S80, S82). `algorithm` is how new flows are shared among the backends, None where the service does not say.
     `manifest` is the document it came from, without what only the API server writes; two services are unchanged when
@@ -74,6 +79,7 @@ class Service:
     external_policy: Policy = "Cluster"
     internal_policy: Policy = "Cluster"
     affinity: int = 0
+    affinity_scope: AffinityScope = "port"
     source_ranges: tuple[str, ...] = ()
     health_check_node_port: int | None = None
     algorithm: Algorithm | None = None
@@ -164,6 +170,36 @@ class EndpointSlice:
     def numbered_ports(self) -> tuple[EndpointPort, ...]:
         """The ports that count: a port without a number, or with 0, is ignored (S15)."""
         return tuple(port for port in self.ports if port.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A v1 Node: a machine of the cluster. No namespace holds it.
+
+    `pod_cidrs` are the networks of its pods, `internal_ips` and `external_ips` its own addresses, all canonical; `zone`
+    is its label topology.kubernetes.io/zone, "" without. `manifest` as in Service; of its status it has the addresses.
+    """
+
+    name: str
+    pod_cidrs: tuple[str, ...] = ()
+    internal_ips: tuple[str, ...] = ()
+    external_ips: tuple[str, ...] = ()
+    zone: str = ""
+    manifest: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def namespace(self) -> Literal[""]:
+        """None."""
+        return ""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.name
+
+
+Manifested: TypeAlias = Service | EndpointSlice | Node
+"""What a manifest describes."""
 
 
 @dataclass(frozen=True, slots=True)

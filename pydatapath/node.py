@@ -16,15 +16,18 @@ from ipaddress import (
     ip_interface,
     ip_network,
 )
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from pydatapath import egress
+from pydatapath import egress, timers
 from pydatapath.annotations import ALGORITHMS
 from pydatapath.egress import Egress, EgressAddress, Masquerade
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.model import Algorithm
+
+if TYPE_CHECKING:
+    from pydatapath.records import Records
 
 __all__ = [
     "DEFAULT_SERVICE_CIDR",
@@ -34,6 +37,7 @@ __all__ = [
     "Node",
     "Options",
     "Scope",
+    "options_of",
     "resolve",
 ]
 
@@ -64,11 +68,13 @@ class Options:
     service_cidr: tuple[str, ...] = ()
     nodeport_addresses: tuple[str, ...] = ()
     nodeport_range: str = "30000-32767"  # the API server's --service-node-port-range
-    masquerade: bool | None = None  # None: where --snat-address names an address
+    masquerade: bool | None = None  # None: a family of which --cluster-cidr or --snat-address names something
     non_masquerade_cidr: tuple[str, ...] = ()
     snat_address: tuple[str, ...] = ()
     snat_ports: str = "1024-65535"
     nat_type: NatTypeName = "endpoint-independent"
+    pod_flow_rate: str = ""  # FLOWS/SECONDS
+    timeout: tuple[str, ...] = ()  # NAME=SECONDS, by the names of timers.TIMERS
     zone: str = ""
     algorithm: Algorithm = "random"
     max_flows: int = 131_072
@@ -94,6 +100,11 @@ class Options:
     def as_mapping(self) -> dict[str, Any]:
         """For the records."""
         return asdict(self)
+
+
+def options_of(records: Records) -> Options:
+    """What was said to the last `load`."""
+    return Options.from_mapping(records.get("options", {}))
 
 
 def _is_like(default: Any, value: Any) -> bool:
@@ -149,6 +160,7 @@ class Node:
     scopes: Mapping[Family, Scope]
     zone: str
     masquerade: Masquerade
+    timeouts: Mapping[str, int]  # as layout.TIMEOUTS
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -235,7 +247,7 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
     found = _Interfaces(tuple(uplinks), tuple(bridges), tuple(pods))
     said = _read(options)
     scopes = _scopes(said, host, found)
-    return Node(
+    node = Node(
         name=options.node_name or hostname,
         **vars(found),
         loopback=host.loopback,
@@ -247,8 +259,13 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
             egress.NAT_TYPES[options.nat_type],
             egress.port_range(options.snat_ports, "--snat-ports"),
             egress.port_range(options.nodeport_range, "--nodeport-range"),
+            egress.flow_rate(options.pod_flow_rate, "--pod-flow-rate"),
         ),
+        timeouts=timers.read(options.timeout),
     )
+    if node.masqueraded:
+        egress.check_ports(node.masquerade)
+    return node
 
 
 def _read(options: Options) -> _Said:
@@ -314,7 +331,7 @@ def _exclusive_networks(
 
 def _hidden(options: Options, family: Family, said: _Said, scope: Scope, host: Host, found: _Interfaces) -> Scope:
     """With what pods leave the cluster behind."""
-    if not egress.is_wanted(options.masquerade, said.snat_address):
+    if not egress.is_wanted(options.masquerade, said.snat_address, said.cluster_cidr):
         return scope
     chosen = egress.choose(
         found.uplinks, scope.pod_networks, scope.addresses, said.snat_address, host.addresses, family

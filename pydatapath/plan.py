@@ -13,8 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from pydatapath.guarding import Guard, GuardChange, Guards, guard_change, ranges_of
+from pydatapath.compacting import stages
+from pydatapath.guarding import Guard, guard_change, ranges_of
 from pydatapath.kernel.layout import Family, ServiceFlag, VipKind
+from pydatapath.live import NO_FLAG, Called, Change, Live, LiveBackend, Move
 from pydatapath.model import Algorithm, EndpointSlice, Policy, Protocol, Service, ServicePort
 from pydatapath.serving import (
     Address,
@@ -38,6 +40,7 @@ __all__ = [
     "Here",
     "Live",
     "LiveBackend",
+    "Move",
     "OutOfRoom",
     "PortPlan",
     "Run",
@@ -51,7 +54,6 @@ PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP", "SCTP")
 
 FrontendKind = Literal["cluster-ip", "node-port", "external-ip", "load-balancer-ip"]
 EndpointSet = Literal["cluster", "local"]
-NO_FLAG: Final = ServiceFlag(0)
 _SETS: Final[Mapping[Policy, EndpointSet]] = {"Cluster": "cluster", "Local": "local"}
 
 
@@ -76,7 +78,8 @@ class PortPlan:
     """One service port in one family: where it is called, and its backends, all in order and none twice.
 
     `cluster` are those that serve it anywhere, `local` those on this node, empty where no policy asks for them.
-    `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73). `sources` are the networks that
+    `affinity` is how many seconds a client keeps its backend, 0 for no affinity (S73), and `shared` whether by any of
+    its Service's ports (C11). `sources` are the networks that
     may call its load balancer's addresses, None for all (S62); with no network of this family none may (C6). `weights`
     are those that are not 1; who has 0 drains, and is in none of the sets (C12).
     """
@@ -93,11 +96,17 @@ class PortPlan:
     algorithm: Algorithm = "random"
     weights: Mapping[Address, int] = field(default_factory=dict, hash=False)
     family: Family = Family.IPV4
+    shared: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """What names a service port: namespace, service, port name, protocol (S11), family (S8)."""
         return (self.namespace, self.service, self.port, self.protocol, f"IPv{int(self.family)}")
+
+    @property
+    def siblings(self) -> tuple[str, str, str]:
+        """What names all ports of its Service in its family."""
+        return (self.namespace, self.service, self.key[-1])
 
     @property
     def sets(self) -> dict[EndpointSet, tuple[Address, ...]]:
@@ -110,8 +119,10 @@ class PortPlan:
     def slots(self) -> dict[EndpointSet, tuple[Address, ...]]:
         """What stands in the slots of each set; a set of the same backends has the same slots."""
         sets = self.sets
+        if self.algorithm == "random" and not self.weights:
+            return sets
         runs = {
-            backends: slots_of({at: self.weights.get(at, 1) for at in backends}, self.algorithm)
+            backends: slots_of({at: self.weights.get(at, 1) for at in backends}, self.algorithm, by_pod=self.shared)
             for backends in {*sets.values()}
         }
         return {name: runs[backends] for name, backends in sets.items()}
@@ -123,13 +134,15 @@ class PortPlan:
 
     def flags(self, frontend: Frontend) -> ServiceFlag:
         """Whose calls are dropped: nothing is here, but elsewhere (S36, S51), or not everybody may call (S62, S65)."""
-        drops = not self.local and bool(self.cluster)
-        wanted = {
-            ServiceFlag.DROP_INSIDE: drops and frontend.inside == "local",
-            ServiceFlag.DROP_OUTSIDE: drops and frontend.outside == "local",
-            ServiceFlag.RANGES: self.sources is not None and frontend.kind == "load-balancer-ip",
-        }
-        return ServiceFlag(sum(flag for flag, is_set in wanted.items() if is_set))
+        found = NO_FLAG
+        drops = bool(self.cluster) and not self.local
+        if drops and frontend.inside == "local":
+            found |= ServiceFlag.DROP_INSIDE
+        if drops and frontend.outside == "local":
+            found |= ServiceFlag.DROP_OUTSIDE
+        if self.sources is not None and frontend.kind == "load-balancer-ip":
+            found |= ServiceFlag.RANGES
+        return found
 
     def guard(self, number: int) -> Guard:
         """What stands around the port of this number."""
@@ -179,6 +192,7 @@ def _port_plan(
         weights={at: one.weight for at, one in used.items() if one.weight != 1}
         | dict.fromkeys(resting(known, used), 0),
         family=family,
+        shared=service.affinity_scope == "service",
     )
 
 
@@ -210,103 +224,13 @@ def _frontends(
     taken: set[Address] = set()
     for kind, addresses, inside, outside in ways:
         own = [text for text in addresses if Family.of(text) is family]
-        for port in ports:
+        for port in ports if own else ():
             number = port.node_port if kind == "node-port" else port.port
             for text in own if number else ():
                 at = Address(text, number or 0, port.protocol)
                 if at not in taken:
                     taken.add(at)
                     yield port, Frontend(at, kind, inside, outside, owned=text not in here.addresses)
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A service port at one address in the map: its runs for callers inside the cluster and outside, the number that
-    names it, seconds of session affinity, and whose calls are dropped.
-    """
-
-    inside: Run
-    outside: Run
-    number: int
-    affinity: int = 0
-    flags: ServiceFlag = NO_FLAG
-
-    @property
-    def runs(self) -> set[Run]:
-        """Its runs that have slots."""
-        return {run for run in (self.inside, self.outside) if run.slot_count}
-
-
-@dataclass(frozen=True, slots=True)
-class LiveBackend:
-    """A backend in the map, at the place that is its number; one that is draining takes no new flows."""
-
-    address: Address
-    generation: int
-    service: int
-    draining: bool = False
-
-
-@dataclass(slots=True)
-class Live:
-    """What the maps hold of the services that change, and where there is room.
-
-    `services`: every called address and what is there; `slots`: the backend numbers of the changing services' runs, by
-    first slot; `backends`: the active backends in those, and those that drain, by number; `free_backends`: numbers that
-    may be given, each with its generation, never-used ones first; `targets`: how many such backends listen at an
-    address; the limits are the entries of the maps. `whole`: all services change, and `backends` are all that are
-    active or drain, also those that a change which was killed gave to no run.
-    """
-
-    services: dict[Address, Called] = field(default_factory=dict)
-    slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    backends: dict[int, LiveBackend] = field(default_factory=dict)
-    free_backends: Iterator[tuple[int, int]] = field(default_factory=lambda: iter(()))
-    targets: dict[Address, int] = field(default_factory=dict)
-    guards: Guards = field(default_factory=Guards)
-    slot_limit: int = 0
-    backend_limit: int = 0
-    whole: bool = False
-
-    @property
-    def called(self) -> dict[int, list[Address]]:
-        """The number of every service port that the map holds, with the addresses that call it."""
-        found: dict[int, list[Address]] = {}
-        for at, called in self.services.items():
-            found.setdefault(called.number, []).append(at)
-        return found
-
-    @property
-    def backends_by_service(self) -> dict[int, dict[Address, int]]:
-        """The number of each backend, by its service port's number and its address."""
-        found: dict[int, dict[Address, int]] = {}
-        for number, one in self.backends.items():
-            found.setdefault(one.service, {}).setdefault(one.address, number)
-        return found
-
-
-@dataclass(slots=True)
-class Change:
-    """Writes in their order: backends that are new or drain no longer, targets, runs, guards; then the services switch;
-    then backends drain, and what is over goes.
-
-    A packet between any two of these steps sees the old state of a service or the new one, never half of each.
-    """
-
-    backends: dict[int, LiveBackend] = field(default_factory=dict)
-    targets: dict[Address, int] = field(default_factory=dict)
-    slots: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    guards: GuardChange = field(default_factory=GuardChange)
-    services: dict[Address, Called] = field(default_factory=dict)
-    removed_services: list[Address] = field(default_factory=list)
-    draining_backends: dict[int, LiveBackend] = field(default_factory=dict)
-    gone_backends: dict[int, LiveBackend] = field(default_factory=dict)
-    removed_targets: list[Address] = field(default_factory=list)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to write."""
-        return self == Change()
 
 
 def change(
@@ -318,22 +242,36 @@ def change(
     """The writes for some service ports.
 
     `before`: the numbers of all service ports that change or go, each with the addresses it had until now; `numbers`:
-    the number of each wanted one. Raises OutOfRoom.
+    the number of each wanted one. Ports that share their clients come with all of their Service. Raises OutOfRoom.
     """
     result = Change()
-    room = Room({run for called in live.services.values() for run in called.runs}, live.slot_limit)
-    backends = live.backends_by_service
+    own_numbers = [numbers[port.key] for port in wanted]
+    oldest: dict[tuple[str, str, str], int] = {}
+    for number, port in zip(own_numbers, wanted, strict=True):
+        if port.shared and port.affinity:
+            oldest[port.siblings] = min(number, oldest.get(port.siblings, number))
+    numbered = live.backends_by_service
+    slots = [port.slots for port in wanted]
+
+    def stocks() -> list[_Stock]:
+        return [_Stock(number, before.get(number, ()), live, numbered.get(number, {})) for number in own_numbers]
+
+    stock = stocks()
+    needs = [count for own, each in zip(stock, slots, strict=True) for count in own.lacks(each)]
+    room = Room(live.taken if needs else (), live.slot_limit)
+    if not room.fits(needs):
+        result.moves = _make_room(live, needs)
+        stock, room = stocks(), Room(live.runs, live.slot_limit)
     kept: set[Address] = set()
     staying: set[int] = set()
-    for port in wanted:
-        number = numbers[port.key]
-        stock = _Stock(number, before.get(number, ()), live, backends.get(number, {}))
-        runs = {name: stock.run(slots, room, result) for name, slots in port.slots.items()}
-        stock.drain(port.draining, result)
-        staying.update(stock.used)
+    for number, port, own, each in zip(own_numbers, wanted, stock, slots, strict=True):
+        runs = {name: own.run(backends, room, result) for name, backends in each.items()}
+        own.drain(port.draining, result)
+        staying.update(own.used)
+        shared = oldest[port.siblings] if oldest and port.shared and port.affinity else 0
         for frontend in port.frontends:
             inside, outside = runs[frontend.inside], runs[frontend.outside]
-            service = Called(inside, outside, number, port.affinity, port.flags(frontend))
+            service = Called(inside, outside, number, port.affinity, port.flags(frontend), shared)
             kept.add(frontend.address)
             if live.services.get(frontend.address) != service:
                 result.services[frontend.address] = service
@@ -342,11 +280,28 @@ def change(
     result.gone_backends = {number: one for number, one in live.backends.items() if number not in staying}
     _count_targets(live, result)
     called = {at.address for at in {*live.services, *result.services} - set(removed)}
-    guards = [port.guard(numbers[port.key]) for port in wanted]
+    guards = [port.guard(number) for number, port in zip(own_numbers, wanted, strict=True)]
     changing = {*before, *(guard.number for guard in guards)}
     others = {at.address for at, one in live.services.items() if one.number not in changing}
-    result.guards = guard_change(guards, changing, called, live.guards, whole=live.whole, others=others)
+    had = live.guards.vips if live.whole else {at.address for addresses in before.values() for at in addresses}
+    others |= {address for address in {*had, *called} if live.is_called(address)}
+    result.guards = guard_change(guards, changing, had, called | others, live.guards, whole=live.whole, others=others)
     return result
+
+
+def _make_room(live: Live, needs: list[int]) -> list[Move]:
+    """Moves runs so that these lengths fit in, in `live`, too. Raises OutOfRoom."""
+    moves = []
+    live.read_rest()
+    for stage in stages(live.runs, live.slot_limit, needs):
+        move = Move(slots={to.first_slot: live.members(run) for run, to in stage.items()})
+        for at, called in live.services.items():
+            inside, outside = (stage.get(run, run) for run in (called.inside, called.outside))
+            if (inside, outside) != (called.inside, called.outside):
+                move.services[at] = replace(called, inside=inside, outside=outside)
+        live.move(stage, move)
+        moves.append(move)
+    return moves
 
 
 class _Stock:
@@ -365,9 +320,14 @@ class _Stock:
             have = {one: live.backends[one].address for one in slots if one in live.backends}
             for backend, address in have.items():
                 self._backends.setdefault(address, backend)
-            if all(one in have and self._backends[have[one]] == one for one in {*slots}):
+            is_whole = len(slots) == run.slot_count  # else somebody wrote a run that ends behind the map
+            if is_whole and all(one in have and self._backends[have[one]] == one for one in {*slots}):
                 self._runs.setdefault(tuple(have[one] for one in slots), run)
         self._backends = {**backends, **self._backends}  # of two with one address that which is in a run
+
+    def lacks(self, wanted: Mapping[EndpointSet, tuple[Address, ...]]) -> list[int]:
+        """The lengths of those of these runs that are not there."""
+        return [len(slots) for slots in dict.fromkeys(wanted.values()) if slots and slots not in self._runs]
 
     def run(self, wanted: tuple[Address, ...], room: Room, result: Change) -> Run:
         """A run of these slots: one that is there, or a fresh one. Raises OutOfRoom."""
@@ -385,7 +345,7 @@ class _Stock:
         for number in [self._backends[address] for address in addresses if address in self._backends]:
             self.used.add(number)
             if not self._live.backends[number].draining:
-                result.draining_backends[number] = replace(self._live.backends[number], draining=True)
+                result.draining_backends[number] = self._live.backends[number]._replace(draining=True)
 
     def _backend(self, address: Address, result: Change) -> int:
         """The number of a backend that takes new flows: its own, drained or not, or a fresh one."""
@@ -394,7 +354,7 @@ class _Stock:
             result.backends[backend] = LiveBackend(address, generation + 1, self._number)
             self._backends[address] = backend
         elif (live := self._live.backends.get(self._backends[address])) and live.draining:
-            result.backends[self._backends[address]] = replace(live, draining=False)
+            result.backends[self._backends[address]] = live._replace(draining=False)
         return self._backends[address]
 
 
@@ -402,12 +362,13 @@ def _count_targets(live: Live, result: Change) -> None:
     """How many backends listen where some come or go; counted anew where all services are looked at."""
     by = Tally(one.address for number, one in result.backends.items() if number not in live.backends)
     by.subtract(one.address for one in result.gone_backends.values())
-    have = Tally(one.address for one in live.backends.values()) if live.whole else live.targets
+    have = Tally(one.address for one in live.backends.values()) if live.whole else Tally()
     for address in {**have, **by, **live.targets} if live.whole else by:
-        count = have.get(address, 0) + by[address]
-        if count <= 0 and address in live.targets:
+        told = live.targets.get(address)
+        count = (have[address] if live.whole else told or 0) + by[address]
+        if count <= 0 and told is not None:
             result.removed_targets.append(address)
-        elif count > 0 and count != live.targets.get(address):
+        elif count > 0 and count != told:
             result.targets[address] = count
 
 

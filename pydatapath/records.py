@@ -5,10 +5,10 @@ The live maps are the truth about the kernel, this is the truth about the wish. 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import groupby
 from pathlib import Path
@@ -16,79 +16,29 @@ from typing import Any, Final, NamedTuple, Self
 
 from pydatapath.claims import Claim, ClaimKind, Holding
 from pydatapath.errors import DatapathError
+from pydatapath.kernel.layout import Family, MemberKind
+from pydatapath.membership import Members, kind_of
 from pydatapath.plan import Address, PortPlan
+from pydatapath.record_copy import follow, watch
+from pydatapath.record_faults import (
+    CHANGES,
+    SQLITE_ERRORS,
+    UNWRITABLE,
+    count_of,
+    damage_in,
+    damaged,
+    explained,
+    primary_code,
+    refuse_damaged,
+    remove_database,
+    summed,
+    wrong_version,
+)
+from pydatapath.record_tables import SCHEMA, SCHEMA_VERSION, STEPS
 
 __all__ = ["HostChange", "RecordedPort", "Records", "Shadow", "Stored"]
 
-SCHEMA_VERSION: Final = 3
 BUSY_SECONDS: Final = 30.0
-# A service port is there once for each family in which it is called
-_NUMBERS: Final = """
-CREATE TABLE service_ports (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,    -- stands in the maps
-    namespace TEXT NOT NULL, service TEXT NOT NULL, port TEXT NOT NULL, protocol TEXT NOT NULL,
-    family TEXT NOT NULL,                        -- IPv4, IPv6
-    UNIQUE (namespace, service, port, protocol, family)
-);
-"""
-# Every claim is kept; of those of one address and port one is held: there that service is called
-_PLACES: Final = """
-CREATE TABLE frontends (
-    address TEXT NOT NULL, port INTEGER NOT NULL, protocol TEXT NOT NULL,
-    number INTEGER NOT NULL REFERENCES service_ports (number) ON DELETE CASCADE,
-    kind TEXT NOT NULL,                          -- Frontend.kind
-    held INTEGER NOT NULL,
-    PRIMARY KEY (address, port, protocol, number)
-) WITHOUT ROWID;
-CREATE INDEX frontends_of ON frontends (number);
-CREATE UNIQUE INDEX held_frontends ON frontends (address, port, protocol) WHERE held;
-CREATE INDEX shadowed_frontends ON frontends (address, port, protocol) WHERE NOT held;
-CREATE TABLE claims (
-    address TEXT NOT NULL, port INTEGER NOT NULL, protocol TEXT NOT NULL,
-    namespace TEXT NOT NULL, service TEXT NOT NULL,
-    kind TEXT NOT NULL,                          -- ClaimKind
-    PRIMARY KEY (address, port, protocol, namespace, service)
-) WITHOUT ROWID;
-CREATE INDEX claims_of ON claims (namespace, service);
-"""
-_SCHEMA: Final = f"""
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE objects (
-    kind TEXT NOT NULL, namespace TEXT NOT NULL, name TEXT NOT NULL,
-    service TEXT,                                -- of a slice: the name of its service
-    manifest TEXT NOT NULL,
-    made TEXT NOT NULL DEFAULT '',               -- of a service: its creationTimestamp, as text that sorts
-    PRIMARY KEY (kind, namespace, name)
-) WITHOUT ROWID;
-CREATE INDEX slices_of ON objects (namespace, service) WHERE service IS NOT NULL;
-{_NUMBERS}
-{_PLACES}
-CREATE TABLE host_changes (
-    kind TEXT NOT NULL, subject TEXT NOT NULL,   -- what we did to the host, for unload to take back
-    PRIMARY KEY (kind, subject)
-) WITHOUT ROWID;
-"""
-# Version 1 knew cluster IPs only, version 2 one service at an address and no IPv6; `load`, which alone brings records
-# up to date, then plans all services anew and fills `claims`
-_STEPS: Final[Mapping[int, tuple[str, ...]]] = {
-    1: ("ALTER TABLE frontends ADD COLUMN kind TEXT NOT NULL DEFAULT 'cluster-ip'",),
-    2: (
-        "ALTER TABLE objects ADD COLUMN made TEXT NOT NULL DEFAULT ''",
-        """UPDATE objects
-        SET made = coalesce(strftime('%Y-%m-%dT%H:%M:%SZ', json_extract(manifest, '$.metadata.creationTimestamp')), '')
-        WHERE kind = 'Service'""",
-        "ALTER TABLE service_ports RENAME TO old_service_ports",
-        _NUMBERS,
-        "INSERT INTO sqlite_sequence SELECT 'service_ports', seq FROM sqlite_sequence WHERE name = 'old_service_ports'",
-        "INSERT INTO service_ports SELECT number, namespace, service, port, protocol, 'IPv4' FROM old_service_ports",
-        "DROP INDEX frontends_of",
-        "ALTER TABLE frontends RENAME TO old_frontends",
-        _PLACES,
-        "INSERT INTO frontends SELECT address, port, protocol, number, kind, 1 FROM old_frontends",
-        "DROP TABLE old_frontends",
-        "DROP TABLE old_service_ports",
-    ),
-}
 _OBJECT: Final = "SELECT kind, namespace, name, service, manifest, made FROM objects"
 # The claims of each contested address, in the order in which they may have it: a node port gives way to whoever names
 # the address (S48), then the oldest comes first (C7)
@@ -103,10 +53,10 @@ ORDER BY f.address, f.port, f.protocol,
 
 Key = tuple[str, str, str]
 ServiceKey = tuple[str, str]
+PortKey = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """One object as it was applied: kind, namespace, name, the service of a slice, its manifest as JSON text, and when
     a service was made ("" where nobody says).
     """
@@ -177,63 +127,91 @@ class Records:
 
     def __init__(self, path: Path, *, create: bool = False) -> None:
         self._path = path
-        fresh = create and not path.exists()
         try:
-            # mode=rw: an absent database is NotLoaded's business, not an empty one made in passing
-            self._db = sqlite3.connect(
-                f"file:{path}?mode={'rwc' if create else 'rw'}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-            )
-            if fresh:
-                path.chmod(0o600)
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
-            # The folder is a tmpfs that a power cut empties anyway
-            self._db.execute("PRAGMA synchronous = OFF")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            while create and version in _STEPS:
-                steps = ("BEGIN", *_STEPS[version], f"PRAGMA user_version = {version + 1}", "COMMIT")
+            if create and not path.exists():
+                _make(path)
+            if not path.exists():
+                raise DatapathError(f"the records {path} cannot be read: there are none", hint="`pydatapath load`")
+            self._db, version = _open(path)
+            if create:
+                self._db.execute("PRAGMA journal_mode = WAL")  # a copy that has taken their place may have none
+            while create and version in STEPS:
+                steps = ("BEGIN", *STEPS[version], f"PRAGMA user_version = {version + 1}", "COMMIT")
                 self._db.executescript(";\n".join(steps))
                 version += 1
-        except sqlite3.Error as error:
-            raise self._damaged(error) from error
+        except SQLITE_ERRORS as error:
+            raise explained(path, error) from error
         if version != SCHEMA_VERSION:
-            raise DatapathError(
-                f"the records {path} are of version {version}, this pydatapath writes {SCHEMA_VERSION}",
-                hint="use the version that made them, or `pydatapath unload`",
-            )
-
-    def _damaged(self, error: sqlite3.Error) -> DatapathError:
-        return DatapathError(
-            f"the records {self._path} cannot be read: {error}",
-            hint="traffic goes on as it is; `pydatapath unload` and `load` start afresh",
-        )
+            self._db.close()
+            raise wrong_version(path, version)
 
     def __enter__(self) -> Self:
         try:
+            watch(self._db)
             self._db.execute("BEGIN")
-        except sqlite3.Error as error:
-            raise self._damaged(error) from error
+            count = count_of(self._db)
+        except SQLITE_ERRORS as error:
+            self._db.close()
+            raise explained(self._path, error) from error
+        if count is None:
+            self._db.close()
+            raise damaged(self._path, f"the fact {CHANGES!r} makes no sense")
+        self._since = self._changes = count
+        self._seen, self._copied = self._db.total_changes, True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         try:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK" if kind is not None else "COMMIT")
+            if kind is None:
+                self._commit()
+            elif self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, Exception) and not isinstance(error, DatapathError | sqlite3.Error):
+                refuse_damaged(self._path, self._db, error)
+            if not self._copied:
+                follow(self._path, self._db, self._since)
+        except SQLITE_ERRORS as failed:
+            raise explained(self._path, failed) from failed
         finally:
             self._db.close()
         if isinstance(error, sqlite3.Error):
-            raise self._damaged(error) from error
+            raise explained(self._path, error) from error
 
     def commit(self) -> None:
         """Keeps what was done so far, before something is done to the kernel that must be known afterwards."""
-        self._db.execute("COMMIT")
+        self._commit()
         self._db.execute("BEGIN")
+
+    def _commit(self) -> None:
+        if self._db.total_changes != self._seen:
+            self._changes += 1
+            self.put({CHANGES: self._changes})
+            self._copied = False
+        self._db.execute("COMMIT")
+        self._seen = self._db.total_changes
 
     def rollback(self) -> None:
         """Undoes what was done since the last commit."""
         self._db.execute("ROLLBACK")
         self._db.execute("BEGIN")
+        self._seen = self._db.total_changes
+
+    def keep_copy(self) -> None:
+        """At the end the copy is looked after, also where nothing is changed: a kill may have left it behind."""
+        self._copied = False
+
+    def damage(self) -> str:
+        """What is wrong with what was written here, "" for nothing that can be seen. It takes a while for much."""
+        return damage_in(self._db)
+
+    def _asking(self, keys: Iterable[tuple[str | int, ...]], columns: str, query: str) -> sqlite3.Cursor:
+        """The rows of a query to which the keys, of which there may be thousands, are the table `asked`.
+
+        CROSS JOIN keeps SQLite from reading the other table as a whole (sqlite.org/optoverview.html 8.2).
+        """
+        values = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(columns.count(",") + 1))
+        asked = f"WITH asked ({columns}) AS (SELECT {values} FROM json_each(?))"  # noqa: S608 - our own words
+        return self._db.execute(f"{asked} {query}", (json.dumps(list(keys)),))
 
     # Facts: what load was given and found
 
@@ -245,7 +223,8 @@ class Records:
     def put(self, facts: Mapping[str, Any]) -> None:
         """Keeps facts."""
         self._db.executemany(
-            "INSERT OR REPLACE INTO facts VALUES (?, ?)", [(name, json.dumps(value)) for name, value in facts.items()]
+            "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)",
+            [summed(name, json.dumps(value)) for name, value in facts.items()],
         )
 
     # Objects
@@ -265,26 +244,86 @@ class Records:
 
     def object(self, kind: str, namespace: str, name: str) -> Stored | None:
         """One object."""
-        row = self._db.execute(
-            f"{_OBJECT} WHERE (kind, namespace, name) = (?, ?, ?)", (kind, namespace, name)
-        ).fetchone()
-        return None if row is None else Stored(*row)
+        return self.these([(kind, namespace, name)]).get((kind, namespace, name))
 
-    def slices(self, namespace: str, service: str) -> list[Stored]:
-        """The slices of one service, by name."""
-        rows = self._db.execute(f"{_OBJECT} WHERE namespace = ? AND service = ? ORDER BY name", (namespace, service))
-        return [Stored(*row) for row in rows]
+    def these(self, keys: Iterable[Key]) -> dict[Key, Stored]:
+        """Those of these objects that there are."""
+        joined = f"{_OBJECT} JOIN asked USING (kind, namespace, name)"
+        rows = self._asking(keys, "kind, namespace, name", joined)
+        return {row[:3]: Stored(*row) for row in rows}
+
+    def slices(self, services: Collection[ServiceKey]) -> dict[ServiceKey, list[Key]]:
+        """The keys of the slices of each of these services, by name."""
+        rows = self._asking(
+            services,
+            "namespace, service",
+            "SELECT kind, namespace, name, service FROM asked CROSS JOIN objects"
+            " USING (namespace, service) ORDER BY name",
+        )
+        found: dict[ServiceKey, list[Key]] = {key: [] for key in services}
+        for kind, namespace, name, service in rows:
+            found[namespace, service].append((kind, namespace, name))
+        return found
 
     def store(self, objects: Iterable[Stored]) -> None:
         """Writes objects, new or changed."""
         self._db.executemany(
-            "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?)",
-            [(one.kind, one.namespace, one.name, one.service, one.manifest, one.made) for one in objects],
+            "INSERT OR REPLACE INTO objects (kind, namespace, name, service, manifest, made, sum)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [summed(*one) for one in objects],
         )
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Deletes objects."""
         self._db.executemany("DELETE FROM objects WHERE (kind, namespace, name) = (?, ?, ?)", list(keys))
+
+    # Nodes
+
+    def join(self, node: str, members: Members) -> None:
+        """Makes these all that a node brings; nothing, where it is over."""
+        self._db.execute("DELETE FROM members WHERE node = ?", (node,))
+        self._db.executemany(
+            "INSERT INTO members VALUES (?, ?, ?)", [(network, node, kind) for network, kind in members.items()]
+        )
+
+    def members_of(self, node: str) -> set[str]:
+        """The networks that a node brings."""
+        return {row[0] for row in self._db.execute("SELECT network FROM members WHERE node = ?", (node,))}
+
+    def members(self, networks: Iterable[str] | None = None) -> dict[str, MemberKind]:
+        """All that nodes bring, or what of these networks they do."""
+        if networks is None:
+            rows = self._db.execute("SELECT network, kind FROM members").fetchall()
+        else:
+            rows = [
+                row
+                for network in networks
+                for row in self._db.execute("SELECT network, kind FROM members WHERE network = ?", (network,))
+            ]
+        kinds: dict[str, list[MemberKind]] = {}
+        for network, kind in rows:
+            kinds.setdefault(network, []).append(MemberKind(kind))
+        return {network: kind_of(each) for network, each in kinds.items()}
+
+    def shared_members(self, nodes: Iterable[str] | None = None) -> dict[str, list[str]]:
+        """The networks that several nodes bring, each with these, by name; only those that some of `nodes` bring."""
+        query = "SELECT network, node FROM members WHERE network IN ({}) ORDER BY network, node"
+        if nodes is None:
+            rows = self._db.execute(query.format("SELECT network FROM members GROUP BY network HAVING count(*) > 1"))
+        else:
+            own = "SELECT network FROM asked CROSS JOIN members USING (node)"
+            rows = self._asking(((one,) for one in nodes), "node", query.format(own))
+        found = {network: [row[1] for row in each] for network, each in groupby(rows, key=lambda row: row[0])}
+        return {network: names for network, names in found.items() if len(names) > 1}
+
+    def members_bound(self) -> int:
+        """Than which nodes do not bring more networks: a network that two bring counts twice."""
+        return int(self._db.execute("SELECT count(*) FROM members").fetchone()[0])
+
+    def count_members(self) -> dict[Family, int]:
+        """How many networks nodes bring, of each family."""
+        rows = self._db.execute("SELECT instr(network, ':') > 0, count(DISTINCT network) FROM members GROUP BY 1")
+        return {Family.IPV6 if six else Family.IPV4: count for six, count in rows}
 
     # Service ports and the addresses that call them
 
@@ -297,13 +336,13 @@ class Records:
         )
         return {row[0]: RecordedPort(*row[1:]) for row in rows}
 
-    def frontends_of(self, namespace: str, service: str) -> dict[int, list[Address]]:
-        """The numbers of a service's ports, each with the addresses that call it."""
-        rows = self._db.execute(
-            "SELECT p.number, f.address, f.port, f.protocol"
-            " FROM service_ports p LEFT JOIN frontends f ON f.number = p.number AND f.held"
-            " WHERE p.namespace = ? AND p.service = ?",
-            (namespace, service),
+    def frontends_of(self, services: Iterable[ServiceKey]) -> dict[int, list[Address]]:
+        """The numbers of these services' ports, each with the addresses that call it."""
+        rows = self._asking(
+            services,
+            "namespace, service",
+            "SELECT p.number, f.address, f.port, f.protocol FROM asked CROSS JOIN service_ports p"
+            " USING (namespace, service) LEFT JOIN frontends f ON f.number = p.number AND f.held",
         )
         found: dict[int, list[Address]] = {}
         for number, address, port, protocol in rows:
@@ -312,33 +351,29 @@ class Records:
                 found[number].append(Address(address, port, protocol))
         return found
 
-    def release(self, namespace: str, service: str) -> dict[int, list[Address]]:
-        """Takes a service's addresses from it, so that others may have them. Returns what it had."""
-        had = self.frontends_of(namespace, service)
+    def release(self, services: Iterable[ServiceKey]) -> dict[int, list[Address]]:
+        """Takes these services' addresses from them, so that others may have them. Returns what they had."""
+        had = self.frontends_of(services)
         self._db.executemany("DELETE FROM frontends WHERE number = ?", [(number,) for number in had])
         return had
 
-    def register(self, namespace: str, service: str, ports: list[PortPlan]) -> dict[tuple[str, ...], int]:
-        """Makes these the ports of a released service, each with its number and the addresses that it claims.
+    def register(self, services: Mapping[ServiceKey, list[PortPlan]]) -> dict[PortKey, int]:
+        """Makes these the ports of released services, each with its number and the addresses that it claims.
 
         Who has an address that several claim is decided by `settle`.
         """
-        staying = {port.key for port in ports}
-        over = [(number,) for key, number in self.numbers_of(namespace, service).items() if key not in staying]
-        self._db.executemany("DELETE FROM service_ports WHERE number = ?", over)
+        ports = {port.key: port for plans in services.values() for port in plans}
         self._db.executemany(
             "INSERT OR IGNORE INTO service_ports (namespace, service, port, protocol, family) VALUES (?, ?, ?, ?, ?)",
-            [port.key for port in ports],
+            list(ports),
         )
-        numbers = self.numbers_of(namespace, service)
+        numbers = self.numbers_of(services)
+        over = [key for key in numbers if key not in ports]
+        self._db.executemany("DELETE FROM service_ports WHERE number = ?", [(numbers.pop(key),) for key in over])
         self._db.executemany(
             "INSERT INTO frontends VALUES (?1, ?2, ?3, ?4, ?5, NOT EXISTS ("
             "SELECT 1 FROM frontends WHERE (address, port, protocol) = (?1, ?2, ?3) AND held))",
-            [
-                (one.address.address, one.address.port, one.address.protocol, numbers[port.key], one.kind)
-                for port in ports
-                for one in port.frontends
-            ],
+            [(*one.address, numbers[key], one.kind) for key, port in ports.items() for one in port.frontends],
         )
         return numbers
 
@@ -348,7 +383,7 @@ class Records:
         Returns the services that gain or lose one, each with the addresses that called its ports until now.
         """
         moved = [one for first, *others in self._contested() for one in (first, *others) if one.held != (one is first)]
-        had = {one.service: self.frontends_of(*one.service) for one in moved}
+        had = {one.service: self.frontends_of([one.service]) for one in moved}
         for one in sorted(moved, key=lambda one: not one.held):  # an address is held once
             self._db.execute(
                 "UPDATE frontends SET held = NOT held WHERE (address, port, protocol, number) = (?, ?, ?, ?)",
@@ -364,6 +399,15 @@ class Records:
             for one in others
         ]
 
+    def shadowed(self) -> dict[int, set[Address]]:
+        """The numbers of the service ports that are not called at an address which they claim, each with these."""
+        found: dict[int, set[Address]] = {}
+        for number, *address in self._db.execute(
+            "SELECT number, address, port, protocol FROM frontends WHERE NOT held"
+        ):
+            found.setdefault(number, set()).add(Address(*address))
+        return found
+
     def _contested(self) -> Iterator[list[_Contested]]:
         rows = [
             _Contested(Address(*row[:3]), row[3], bool(row[4]), row[5], (row[6], row[7]), row[8] or "")
@@ -371,25 +415,26 @@ class Records:
         ]
         return (list(claims) for _, claims in groupby(rows, key=lambda one: one.at))
 
-    def claim(self, namespace: str, service: str, claims: Mapping[Claim, ClaimKind]) -> None:
-        """Keeps what a service claims, on whatever node."""
-        self._db.execute("DELETE FROM claims WHERE (namespace, service) = (?, ?)", (namespace, service))
+    def claim(self, claims: Mapping[ServiceKey, Mapping[Claim, ClaimKind]]) -> None:
+        """Keeps what services claim, on whatever node."""
+        self._db.executemany("DELETE FROM claims WHERE (namespace, service) = (?, ?)", list(claims))
         self._db.executemany(
             "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
-            [(*claim, namespace, service, kind) for claim, kind in claims.items()],
+            [(*claim, *service, kind) for service, each in claims.items() for claim, kind in each.items()],
         )
 
     def holdings(self, claims: Iterable[Claim]) -> dict[Claim, list[Holding]]:
-        """Who claims these."""
-        found = {}
-        for claim in claims:
-            rows = self._db.execute(
-                "SELECT c.namespace || '/' || c.service, o.made, c.kind FROM claims c"
-                " JOIN objects o ON (o.kind, o.namespace, o.name) = ('Service', c.namespace, c.service)"
-                " WHERE (c.address, c.port, c.protocol) = (?, ?, ?)",
-                claim,
-            )
-            found[claim] = [Holding(*row) for row in rows]
+        """Who claims these; of those that somebody does."""
+        rows = self._asking(
+            claims,
+            "address, port, protocol",
+            "SELECT address, port, protocol, c.namespace || '/' || c.service, o.made, c.kind"
+            " FROM asked CROSS JOIN claims c USING (address, port, protocol)"
+            " CROSS JOIN objects o ON (o.kind, o.namespace, o.name) = ('Service', c.namespace, c.service)",
+        )
+        found: dict[Claim, list[Holding]] = {}
+        for row in rows:
+            found.setdefault(Claim(*row[:3]), []).append(Holding(*row[3:]))
         return found
 
     def holders(self, places: Iterable[Address]) -> list[str]:
@@ -408,14 +453,25 @@ class Records:
             found |= dict.fromkeys(titled(f"{namespace}/{service}") for namespace, service in rows)
         return list(found)
 
-    def numbers_of(self, namespace: str, service: str) -> dict[tuple[str, ...], int]:
-        """The number of each of a service's ports, by what names it."""
-        rows = self._db.execute(
-            "SELECT number, namespace, service, port, protocol, family FROM service_ports"
-            " WHERE namespace = ? AND service = ?",
-            (namespace, service),
+    def ports_of_services(self, addresses: Iterable[str]) -> dict[tuple[str, str], set[int]]:
+        """By address and protocol, in small letters, the ports at which services and forwards are called there."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for address in addresses:
+            for protocol, port in self._db.execute(
+                "SELECT lower(protocol), port FROM frontends WHERE address = ? AND held", (address,)
+            ):
+                found.setdefault((address, protocol), set()).add(port)
+        return found
+
+    def numbers_of(self, services: Iterable[ServiceKey]) -> dict[PortKey, int]:
+        """The number of each of these services' ports, by what names it."""
+        rows = self._asking(
+            services,
+            "namespace, service",
+            "SELECT number, namespace, service, port, protocol, family"
+            " FROM asked CROSS JOIN service_ports USING (namespace, service)",
         )
-        return {tuple(names): number for number, *names in rows}
+        return {row[1:]: row[0] for row in rows}
 
     def used_addresses(self) -> set[str]:
         """Every address that a service claims."""
@@ -425,7 +481,7 @@ class Records:
 
     def note_host_change(self, kind: HostChange, subject: str) -> None:
         """Remembers, before it is done, something that unload must take back."""
-        self._db.execute("INSERT OR IGNORE INTO host_changes VALUES (?, ?)", (kind, subject))
+        self._db.execute("INSERT OR IGNORE INTO host_changes VALUES (?, ?, ?)", summed(kind, subject))
         self.commit()
 
     def forget_host_change(self, kind: HostChange, subject: str) -> None:
@@ -436,6 +492,46 @@ class Records:
         """What was done of one kind."""
         rows = self._db.execute("SELECT subject FROM host_changes WHERE kind = ? ORDER BY subject", (kind,))
         return [row[0] for row in rows]
+
+
+def _make(path: Path) -> None:
+    """An empty database, which is there as a whole or not at all."""
+    fresh = path.with_name(f"{path.name}.new")
+    remove_database(fresh)
+    with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as made:
+        fresh.chmod(0o600)
+        made.execute("PRAGMA journal_mode = WAL")
+        made.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+    fresh.rename(path)
+
+
+def _open(path: Path) -> tuple[sqlite3.Connection, int]:
+    """The database and its version; where the disk is full or read-only, to be read only."""
+    try:
+        # mode=rw: an absent database is NotLoaded's business, not an empty one made in passing
+        return _connected(f"file:{path}?mode=rw")
+    except sqlite3.Error as error:
+        # Without a log beside it (as each command leaves it) it can be read as it lies there
+        if primary_code(error) not in UNWRITABLE or not path.exists() or _has_log(path):
+            raise
+    return _connected(f"file:{path}?immutable=1")
+
+
+def _connected(uri: str) -> tuple[sqlite3.Connection, int]:
+    opened = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    try:
+        # The folder is a tmpfs that a power cut empties anyway
+        opened.execute("PRAGMA synchronous = OFF")
+        opened.execute("PRAGMA foreign_keys = ON")
+        return opened, opened.execute("PRAGMA user_version").fetchone()[0]
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _has_log(path: Path) -> bool:
+    logs = [path.with_name(path.name + side) for side in ("-wal", "-journal")]
+    return any(log.exists() and log.stat().st_size > 0 for log in logs)
 
 
 def titled(key: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import Any, Final, get_args
 
-from pydatapath.annotations import algorithm_of, weights_of
+from pydatapath.annotations import algorithm_of, scope_of, weights_of
 from pydatapath.errors import ManifestError
 from pydatapath.fields import (
     LABEL,
@@ -38,12 +38,14 @@ from pydatapath.fields import (
     type_name,
     unicast_of,
 )
-from pydatapath.kinds import API_VERSIONS, kind_of, title
+from pydatapath.kinds import API_VERSIONS, is_namespaced, kind_of, title
 from pydatapath.model import (
     AddressType,
     Endpoint,
     EndpointPort,
     EndpointSlice,
+    Manifested,
+    Node,
     Policy,
     Protocol,
     Service,
@@ -57,6 +59,7 @@ MAX_DEPTH: Final = 64  # a Pod with every field set has 14 levels; custom resour
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 SERVICE_PROXY_NAME: Final = "service.kubernetes.io/service-proxy-name"
 HEADLESS: Final = "service.kubernetes.io/headless"
+ZONE: Final = "topology.kubernetes.io/zone"
 AFFINITY_SECONDS: Final = 10_800  # S73: the API's default, and its limit
 MOST_AFFINITY_SECONDS: Final = 86_400
 
@@ -70,8 +73,8 @@ _SERVER_FIELDS: Final = frozenset(("managedFields", "resourceVersion", "uid", "s
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 
 
-def parse(document: object, source: str, at: str = "") -> Service | EndpointSlice:
-    """The Service or EndpointSlice that `document` describes, any other kind being an error.
+def parse(document: object, source: str, at: str = "") -> Manifested:
+    """The Service, EndpointSlice or Node that `document` describes, any other kind being an error.
 
     `document` is plain JSON data, `source` where it came from, for messages; `at` is the place in it (such as `:14`),
     told only where the object has no name to be found by.
@@ -80,7 +83,7 @@ def parse(document: object, source: str, at: str = "") -> Service | EndpointSlic
     manifest = checked(document, where)
     kind = kind_of(manifest, where)
     if kind not in API_VERSIONS:
-        raise ManifestError(f"{where}: {title(manifest)}: neither a Service nor an EndpointSlice")
+        raise ManifestError(f"{where}: {title(manifest)}: neither a Service, an EndpointSlice nor a Node")
     return build(manifest, kind, source, at)
 
 
@@ -131,21 +134,31 @@ def _scalar_problem(value: object) -> str:
     return ""
 
 
-def build(document: dict[str, Any], kind: str, source: str, at: str = "") -> Service | EndpointSlice:
-    """The model object of a document that is plain data and of `kind` Service or EndpointSlice; see `parse`."""
+def build(document: dict[str, Any], kind: str, source: str, at: str = "") -> Manifested:
+    """The model object of a document that is plain data and of a `kind` in API_VERSIONS; see `parse`."""
     subject = f"{printable(source)}{at}: {kind}"
     try:
         metadata = map_of(document, "metadata", "")
-        namespace = name_of(metadata, "namespace", "metadata", LABEL, default="default")
+        held = is_namespaced(kind)
+        namespace = name_of(metadata, "namespace", "metadata", LABEL, default="default") if held else ""
         name = name_of(metadata, "name", "metadata", SERVICE_LABEL if kind == "Service" else SUBDOMAIN)
-        subject = f"{printable(source)}: {kind} {namespace}/{name}"
+        subject = (
+            f"{printable(source)}: {kind} {namespace}/{name}" if namespace else f"{printable(source)}: {kind} {name}"
+        )
         choice_of(document, "apiVersion", "", (API_VERSIONS[kind],), None)
+        if not held:
+            _refuse_namespace(metadata, kind)
         labels = strings_of(metadata, "labels", "metadata")
         annotations = strings_of(metadata, "annotations", "metadata")
-        manifest = _manifest(document, kind, {**metadata, "namespace": namespace, "annotations": annotations})
+        manifest = _manifest(document, kind, {**metadata, "namespace": namespace or None, "annotations": annotations})
         return _BUILDERS[kind](namespace, name, labels, manifest)
     except FieldError as error:
         raise ManifestError(f"{subject}: {error}") from None
+
+
+def _refuse_namespace(metadata: Mapping[str, Any], kind: str) -> None:
+    if string_of(metadata, "namespace", "metadata"):
+        raise FieldError("metadata.namespace", f"no namespace holds a {kind}")
 
 
 def _manifest(document: dict[str, Any], kind: str, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +169,9 @@ def _manifest(document: dict[str, Any], kind: str, metadata: dict[str, Any]) -> 
     manifest.pop("status", None)
     if kind == "Service" and (balancer := map_of(document, "status", "").get("loadBalancer")):
         manifest["status"] = {"loadBalancer": balancer}  # S59: the LB IPs stand nowhere else
+    # Beside these a node's heartbeat stands there, and is no change
+    if kind == "Node" and (addresses := map_of(document, "status", "").get("addresses")):
+        manifest["status"] = {"addresses": addresses}
     return manifest
 
 
@@ -184,6 +200,7 @@ def _service(namespace: str, name: str, labels: Mapping[str, str], manifest: dic
         external_policy=external_policy,
         internal_policy=choice_of(spec, "internalTrafficPolicy", "spec", _POLICIES, "Cluster"),
         affinity=_affinity(spec),
+        affinity_scope=scope_of(manifest),
         source_ranges=tuple(
             network_of(value, path) for path, value in items_of(spec, "loadBalancerSourceRanges", "spec")
         ),
@@ -334,8 +351,8 @@ def _endpoint(entry: Mapping[str, Any], path: str, kind: AddressType, weights: M
         node_name=name_of(entry, "nodeName", path, SUBDOMAIN, default="") or None,
         target_name=name_of(target, "name", f"{path}.targetRef", SUBDOMAIN, default="") or None,
         zone=name_of(entry, "zone", path, LABEL_VALUE, default="") or None,
-        for_zones=_hints(hints, "forZones", f"{path}.hints", LABEL_VALUE),
-        for_nodes=_hints(hints, "forNodes", f"{path}.hints", SUBDOMAIN),
+        for_zones=_hints(hints, "forZones", f"{path}.hints", LABEL_VALUE) if hints else (),
+        for_nodes=_hints(hints, "forNodes", f"{path}.hints", SUBDOMAIN) if hints else (),
         weight=weights.get(addresses[0], 1),
     )
 
@@ -357,7 +374,56 @@ def _endpoint_address(value: object, path: str, kind: AddressType) -> str:
     return address
 
 
-_BUILDERS: Final[dict[str, Callable[[str, str, Mapping[str, str], dict[str, Any]], Service | EndpointSlice]]] = {
+# Node
+
+
+def _node(_: str, name: str, labels: Mapping[str, str], manifest: dict[str, Any]) -> Node:
+    zone = labels.get(ZONE, "")
+    if not LABEL_VALUE.fullmatch(zone):
+        raise FieldError(f"metadata.labels[{ZONE!r}]", f"{show(zone)} is not the value of a label")
+    addresses = list(_node_addresses(manifest))
+    return Node(
+        name=name,
+        pod_cidrs=_pod_cidrs(map_of(manifest, "spec", "")),
+        internal_ips=tuple(dict.fromkeys(address for kind, address in addresses if kind == "InternalIP")),
+        external_ips=tuple(dict.fromkeys(address for kind, address in addresses if kind == "ExternalIP")),
+        zone=zone,
+        manifest=manifest,
+    )
+
+
+def _pod_cidrs(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Node.spec.podCIDRs, or where that is not said podCIDR, which is its first; at most one of each family."""
+    networks = tuple(_pod_network(value, path) for path, value in items_of(spec, "podCIDRs", "spec"))
+    if text := string_of(spec, "podCIDR", "spec"):
+        first = _pod_network(text, "spec.podCIDR")
+        if networks and networks[0] != first:
+            raise FieldError("spec.podCIDR", f"{first} is not the first of podCIDRs, {networks[0]}")
+        networks = networks or (first,)
+    if len({":" in one for one in networks}) < len(networks):
+        raise FieldError("spec.podCIDRs", "there is at most one of each family")
+    return networks
+
+
+def _pod_network(value: object, path: str) -> str:
+    """A network of one node's pods. Kubernetes has no bound; a wide one would make the world the cluster's own."""
+    network = network_of(value, path)
+    widest = 16 if ":" in network else 8
+    if int(network.partition("/")[2]) < widest:
+        raise FieldError(path, f"{network} is too wide for one node's pods (/{widest} at most)")
+    return network
+
+
+def _node_addresses(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Node.status.addresses that are addresses, each with its type; names are for DNS."""
+    for path, entry in maps_of(map_of(manifest, "status", ""), "addresses", "status"):
+        kind = string_of(entry, "type", path) or ""
+        if kind in ("InternalIP", "ExternalIP"):
+            yield kind, unicast_of(entry.get("address"), f"{path}.address", "no node")
+
+
+_BUILDERS: Final[dict[str, Callable[[str, str, Mapping[str, str], dict[str, Any]], Manifested]]] = {
     "Service": _service,
     "EndpointSlice": _endpoint_slice,
+    "Node": _node,
 }

@@ -7,8 +7,8 @@ of the slots: weights and algorithms are nothing else. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from math import gcd
+from typing import NamedTuple
 
 from pydatapath.maglev import maglev_table, table_size
 from pydatapath.model import Algorithm
@@ -17,8 +17,7 @@ from pydatapath.serving import Address
 __all__ = ["OutOfRoom", "Room", "Run", "slots_of"]
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Run:
+class Run(NamedTuple):
     """Slots one after the other, each the number of a backend."""
 
     first_slot: int = 0
@@ -33,10 +32,14 @@ class OutOfRoom(Exception):
         self.table, self.size = table, size
 
 
-def slots_of(weights: Mapping[Address, int], algorithm: Algorithm) -> tuple[Address, ...]:
-    """The backend of each slot of a set's run; the weights are above 0 (S26, C12)."""
+def slots_of(weights: Mapping[Address, int], algorithm: Algorithm, *, by_pod: bool = False) -> tuple[Address, ...]:
+    """The backend of each slot of a set's run; the weights are above 0 (S26, C12).
+
+    `by_pod`: the same pods have the same slots for each port, since the pod that a client keeps is looked for where it
+    was for another port (C11).
+    """
     if algorithm == "maglev":
-        return maglev_table(weights, table_size(len(weights)))
+        return maglev_table(weights, table_size(len(weights)), by_pod=by_pod)
     return _repeated(weights)
 
 
@@ -53,21 +56,52 @@ def _repeated(weights: Mapping[Address, int]) -> tuple[Address, ...]:
 class Room:
     """Free runs of slots, first fit: what lies between the runs that services hold now."""
 
-    def __init__(self, runs: Iterable[Run], limit: int) -> None:
+    def __init__(self, runs: Iterable[tuple[int, int]], limit: int) -> None:
         self._limit = limit
         self._gaps: list[list[int]] = []
+        self._passed: dict[int, int] = {}  # by length: how many of the first gaps are too short
         end = 0
-        for run in [*sorted(runs), Run(limit, 0)]:
-            if run.first_slot > end:
-                self._gaps.append([end, run.first_slot - end])
-            end = max(end, run.first_slot + run.slot_count)
+        for first, count in [*sorted(runs), (limit, 0)]:
+            if first > end:
+                self._gaps.append([end, first - end])
+            if first + count > end:  # noqa: PLR1730 - max() takes twice as long, for each of ten thousand runs
+                end = first + count
+
+    def fits(self, needs: Iterable[int]) -> bool:
+        """Whether runs of these lengths can be taken, in this order; none is."""
+        gaps = [gap.copy() for gap in self._gaps]
+        try:
+            return all(self.take_before(need, self._limit) is not None for need in needs)
+        finally:
+            self._gaps = gaps
+            self._passed.clear()
 
     def take(self, count: int) -> int:
         """The first slot of a free run of this many. Raises OutOfRoom."""
-        for gap in self._gaps:
-            if gap[1] >= count:
-                first = gap[0]
-                gap[0] += count
-                gap[1] -= count
-                return first
-        raise OutOfRoom("slots", self._limit)
+        first = self.take_before(count, self._limit)
+        if first is None:
+            raise OutOfRoom("slots", self._limit)
+        return first
+
+    def take_before(self, count: int, end: int) -> int | None:
+        """The first slot of a free run of this many, where one begins before `end`."""
+        gap = self._fit(count)
+        if gap is None or gap[0] >= end:
+            return None
+        first = gap[0]
+        gap[0] += count
+        gap[1] -= count
+        return first
+
+    @property
+    def gaps(self) -> list[Run]:
+        """The free runs, each as long as it is."""
+        return [Run(first, count) for first, count in self._gaps if count]
+
+    def _fit(self, count: int) -> list[int] | None:
+        """The first gap of so many slots or more. Gaps only get shorter: what was too short for a length stays so."""
+        place = self._passed.get(count, 0)
+        while place < len(self._gaps) and self._gaps[place][1] < count:
+            place += 1
+        self._passed[count] = place
+        return self._gaps[place] if place < len(self._gaps) else None

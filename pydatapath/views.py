@@ -8,6 +8,7 @@ from typing import Any
 from pydatapath.model import Backend, Service
 
 __all__ = [
+    "Difference",
     "End",
     "Flow",
     "InterfaceStatus",
@@ -92,12 +93,15 @@ class NatMapping:
 
 @dataclass(frozen=True, slots=True)
 class PortsUsed:
-    """How many ports of an outside address a protocol uses, of how many that are looked for."""
+    """How many ports of an outside address a protocol uses, of how many that are looked for; `beside` are pods' own
+    ports that were free and kept, and are none of these.
+    """
 
     address: str
     protocol: str
     used: int
     of: int
+    beside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,19 @@ class PortForward:
     port: int
     target: End
     flows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What `apply` would do to one object. `change`: created, configured or deleted; `diff`: a unified diff of the
+    manifest as it is recorded and as it was given, without characters that a terminal would obey.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    change: str
+    diff: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +210,8 @@ class Status:
     """The whole of an instance, in the form of `status -o json`.
 
     `drift` are sentences about what is not as load left it, `conflicts` about services that are not called at an
-    address because another one has it (S70).
+    address because another one has it (S70), about what two nodes say
+    is their own, and about netfilter's rules that translate what pods send.
     """
 
     instance: str
@@ -208,6 +226,8 @@ class Status:
     services: int = 0
     backends: int = 0
     flows: int = 0
+    timers: dict[str, int] = field(default_factory=dict)  # seconds, by the names of `load --timeout`
     counters: dict[str, int] = field(default_factory=dict)
     drift: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    unchecked: str = ""  # why drift may be missing here

@@ -213,7 +213,8 @@ def _things() -> set[str]:
     found = {f"{path}" for root in WATCHED if root.is_dir() for path in root.rglob("*")}
     found |= {f"link {name}" for _, name in socket.if_nameindex()}
     for task in Path("/proc/self/task").iterdir():
-        found |= {f"process {pid}" for pid in (task / "children").read_text().split() if _process(pid)}
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            found |= {f"process {pid}" for pid in (task / "children").read_text().split() if _process(pid)}
     return found
 
 

@@ -22,12 +22,16 @@ test_packages=(
     tcpdump          # what is really on the wire
     ethtool          # offloads on and off
     iperf3           # throughput and retransmits
+    curl             # large bodies from a pod
+    stun-client      # which NAT somebody else says that a pod is behind
+    stun-server      # starts nothing: Debian's START_DAEMON is off
     nftables         # the demo proves that its ruleset is empty
+    iptables         # with nftables: what kube-proxy does by them is what benchmarks compare with
     bpftool          # programs and maps, as seen by somebody else
     shellcheck       # make lint
 )
 kernel_packages=(qemu-system-x86 busybox-static kmod util-linux)
-bench_packages=(iperf3 iptables nginx-light procps sockperf wrk)
+bench_packages=(iperf3 nginx-light procps sockperf wrk)
 fresh_packages=(mmdebstrap git)
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from pydatapath.cli.target import Target
+from pydatapath.cli.target import Target, complain
 from pydatapath.errors import CompileError, DatapathError
 from pydatapath.version import __version__
 
@@ -20,9 +20,13 @@ COMMANDS: Final = {
     "load": "node:load",
     "unload": "node:unload",
     "status": "node:status",
+    "repair": "node:repair",
     "doctor": "node:doctor",
     "apply": "objects:apply",
+    "diff": "objects:diff",
     "delete": "objects:delete",
+    "export": "objects:export",
+    "node": "nodes:node",
     "service": "service:service",
     "backend": "backend:backend",
     "flow": "flow:flow",
@@ -34,9 +38,13 @@ SUMMARIES: Final = {
     "load": "Load the datapath into the kernel, or exchange the one that is loaded.",
     "unload": "Take the datapath out of the kernel; the host is left as it was.",
     "status": "What is loaded, where, since when; how full the maps are; what drifted.",
+    "repair": "Mend what status calls drift; what is as it should be stays.",
     "doctor": "Each thing this host needs, found or not, and what to do about it.",
-    "apply": "Make Services and EndpointSlices of Kubernetes manifests.",
+    "apply": "Make Services, EndpointSlices and Nodes of Kubernetes manifests.",
+    "diff": "What apply would change, as unified diffs of the manifests.",
     "delete": "Delete objects, by manifest or by kind and name.",
+    "export": "What is applied, as manifests that apply takes back.",
+    "node": "List the nodes that Node objects name.",
     "service": "List, show, add and delete services.",
     "backend": "List, add and remove backends of services.",
     "flow": "List and count the flows that are tracked.",
@@ -108,9 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cli.main(args=arguments, prog_name="pydatapath", standalone_mode=True, obj=context)
     except DatapathError as error:
-        click.echo(f"Error: {error}", err=True)
-        if error.hint:
-            click.echo(f"Hint: {error.hint}", err=True)
+        complain(error)
         wanted = {"-v", "--verbose"} & set(sys.argv if arguments is None else arguments)
         if wanted and isinstance(error, CompileError) and error.log:
             click.echo(error.log, err=True)

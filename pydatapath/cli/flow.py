@@ -112,7 +112,7 @@ def flush(target: Target, /, **wanted: str | None) -> None:
       pydatapath flow flush
       pydatapath flow flush --service web --src 10.244.1.11
     """
-    from pydatapath.datapath import FlowFilter
+    from pydatapath.tracking import FlowFilter
 
     with target.open() as datapath:
         ended = datapath.flush_flows(FlowFilter(**wanted))
@@ -120,7 +120,7 @@ def flush(target: Target, /, **wanted: str | None) -> None:
 
 
 def _select(target: Target, /, **wanted: str | None) -> list[Flow]:
-    from pydatapath.datapath import FlowFilter
+    from pydatapath.tracking import FlowFilter
 
     with target.open() as datapath:
         return datapath.flows(FlowFilter(**wanted))

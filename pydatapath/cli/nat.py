@@ -81,6 +81,8 @@ def _as_json(one: NatMapping) -> dict[str, Any]:
 def stats(target: Target, output: str) -> None:
     """How many ports of each outside address are used, what was dropped and why, and who has the most flows.
 
+    USED are OF so many that --snat-ports names and nobody else may have; BESIDE are pods' own ports that were kept.
+
     \b
     Example:
       pydatapath nat stats
@@ -95,7 +97,8 @@ def stats(target: Target, output: str) -> None:
     click.echo(f"ports        {found.ports}")
     click.echo()
     table(
-        ["ADDRESS", "PROTO", "USED", "OF"], [(one.address, one.protocol, one.used, one.of) for one in found.addresses]
+        ["ADDRESS", "PROTO", "USED", "OF", "BESIDE"],
+        [(one.address, one.protocol, one.used, one.of, one.beside) for one in found.addresses],
     )
     click.echo()
     table(["DROPPED", "PACKETS"], list(found.dropped.items()))

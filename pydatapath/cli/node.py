@@ -1,4 +1,4 @@
-"""`load`, `unload`, `status`, `doctor`: the datapath itself."""
+"""`load`, `unload`, `repair`, `status`, `doctor`: the datapath itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import click
 
 from pydatapath.cli.output import dump, output_option, size, table
 from pydatapath.cli.target import Target, say
+from pydatapath.fields import visible
 
 if TYPE_CHECKING:
     from pydatapath.views import Status
 
-__all__ = ["doctor", "load", "status", "unload"]
+__all__ = ["doctor", "load", "repair", "status", "unload"]
 
 
 @click.command()
@@ -29,7 +30,8 @@ __all__ = ["doctor", "load", "status", "unload"]
     "--cluster-cidr",
     multiple=True,
     metavar="CIDR",
-    help="The pod networks of all nodes: calls from there are the cluster's own (default: this node's).",
+    help="The pod networks of all nodes: calls from there are the cluster's own (default: this node's, and those of"
+    " applied Node objects). It turns --masquerade on for its family.",
 )
 @click.option(
     "--service-cidr",
@@ -49,7 +51,7 @@ __all__ = ["doctor", "load", "status", "unload"]
 @click.option(
     "--masquerade/--no-masquerade",
     default=None,
-    help="Pods leave the cluster behind the node's address (default: as who they are). Say --cluster-cidr, too.",
+    help="Pods leave the cluster behind the node's address (default: of a family that --cluster-cidr names).",
 )
 @click.option(
     "--non-masquerade-cidr",
@@ -63,13 +65,30 @@ __all__ = ["doctor", "load", "status", "unload"]
     metavar="[POD-CIDR=]ADDRESS",
     help="Which of the host's addresses pods leave behind, all or those of one network (default: the uplink's).",
 )
-@click.option("--snat-ports", metavar="A-B", help="Ports for calls whose own port is taken there (1024-65535).")
+@click.option(
+    "--snat-ports",
+    metavar="A-B",
+    help="Ports for calls whose own port is taken there (1024-65535; below for low ones).",
+)
 @click.option(
     "--nat-type",
     type=click.Choice(["endpoint-independent", "symmetric", "full-cone"]),
     help="What a pod's UDP port is outside, and who may send to it (endpoint-independent).",
 )
-@click.option("--zone", metavar="NAME", help="This node's topology zone, for EndpointSlices with hints for zones.")
+@click.option(
+    "--pod-flow-rate",
+    metavar="FLOWS/SECONDS",
+    help="So many flows to the outside one pod may begin at once, and again in so many seconds (as many as it wants).",
+)
+@click.option(
+    "--timeout",
+    multiple=True,
+    metavar="NAME=SECONDS",
+    help="How long flows live without a packet: tcp-opening (120), tcp-established (432000), tcp-closing (240), "
+    "udp-unanswered (120), udp (300), icmp (60), sctp-opening (120), sctp-established (210); "
+    "and a port that was freed is no other pod's: port-quarantine (120).",
+)
+@click.option("--zone", metavar="NAME", help="This node's topology zone, for hints (default: its Node object's).")
 @click.option(
     "--algorithm",
     type=click.Choice(["random", "maglev"]),
@@ -77,9 +96,12 @@ __all__ = ["doctor", "load", "status", "unload"]
 )
 @click.option("--max-flows", type=click.IntRange(1024, 1 << 24), metavar="N", help="Flows tracked (131072).")
 @click.option("--max-backends", type=click.IntRange(16, 1 << 22), metavar="N", help="Backends of all services (65536).")
+@click.option("--break-flows", is_flag=True, help="Go on where open connections would break; else that is refused.")
 @click.pass_obj
-def load(target: Target, /, config: str | None, **given: Any) -> None:
+def load(target: Target, /, config: str | None, break_flows: bool, **given: Any) -> None:
     """Load the datapath, or exchange the one that is loaded, without a packet lost.
+
+    Open connections live on, also where --max-flows or --max-backends change.
 
     Addresses and networks may be of both families. IPv6 is loaded where the bridge has an address of it that is not
     link-local, or an option names one.
@@ -88,18 +110,23 @@ def load(target: Target, /, config: str | None, **given: Any) -> None:
     Examples:
       pydatapath load
       pydatapath load --bridge br0 --uplink eth0 --service-cidr 10.96.0.0/16
-      pydatapath load --cluster-cidr 10.244.0.0/16 --masquerade --non-masquerade-cidr 192.168.50.0/24
+      pydatapath load --cluster-cidr 10.244.0.0/16 --non-masquerade-cidr 203.0.113.0/24
+      pydatapath load --timeout tcp-established=86400 --timeout udp=180
       pydatapath --netns node1 load --config node1.toml
     """
+    from pydatapath import egress, timers
     from pydatapath.datapath import Datapath
     from pydatapath.node import Options
 
     values = _read_config(config) if config else {}
     values |= {name: value for name, value in given.items() if value not in (None, (), "")}
     options = Options.from_mapping(values)
-    with Datapath.load(options, target.instance, target.netns) as datapath:
-        node = datapath.node
+    with Datapath.load(options, target.instance, target.netns, break_flows=break_flows) as datapath:
+        node, mended, elsewhere = datapath.node, datapath.mended, datapath.translated_elsewhere()
     if node is not None:
+        few = egress.few_ports(node.masquerade) if node.masqueraded else []
+        for warning in (*([mended] if mended else []), *timers.too_short(node.timeouts), *few, *elsewhere):
+            click.echo(visible(f"Warning: {warning}"), err=True)
         parts = (("pod interface", node.pods), ("bridge", node.bridges), ("uplink", node.uplinks))
         where = ", ".join(f"{len(found)} {what}{'s' if len(found) > 1 else ''}" for what, found in parts if found)
         say(target, f"loaded on node {node.name}: {where}")
@@ -136,7 +163,7 @@ def unload(target: Target, everything: bool) -> None:
     loading.require_root("unload")
     meant, dead = [], []
     if everything:
-        meant, dead = instance.loaded(), instance.left_behind()
+        meant, dead = [*instance.loaded(), *instance.unfinished()], instance.left_behind()
     else:
         try:
             meant = [instance.find(target.instance, target.netns)]
@@ -153,15 +180,39 @@ def unload(target: Target, everything: bool) -> None:
 
 
 @click.command()
+@click.pass_obj
+def repair(target: Target) -> None:
+    """Mend what status calls drift: filters, pins, routes, entries of maps that were changed by hand or got lost.
+
+    Where the programs are still pinned nothing is compiled; where that is not enough, it does what load does, with the
+    options that it was given last. Connections go on.
+
+    \b
+    Examples:
+      pydatapath repair
+      pydatapath --netns node1 repair
+    """
+    with target.open() as datapath:
+        mended = datapath.repair()
+    for one in mended:
+        say(target, f"mended: {one}")
+    if not mended:
+        say(target, "nothing to do: all is as it should be")
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Compare the maps with all objects, however many they are.")
 @output_option
 @click.pass_obj
-def status(target: Target, output: str) -> None:
-    """What is loaded, where, since when; how full the maps are; what is not as load left it.
+def status(target: Target, output: str, check: bool) -> None:
+    """What is loaded, where, since when; how full the maps are; what drifted from what load and apply left.
+
+    Entries of maps are compared with the objects where these are few, or with --check.
 
     \b
     Examples:
       pydatapath status
-      pydatapath status -o json
+      pydatapath status --check -o json
     """
     import json
 
@@ -170,7 +221,7 @@ def status(target: Target, output: str) -> None:
 
     try:
         with target.open() as datapath:
-            found = datapath.status()
+            found = datapath.status(check=check or None)
     except NotLoaded:
         if output not in ("json", "yaml"):
             raise
@@ -185,10 +236,16 @@ def status(target: Target, output: str) -> None:
 
 
 def _print_status(found: Status, *, wide: bool) -> None:
-    click.echo(f"instance   {found.instance}{f' in namespace {found.netns}' if found.netns else ''}")
-    click.echo(f"node       {found.node_name} ({', '.join(found.node_ips) or 'no uplink address'})")
+    from pydatapath import timers
+
+    usual = timers.named(timers.read(()))
+    click.echo(visible(f"instance   {found.instance}{f' in namespace {found.netns}' if found.netns else ''}"))
+    click.echo(visible(f"node       {found.node_name} ({', '.join(found.node_ips) or 'no uplink address'})"))
     click.echo(f"loaded     {found.since} by pydatapath {found.version}")
     click.echo(f"serving    {found.services} services, {found.backends} backends, {found.flows} flows")
+    told = [f"{name} {seconds} s" for name, seconds in found.timers.items() if wide or seconds != usual[name]]
+    if told:
+        click.echo(f"timers     {', '.join(told)}")
     click.echo()
     rows = [
         (one.name, one.role, program["hook"], program["name"], program["id"], program["tag"])
@@ -203,12 +260,14 @@ def _print_status(found: Status, *, wide: bool) -> None:
     if counted:
         click.echo()
         table(["COUNTER", "PACKETS"], counted)
-    if found.drift or found.conflicts:
+    if found.drift or found.conflicts or found.unchecked:
         click.echo()
     for one in found.drift:
-        click.secho(f"drift: {one}", fg="red")
+        click.secho(visible(f"drift: {one}"), fg="red")
+    if found.unchecked:
+        click.secho(visible(f"drift: {found.unchecked}"), fg="yellow")
     for one in found.conflicts:
-        click.secho(f"conflict: {one}", fg="yellow")
+        click.secho(visible(f"conflict: {one}"), fg="yellow")
 
 
 @click.command()

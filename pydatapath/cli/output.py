@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pydatapath.fields import visible
+
 __all__ = ["dump", "output_option", "size", "table"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -56,7 +58,7 @@ def _numeric(column: Sequence[object]) -> bool:
 def _text(cell: object) -> str:
     if cell is None or cell == "":
         return "-"
-    return str(cell)
+    return visible(str(cell))
 
 
 def size(count: int) -> str:

@@ -9,8 +9,9 @@ import click
 
 if TYPE_CHECKING:
     from pydatapath.datapath import Datapath
+    from pydatapath.errors import DatapathError
 
-__all__ = ["Target", "say"]
+__all__ = ["Target", "complain", "say"]
 
 
 @dataclass(frozen=True)
@@ -32,4 +33,16 @@ class Target:
 def say(target: Target, text: str) -> None:
     """A line for people, unless --quiet."""
     if not target.quiet:
-        click.echo(text)
+        from pydatapath.fields import visible
+
+        click.echo(visible(text))
+
+
+def complain(error: DatapathError) -> None:
+    """What went wrong, and what to do about it. Of several errors each has its own line, so that all are mended."""
+    from pydatapath.fields import visible
+
+    for sentence in getattr(error, "sentences", (str(error),)):
+        click.echo(visible(f"Error: {sentence}"), err=True)
+    if error.hint:
+        click.echo(visible(f"Hint: {error.hint}"), err=True)

@@ -11,21 +11,18 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Self
 
 from pydatapath.errors import Conflict, KernelError
-from pydatapath.kernel import tc
-from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
+from pydatapath.kernel import host, tc
+from pydatapath.kernel.gateway import ROUTE_PROTOCOL, SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family, Hook
-from pydatapath.kernel.tc import filter_name
+from pydatapath.kernel.tc import HANDLE, PRIORITY, filter_name
 
-__all__ = ["PRIORITY", "Attacher"]
+__all__ = ["Attacher"]
 
-PRIORITY: Final = 7
-HANDLE: Final = 1
 CLSACT_HANDLE: Final = 0xFFFF0000
-ROUTE_PROTOCOL: Final = 218  # marks our routes in `ip route` (include/uapi/linux/rtnetlink.h leaves it free)
 RTNH_F_ONLINK: Final = 4
 SOCKET_FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 NUD_PERMANENT: Final = 0x80
@@ -93,11 +90,19 @@ class Attacher:
     @staticmethod
     def ours(index: int, hook: Hook, instance: str) -> tc.Filter | None:
         """Our filter at a hook, None where there is none."""
-        wanted = (hook.direction, PRIORITY, HANDLE, filter_name(instance, hook))
-        for one in tc.filters(index):
-            if (one.direction, one.priority, one.handle, one.name) == wanted:
-                return one
-        return None
+        return next((one for one in tc.filters(index) if tc.is_at_its_place(one, instance, hook)), None)
+
+    def remove(self, one: tc.Filter, name: str) -> None:
+        """Takes one filter of ours away, wherever it hangs."""
+        with self._attempt(f"detach {one.name} from {name}", ignore=GONE):
+            self._ipr.tc(
+                "del-filter",
+                "bpf",
+                one.interface,
+                handle=one.handle,
+                prio=one.priority,
+                parent=tc.PARENTS[one.direction],
+            )
 
     @staticmethod
     def refuse_foreign(index: int, name: str, hook: Hook, instance: str) -> None:
@@ -118,12 +123,18 @@ class Attacher:
 
         Raises Conflict where a route to exactly this network exists.
         """
-        gateway = str(SERVICE_GATEWAYS[Family(network.version)])
-        with self._attempt(f"add the neighbour {gateway}"):
-            self._ipr.neigh("replace", dst=gateway, lladdr=SERVICE_GATEWAY_MAC, ifindex=bridge, state=NUD_PERMANENT)
-        route = {"dst": str(network), "gateway": gateway, "oif": bridge, "flags": RTNH_F_ONLINK}
+        gateway = SERVICE_GATEWAYS[Family(network.version)]
+        self.set_service_gateway(gateway, bridge)
+        route = {"dst": str(network), "gateway": str(gateway), "oif": bridge, "flags": RTNH_F_ONLINK}
         with self._attempt(f"add a route to the service network {network}", hint="--service-cidr names another one"):
             self._add_route(network, source, {**route, "proto": ROUTE_PROTOCOL})
+
+    def set_service_gateway(self, gateway: IPv4Address | IPv6Address, bridge: int) -> None:
+        """Makes or mends the next hop's neighbour entry."""
+        with self._attempt(f"add the neighbour {gateway}"):
+            self._ipr.neigh(
+                "replace", dst=str(gateway), lladdr=SERVICE_GATEWAY_MAC, ifindex=bridge, state=NUD_PERMANENT
+            )
 
     def _add_route(
         self, network: IPv4Network | IPv6Network, source: IPv4Address | IPv6Address, route: dict[str, Any]
@@ -146,28 +157,14 @@ class Attacher:
 
     def delete_all_service_routes(self) -> None:
         """Takes every route of ours away, and their next hops: for when nobody knows any more which they were."""
-        for family in Family:
-            for network, bridge in self._service_routes(family):
-                self.delete_service_route(network, bridge)
-                self.delete_service_gateway(SERVICE_GATEWAYS[family], bridge)
+        for network, bridge in host.service_routes():
+            self.delete_service_route(network, bridge)
+            self.delete_service_gateway(SERVICE_GATEWAYS[Family(network.version)], bridge)
 
     def delete_service_gateway(self, gateway: IPv4Address | IPv6Address, bridge: int) -> None:
         """Takes the next hop's neighbour entry away."""
         with self._attempt(f"delete the neighbour {gateway}", ignore=GONE):
             self._ipr.neigh("del", dst=str(gateway), ifindex=bridge)
-
-    def has_service_route(self, network: IPv4Network | IPv6Network, bridge: int) -> bool:
-        """Whether our route is there."""
-        return (network, bridge) in self._service_routes(Family(network.version))
-
-    def _service_routes(self, family: Family) -> list[tuple[IPv4Network | IPv6Network, int]]:
-        """Every route of ours: where to, and over which bridge. A kernel without IPv6 shows IPv4's in its stead."""
-        wanted = SOCKET_FAMILIES[family]
-        return [
-            (ip_network(f"{route.get('RTA_DST')}/{route['dst_len']}"), route.get("RTA_OIF"))
-            for route in self._ipr.get_routes(family=wanted)
-            if (route["family"], route["proto"]) == (wanted, ROUTE_PROTOCOL)
-        ]
 
     @contextlib.contextmanager
     def _attempt(self, what: str, *, ignore: tuple[int, ...] = (), hint: str = "") -> Iterator[None]:

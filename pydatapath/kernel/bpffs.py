@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 
 from pydatapath.errors import KernelError
 
-__all__ = ["BPFFS", "ensure_mounted", "is_mounted", "remove_tree"]
+__all__ = ["BPFFS", "ensure_mounted", "is_mounted", "make_private", "remove_tree"]
 
 BPFFS: Final = Path("/sys/fs/bpf")
 BPF_FS_MAGIC: Final = 0xCAFE4A11  # include/uapi/linux/magic.h
@@ -37,6 +36,15 @@ def ensure_mounted() -> None:
         )
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, root's alone whatever the umask is. Raises OSError."""
+    for one in reversed((folder, *folder.parents)):
+        if not one.exists():
+            one.mkdir(mode=0o700, exist_ok=True)
+
+
 def remove_tree(directory: Path) -> None:
     """Removes pins and their folder; the objects live on while a filter or a process holds them."""
+    import shutil
+
     shutil.rmtree(directory, ignore_errors=True)

@@ -75,6 +75,8 @@ def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
         temporary = DIRECTORY / f"{key}.{os.getpid()}"
         temporary.write_text(json.dumps(programs))
         temporary.rename(DIRECTORY / f"{key}.json")
+        for half in DIRECTORY.glob("*.[0-9]*"):  # of one that was killed
+            half.unlink()
         for old in sorted(DIRECTORY.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink()
 

@@ -15,17 +15,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
 from pydatapath.kernel import cache, clock, layout, source
+from pydatapath.kernel.gateway import SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family
 
 __all__ = [
-    "SERVICE_GATEWAYS",
-    "SERVICE_GATEWAY_MAC",
     "Compiler",
     "Program",
     "Scope",
@@ -36,21 +35,13 @@ __all__ = [
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
-
-# The next hop of the node's routes to services: link-local (RFC 3927) and, where link-local would need a zone, unique
-# local (RFC 4193; "pydatap" is its prefix), asked for by nobody, answered by to_bridge. Where the node calls a service
-# that it serves itself, its server sees this address.
-SERVICE_GATEWAYS: Final[Mapping[Family, Address]] = {
-    Family.IPV4: IPv4Address("169.254.218.122"),
-    Family.IPV6: IPv6Address("fd70:7964:6174:6170::1"),
-}
-# Where the node's own packets to services are addressed: a locally administered MAC that no interface has
-SERVICE_GATEWAY_MAC: Final = "02:da:7a:00:00:01"
 # The halves of datapath.c by their -D: `walk`, and all others, which take about as long
 HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
 ANSWERS_PER_SECOND: Final = 10_000  # RSTs, ICMP errors and echo replies that a CPU makes
 NAT_TRIES: Final = 6  # ports that a run of `nat` tries
-NAT_ROUNDS: Final = 15  # runs after the first: N22, with nine ports of ten taken one new flow of 25,000 finds none
+NAT_CHOOSY_ROUNDS: Final = 6  # runs that pass over what was another pod's lately: with half of the ports free one does
+NAT_ROUNDS: Final = 21  # runs after the first: N22, with nine ports of ten taken one new flow of 25,000 finds none
+NAT_POD_PARTS: Final = 1024  # of a jiffy
 NAT_PORTS: Final = (1024, 65_535)
 NODE_PORTS: Final = (30_000, 32_767)  # the API server's --service-node-port-range
 NEVER_TRANSLATED: Final[Mapping[Family, tuple[Network, ...]]] = {
@@ -82,6 +73,7 @@ class Sizes:
     endpoints: int = 16_384
     fragments: int = 32_768  # datagrams of which fragments may be on their way
     ranges: int = 16_384  # of loadBalancerSourceRanges, all services together
+    networks: int = 65_536  # of Node objects: twice what 5,000 of them, Kubernetes' most, have of a family
     affinities: int = 65_536  # clients of services with session affinity; C11
     mappings: int = 65_536  # of pods' UDP ports to the node's: there are no more ports than that
 
@@ -97,6 +89,7 @@ class Sizes:
             "MAX_SLOTS": 4 * self.backends,
             "MAX_ENDPOINTS": self.endpoints,
             "MAX_RANGES": self.ranges,
+            "MAX_NETWORKS": self.networks,
             "MAX_FRAGMENTS": self.fragments,
             "MAX_AFFINITIES": self.affinities,
             "MAX_MAPPING_ENTRIES": 2 * self.mappings,
@@ -136,6 +129,7 @@ class Masquerade:
     type: layout.NatType = layout.NatType.ENDPOINT_INDEPENDENT
     ports: tuple[int, int] = NAT_PORTS
     node_ports: tuple[int, int] = NODE_PORTS  # which are never taken (N19)
+    pod_flows: tuple[int, int] | None = None  # what one pod may begin at once, and again in so many seconds (N24)
 
 
 @dataclass(frozen=True)
@@ -152,6 +146,7 @@ class Program:
     uplink_index: int = 0
     uplink_mac: str = "00:00:00:00:00:00"
     masquerade: Masquerade | None = None  # None: what leaves the cluster does so as it is
+    timeouts: Mapping[str, int] = field(default_factory=lambda: layout.TIMEOUTS)
 
     def masquerades(self, family: Family) -> bool:
         """Whether pods leave the cluster behind the node's address, in this family."""
@@ -182,7 +177,7 @@ class Program:
 
 def definitions(program: Program, family: Family) -> dict[str, str]:
     """Every -D of a program: the one place where the C code's constants come from."""
-    scope = program.scopes[family]
+    scope, how = program.scopes[family], program.masquerade or Masquerade()
     first = layout.IPV6_HOOKS - len(layout.TAILS) if family is Family.IPV6 else 0
     numbers: dict[str, int] = {
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
@@ -191,7 +186,9 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         **{tail.upper(): first + place for place, tail in enumerate(layout.TAILS)},
         "IPV6_HOOKS": layout.IPV6_HOOKS if program.ipv6 else 0,
         "HZ": clock.HZ,
+        # N22: ports that are tried for a flow, in a run of a program and in how many runs: 100 in all
         "CLAIM_TRIES": 4,
+        "CLAIM_ROUNDS": 25,
         "ANSWERS_PER_SECOND": ANSWERS_PER_SECOND,
         # Slots that are searched for a backend that a client keeps, where it is not where it was
         "AFFINITY_SEARCH": 32,
@@ -202,19 +199,21 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         **{f"FLOW_{state.name}": int(state) for state in layout.FlowState},
         **{f"FLOW_{flag.name}": int(flag) for flag in layout.FlowFlag},
         **{f"SERVICE_{flag.name}": int(flag) for flag in layout.ServiceFlag},
+        "MEMBER_PODS": layout.MemberKind.PODS,
         **{f"VIP_{kind.name}": int(kind) for kind in layout.VipKind},
         **{f"BACKEND_{state.name}": int(state) for state in layout.BackendState},
         **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
         **{counter.name: int(counter) for counter in layout.Counter},
-        **{f"TIMEOUT_{name}": seconds for name, seconds in layout.TIMEOUTS.items()},
+        **{f"TIMEOUT_{name}": seconds for name, seconds in program.timeouts.items()},
         "TIMEOUT_FRAGMENTS": layout.FRAGMENTS_TIMEOUT,
         **{f"MAPPING_{side.name}": int(side) for side in layout.MappingSide},
         "MASQUERADE": int(program.masquerades(family)),
-        **_masquerade_numbers(program.masquerade or Masquerade()),
-        "TIMEOUT_SHORTEST": min(layout.TIMEOUTS.values()),
+        **_masquerade_numbers(how),
+        "TIMEOUT_SHORTEST": min(time for name, time in program.timeouts.items() if name != "QUARANTINE"),
     }
     return {
         **{name: str(number) for name, number in numbers.items()},
+        "NAT_POD_SPAN": f"{(how.pod_flows or (0, 0))[1] * clock.HZ * NAT_POD_PARTS}ull",
         "MAP_DIRECTORY": f'"{program.map_directory}"',
         "PROGRAM_DIRECTORY": f'"{program.program_directory}"',
         "NODE_ADDRESS": _address_of(scope.node_address, family),
@@ -229,17 +228,23 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         "COMES_FROM_HERE(a)": _within((*scope.exclusive_networks, *scope.service_networks)),
         "IN_SERVICE_NETWORK(a)": _within(scope.service_networks),
         "IN_UNMASQUERADED_NETWORK(a)": _within(_never_masqueraded(scope, family)),
+        "EGRESS_NUMBER(a)": _egress_numbers(scope.egress),
+        "IS_EGRESS_ADDRESS(source,a)": _is_egress(scope.egress),
         "EGRESS_ADDRESSES(source,uplink,outside)": " ".join(_egress(one, family) for one in scope.egress),
     }
 
 
 def _masquerade_numbers(how: Masquerade) -> dict[str, int]:
     return {
+        "NAT_POD_FLOWS": how.pod_flows[0] if how.pod_flows else 0,
+        "NAT_POD_PARTS": NAT_POD_PARTS,
         "NAT_TYPE": how.type,
         "NAT_TRIES": NAT_TRIES,
         "NAT_ROUNDS": NAT_ROUNDS,
+        "NAT_CHOOSY_ROUNDS": NAT_CHOOSY_ROUNDS,
         "NAT_PORT_FIRST": how.ports[0],
         "NAT_PORT_LAST": how.ports[1],
+        "NAT_PORT_CLASSES": int(how.ports == NAT_PORTS),
         "NODE_PORT_FIRST": how.node_ports[0],
         "NODE_PORT_LAST": how.node_ports[1],
     }
@@ -254,6 +259,22 @@ def _never_masqueraded(scope: Scope, family: Family) -> list[Network]:
 def _egress(one: Egress, family: Family) -> str:
     pods = f" && {_is_within(one.network).replace('(a)', '(source)')}" if one.network else ""
     return f"if ((uplink) == {one.uplink}{pods}) {{ *(outside) = {_address_of(one.address, family)}; return true; }}"
+
+
+def _is_egress(egress: Iterable[Egress]) -> str:
+    """Whether a source leaves behind the address `a`, by whichever uplink: of each the first that fits counts."""
+    by_uplink: dict[int, str] = {}
+    for one in egress:
+        fits = _is_within(one.network).replace("(a)", "(source)") if one.network else "1"
+        by_uplink[one.uplink] = f"{by_uplink.get(one.uplink, '')}{fits} ? {_is_within(ip_network(one.address))} : "
+    return f"({' || '.join([f'({chain}0)' for chain in by_uplink.values()] or ['0'])})"
+
+
+def _egress_numbers(egress: Iterable[Egress]) -> str:
+    """The number of each address behind which pods leave, from 0; more than 254 of them share some."""
+    addresses = list(dict.fromkeys(one.address for one in egress))[1:]
+    numbers = (f"{_is_within(ip_network(one))} ? {1 + place % 253} : " for place, one in enumerate(addresses))
+    return f"({''.join(numbers)}0)"
 
 
 def _mac_words(text: str) -> str:
@@ -382,7 +403,7 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
 def _part(program: Program, family: Family, half: str) -> dict[str, Any]:
     """What one child is to do: a family's `walk`, or all its other programs."""
     nat = ["nat"] if program.masquerades(family) else []
-    others = ("leave", *nat, *(hook.program for hook in program.hooks))
+    others = ("leave", "search", *nat, *(hook.program for hook in program.hooks))
     names = {name: f"{name}{family.suffix}" for name in (("walk",) if half == "WITH_WALK" else others)}
     given = definitions(program, family) | {one: str(int(one == half)) for one in HALVES}
     return {

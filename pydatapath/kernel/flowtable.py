@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
@@ -18,7 +16,7 @@ from pydatapath.kernel.layout import (
     flow_state,
     timeout,
 )
-from pydatapath.kernel.maps import Map, Maps
+from pydatapath.kernel.maps import Map, Maps, wait_for_programs
 from pydatapath.kernel.tables import loaded_families, unpack_ip
 from pydatapath.views import Flow, Tuple
 
@@ -72,9 +70,12 @@ class _Live(NamedTuple):
     left: float
 
 
-def read_flows(maps: Maps, having: int = 0) -> Iterator[TrackedFlow]:
-    """Every live flow, in no order but by family; or only those whose original direction has these FlowFlags."""
-    for key, original, reply, state, idle, left in _live(maps):
+def read_flows(maps: Maps, timeouts: Mapping[str, int], having: int = 0) -> Iterator[TrackedFlow]:
+    """Every live flow, in no order but by family; or only those whose original direction has these FlowFlags.
+
+    `timeouts`: as layout.TIMEOUTS, those of the loaded programs.
+    """
+    for key, original, reply, state, idle, left in _live(maps, timeouts):
         to, _, packets, size, backend, generation, _, flags = original
         if flags & having != having:
             continue
@@ -93,9 +94,9 @@ def read_flows(maps: Maps, having: int = 0) -> Iterator[TrackedFlow]:
         yield TrackedFlow(flow, (backend, generation), (key, answered))
 
 
-def flows_by_backend(maps: Maps) -> Tally[BackendKey]:
+def flows_by_backend(maps: Maps, timeouts: Mapping[str, int]) -> Tally[BackendKey]:
     """How many live flows each backend has."""
-    return Tally((one.original[4], one.original[5]) for one in _live(maps) if one.original[4])
+    return Tally((one.original[4], one.original[5]) for one in _live(maps, timeouts) if one.original[4])
 
 
 def backends_in_use(maps: Maps) -> set[BackendKey]:
@@ -103,9 +104,9 @@ def backends_in_use(maps: Maps) -> set[BackendKey]:
     return {(entry[4], entry[5]) for _, _, entry in _all_entries(maps) if entry[4]}
 
 
-def count_flows(maps: Maps) -> int:
+def count_flows(maps: Maps, timeouts: Mapping[str, int]) -> int:
     """How many live flows there are."""
-    return sum(1 for _ in _live(maps))
+    return sum(1 for _ in _live(maps, timeouts))
 
 
 def all_ends(maps: Maps) -> set[Ends]:
@@ -123,15 +124,15 @@ def end_flows(maps: Maps, flows: Collection[Ends]) -> None:
     for ends in flows:
         for table in _tables_of(maps, ends):
             table.delete_many(ends)
-    _wait_for_programs()
+    wait_for_programs()
     for ends in flows:
         for table in _tables_of(maps, ends):
             table.delete_many([key for key in ends if _is_half(table, key)])
 
 
-def end_flows_of(maps: Maps, backends: Collection[BackendKey]) -> int:
+def end_flows_of(maps: Maps, timeouts: Mapping[str, int], backends: Collection[BackendKey]) -> int:
     """Ends all flows of backends that take no new ones. Returns how many live ones there were."""
-    ended = sum(count for backend, count in flows_by_backend(maps).items() if backend in backends)
+    ended = sum(count for backend, count in flows_by_backend(maps, timeouts).items() if backend in backends)
     for _ in range(ROUNDS):
         # Until there are none: a program that had chosen before may enter its flow now
         found = _ends_of(maps, lambda entry: (entry[4], entry[5]) in backends)
@@ -165,16 +166,6 @@ def _is_half(table: Map, key: bytes) -> bool:
     return other is None or unpack(other)[0] != _reverse(key)
 
 
-def _wait_for_programs() -> None:
-    """Returns when no program runs any more that had found an entry before it was deleted.
-
-    Closing a packet socket waits for RCU's grace period (packet_release in net/packet/af_packet.c), and a tc program
-    runs within one. Where there are no such sockets, the time that the deleting took must do.
-    """
-    with contextlib.suppress(OSError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0):
-        pass
-
-
 def _all_entries(maps: Maps) -> Iterator[tuple[Family, bytes, Entry]]:
     for family in loaded_families(maps):
         for table in TABLES:
@@ -187,7 +178,7 @@ def _entries(maps: Maps, table: str, family: Family) -> dict[bytes, Entry]:
     return {key: unpack(value) for key, value in maps[table + family.suffix].items()}
 
 
-def _live(maps: Maps) -> Iterator[_Live]:
+def _live(maps: Maps, timeouts: Mapping[str, int]) -> Iterator[_Live]:
     """Every flow that is not over."""
     now = clock.jiffies()
     for family in loaded_families(maps):
@@ -196,7 +187,7 @@ def _live(maps: Maps) -> Iterator[_Live]:
             flags = FlowFlag(original[7])
             state = flow_state(FlowState(original[6]), flags, FlowFlag(reply[7]) if reply else flags)
             idle = clock.age(max(original[1], reply[1]) if reply else original[1], now)
-            left = timeout(_protocol(key).removesuffix("v6"), state) - idle
+            left = timeout(_protocol(key).removesuffix("v6"), state, timeouts) - idle
             if left > 0:
                 yield _Live(key, original, reply if answered else None, state, idle, left)
 

@@ -6,20 +6,22 @@ Everything here looks at the namespace that the calling thread is in.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
-from typing import Any, Final
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
+from typing import Final
 
 from pydatapath.errors import NotFound
+from pydatapath.kernel import rtnetlink
+from pydatapath.kernel.gateway import ROUTE_PROTOCOL, SERVICE_GATEWAY_MAC
 
-__all__ = ["Host", "Interface", "Neighbour", "survey"]
+__all__ = ["Host", "Interface", "Neighbour", "service_gateways", "service_routes", "survey"]
 
 AF_BRIDGE = 7
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED = 0x01, 0x08, 0x20  # include/uapi/linux/if_addr.h
 LOOPBACK_INDEX = 1  # in every namespace (net/core/dev.c)
-RTN_UNICAST = 1
+RT_TABLE_MAIN = 254
+NUD_PERMANENT = 0x80
 NUD_VALID = 0xDE  # include/net/neighbour.h: permanent, noarp, reachable, probe, stale, delay
 
 
@@ -78,77 +80,67 @@ class Host:
 
 
 def survey() -> Host:
-    """Looks around once."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as ipr:
-        addresses: dict[int, list[IPv4Interface | IPv6Interface]] = {}
-        found: list[tuple[int, IPv4Interface | IPv6Interface]] = [*_addresses(ipr), *_addresses6(ipr)]
-        for index, address in found:
-            addresses.setdefault(index, []).append(address)
-        interfaces = tuple(_interface(message, addresses) for message in ipr.get_links())
-        names = {one.index: one.name for one in interfaces}
-        defaults = [
-            names[message.get("RTA_OIF")]
-            for family in FAMILIES
-            for message in _of(family, ipr.get_default_routes(family=family))
-            if message.get("RTA_OIF") in names and message["type"] == RTN_UNICAST
-        ]
-        return Host(interfaces, tuple(dict.fromkeys(defaults)), tuple(_neighbours(ipr)))
-
-
-def _of(family: int, messages: Iterable[Any]) -> Iterator[Any]:
-    """Those of a family: a kernel without IPv6 answers with IPv4's where it is asked for them."""
-    return (message for message in messages if message["family"] == family)
+    """Looks around once, in some milliseconds."""
+    addresses: dict[int, list[IPv4Interface | IPv6Interface]] = {}
+    for index, address in [*_addresses(), *_addresses6()]:
+        addresses.setdefault(index, []).append(address)
+    interfaces = tuple(
+        Interface(one.index, one.name, one.kind, one.mac, one.master, tuple(addresses.get(one.index, ())))
+        for one in rtnetlink.links()
+    )
+    names = {one.index: one.name for one in interfaces}
+    defaults = [
+        names[route.interface]
+        for family in FAMILIES
+        for route in rtnetlink.routes(family)
+        if route.unicast and route.table == RT_TABLE_MAIN and not route.network.prefixlen and route.interface in names
+    ]
+    return Host(interfaces, tuple(dict.fromkeys(defaults)), tuple(_neighbours()))
 
 
-def _addresses(ipr: Any) -> list[tuple[int, IPv4Interface]]:
+def service_routes() -> set[tuple[IPv4Network | IPv6Network, int]]:
+    """The routes that are ours: where to, and over which interface (its index)."""
+    found = (one for family in FAMILIES for one in rtnetlink.routes(family))
+    return {(one.network, one.interface) for one in found if one.protocol == ROUTE_PROTOCOL}
+
+
+def service_gateways() -> set[tuple[IPv4Address | IPv6Address, int]]:
+    """The next hops of those that are permanent neighbours at the right MAC, and at which interface (its index)."""
+    found = (one for family in FAMILIES for one in rtnetlink.neighbours(family))
+    return {
+        (one.address, one.interface)
+        for one in found
+        if one.address and one.mac == SERVICE_GATEWAY_MAC and one.state & NUD_PERMANENT
+    }
+
+
+def _addresses() -> list[tuple[int, IPv4Interface | IPv6Interface]]:
     """The IPv4 addresses, each with its interface's index."""
-    messages = _of(socket.AF_INET, ipr.get_addr(family=socket.AF_INET))
-    return [(one["index"], IPv4Interface(f"{_local(one)}/{one['prefixlen']}")) for one in messages]
+    return [(one.index, ip_interface((one.address, one.length))) for one in rtnetlink.addresses(socket.AF_INET)]
 
 
-def _addresses6(ipr: Any) -> list[tuple[int, IPv6Interface]]:
+def _addresses6() -> list[tuple[int, IPv4Interface | IPv6Interface]]:
     """The IPv6 addresses but those of link scope, the lasting ones first, of these the oldest: the kernel lists the
     newest first (ipv6_link_dev_addr in net/ipv6/addrconf.c).
     """
-    found = []
-    for message in reversed(list(_of(socket.AF_INET6, ipr.get_addr(family=socket.AF_INET6)))):
-        address = IPv6Interface(f"{_local(message)}/{message['prefixlen']}")
-        flags = message.get("IFA_FLAGS") or message["flags"]
-        if not address.ip.is_link_local and not flags & IFA_F_DADFAILED:
-            found.append((bool(flags & (IFA_F_TEMPORARY | IFA_F_DEPRECATED)), message["index"], address))
+    found = [
+        (bool(one.flags & (IFA_F_TEMPORARY | IFA_F_DEPRECATED)), one.index, ip_interface((one.address, one.length)))
+        for one in reversed(rtnetlink.addresses(socket.AF_INET6))
+        if not one.address.is_link_local and not one.flags & IFA_F_DADFAILED
+    ]
     return [(index, address) for _, index, address in sorted(found, key=lambda one: one[0])]
 
 
-def _local(message: Any) -> str:
-    """The address itself: IFA_ADDRESS is the other end's on a point-to-point link."""
-    return str(message.get("IFA_LOCAL") or message.get("IFA_ADDRESS"))
-
-
-def _interface(message: Any, addresses: dict[int, list[IPv4Interface | IPv6Interface]]) -> Interface:
-    index = message["index"]
-    info = message.get("IFLA_LINKINFO")
-    return Interface(
-        index=index,
-        name=message.get("IFLA_IFNAME"),
-        kind=(info.get("IFLA_INFO_KIND") if info else None) or "",
-        mac=message.get("IFLA_ADDRESS") or "",
-        master=message.get("IFLA_MASTER") or 0,
-        addresses=tuple(addresses.get(index, ())),
-    )
-
-
-def _neighbours(ipr: Any) -> list[Neighbour]:
+def _neighbours() -> list[Neighbour]:
     """The neighbour table says which MAC has an address, the bridge's own table behind which port the MAC is."""
     ports = {
-        message.get("NDA_LLADDR"): message["ifindex"]
-        for message in ipr.get_neighbours(family=AF_BRIDGE)
-        if message.get("NDA_MASTER") and not message["state"] & 0x80  # permanent: the ports' own MACs
+        one.mac: one.interface
+        for one in rtnetlink.neighbours(AF_BRIDGE)
+        if one.master and not one.state & NUD_PERMANENT  # the ports' own MACs
     }
-    found = []
-    for message in [one for family in FAMILIES for one in _of(family, ipr.get_neighbours(family=family))]:
-        mac = message.get("NDA_LLADDR")
-        if mac in ports and message["state"] & NUD_VALID:
-            found.append(Neighbour(ip_address(message.get("NDA_DST")), mac, ports[mac]))
-    return found
+    return [
+        Neighbour(one.address, one.mac, ports[one.mac])
+        for family in FAMILIES
+        for one in rtnetlink.neighbours(family)
+        if one.address and one.mac in ports and one.state & NUD_VALID
+    ]

@@ -7,7 +7,7 @@ the compiler runs the structs here are compared, field by field, with those that
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import cached_property
@@ -34,6 +34,7 @@ __all__ = [
     "Hook",
     "MapContract",
     "MapType",
+    "MemberKind",
     "Record",
     "ServiceFlag",
     "VipKind",
@@ -94,10 +95,13 @@ class FlowFlag(IntFlag):
 
 
 class MappingSide(IntEnum):
-    """What a mapping is looked up by: the pod's end, or the one that the outside sees."""
+    """What a mapping is looked up by: the one that the outside sees, or the pod's end. Where pods leave behind several
+    addresses that has several, one for each: by INSIDE, and for the others by the numbers behind BUDGET.
+    """
 
     INSIDE = 0
     OUTSIDE = 1
+    BUDGET = 2  # no mapping: until when a pod's new flows are paid for (N24), or who may replace what is over
 
 
 class NatType(IntEnum):
@@ -150,6 +154,13 @@ class VipKind(IntEnum):
     EXTERNAL = 2
 
 
+class MemberKind(IntEnum):
+    """What Node objects tell of a network: a node's pods are in it, or it is one address that is a node's own."""
+
+    PODS = 1
+    NODE = 2
+
+
 class Counter(IntEnum):
     """What is counted, by its place in the map `counters`. DROP_: not delivered; PASS_: left to the stack."""
 
@@ -173,6 +184,7 @@ class Counter(IntEnum):
     DROP_HOPS = 17
     DROP_UNASKED = 18
     DROP_UNTRANSLATED = 19
+    DROP_POD_LIMIT = 20
 
 
 class Hook(IntEnum):
@@ -202,8 +214,8 @@ class Hook(IntEnum):
 
 
 # The programs that the hooks' go on in: `walk` where a packet needs more than its known flow, and `leave` where that
-# has decided what it becomes
-TAILS: Final = ("walk", "leave", "nat")
+# has decided what it becomes; between them `search` or `nat` where a new flow needs another port
+TAILS: Final = ("walk", "leave", "search", "nat")
 
 
 def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[str, int]:
@@ -225,8 +237,8 @@ PROGRAM_ARRAY_SIZE: Final = IPV6_HOOKS + len(Hook)
 
 # Seconds without a packet after which a flow is over, by protocol and state. Netfilter's for TCP's long state;
 # RFC 4787 REQ-5 for UDP (at least two minutes, five by default); RFC 7857 2.1 for TCP's last four minutes; netfilter's
-# for SCTP, which keeps its associations alive itself (RFC 9260 8.3: a heartbeat every 30 s).
-TIMEOUTS: Final = {
+# for SCTP, which keeps its associations alive itself (RFC 9260 8.3: a heartbeat every 30 s). `load` may change them.
+TIMEOUTS: Final[Mapping[str, int]] = {
     "UDP_NEW": 120,
     "UDP_ESTABLISHED": 300,
     "TCP_NEW": 120,
@@ -236,16 +248,17 @@ TIMEOUTS: Final = {
     "ICMP_ESTABLISHED": 60,
     "SCTP_NEW": 120,
     "SCTP_ESTABLISHED": 210,
+    "QUARANTINE": 120,  # RFC 6888 REQ-8: what a pod was called by outside is no other's for so long after its end
 }
 # Seconds for which later fragments follow the first: as long as Linux waits for them (net.ipv4.ipfrag_time)
 FRAGMENTS_TIMEOUT: Final = 30
 
 
-def timeout(protocol: str, state: FlowState) -> int:
+def timeout(protocol: str, state: FlowState, timeouts: Mapping[str, int] = TIMEOUTS) -> int:
     """Seconds that a flow of this protocol and state lives without a packet."""
     if protocol != "TCP" and state is FlowState.CLOSING:
         state = FlowState.ESTABLISHED
-    return TIMEOUTS[f"{protocol}_{state.name}"]
+    return timeouts[f"{protocol}_{state.name}"]
 
 
 @dataclass(frozen=True)
@@ -279,7 +292,7 @@ SERVICE_RECORD: Final = Record(
         ("number", "I"),
         ("affinity", "I"),
         ("flags", "I"),
-        ("zero", "4x"),
+        ("shared", "I"),
     ),
 )
 RUN: Final = struct.Struct("=II")
@@ -368,6 +381,7 @@ class FamilyLayout:
         )
         self.fragment = Record("fragment", (("first_seen", "Q"), ("source", at), ("destination", at)))
         self.source_range = Record("source_range", (("prefix_length", "I"), ("service", "I"), ("network", at)))
+        self.network = Record("network", (("prefix_length", "I"), ("address", at)))
         self.client = Record("client", (("address", at), ("service", "I")))
 
 
@@ -378,6 +392,7 @@ LAYOUTS: Final = {layout.family: layout for layout in (IPV4, IPV6)}
 
 BPF_F_NO_PREALLOC: Final = 1
 BPF_F_RDONLY_PROG: Final = 1 << 7
+BPF_F_MMAPABLE: Final = 1 << 10  # since Linux 5.5
 
 
 class MapType(IntEnum):
@@ -442,6 +457,7 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
         MapContract("services", table, called, SERVICE_RECORD, "MAX_SERVICES", family=family),
         MapContract("targets", table, called, 4, "MAX_BACKENDS", family=family),
         ranges,
+        MapContract("networks", trie, layout.network, 4, "MAX_NETWORKS", BPF_F_NO_PREALLOC, family),
         MapContract("vips", table, at, 4, "MAX_SERVICES", family=family),
         MapContract("affinities", lru, layout.client, AFFINITY_RECORD, "MAX_AFFINITIES", family=family),
         MapContract("endpoints", table, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
@@ -451,8 +467,8 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
 
 
 _SHARED: Final = (
-    MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS"),
-    MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS"),
+    MapContract("slots", MapType.ARRAY, 4, 4, "MAX_SLOTS", BPF_F_MMAPABLE),
+    MapContract("backends", MapType.ARRAY, 4, BACKEND_RECORD, "MAX_BACKENDS", BPF_F_MMAPABLE),
     MapContract("interfaces", MapType.DEVMAP_HASH, 4, 4, "MAX_ENDPOINTS"),
     MapContract("answers", MapType.PERCPU_ARRAY, 4, ANSWERED_RECORD, "ONE"),
     MapContract("counters", MapType.PERCPU_ARRAY, 4, 8, "COUNTERS"),

@@ -5,11 +5,12 @@ Each takes and gives plain Python; a failed call becomes a KernelError that name
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from pydatapath.errors import KernelError, Unsupported
 
@@ -37,6 +38,16 @@ __all__ = [
 
 BPF_ANY = 0
 ENOENT = 2
+EINTR = 4
+ENOSPC = 28
+FIRST_CHUNK = 64  # entries that a map is first asked for
+
+
+_CALLS: Final = (
+    *("bpf_map_create", "bpf_map_delete_elem", "bpf_map_get_fd_by_id", "bpf_map_get_next_key", "bpf_map_lookup_batch"),
+    *("bpf_map_lookup_elem", "bpf_map_update_batch", "bpf_map_update_elem", "bpf_obj_get", "bpf_obj_get_info_by_fd"),
+    *("bpf_obj_pin", "bpf_prog_get_fd_by_id", "bpf_prog_load", "bpf_prog_test_run_opts"),
+)
 
 
 class _MapInfo(ctypes.Structure):
@@ -148,7 +159,24 @@ def library() -> ctypes.CDLL:
     except OSError:
         raise Unsupported("libbpf.so.1 is not installed", hint="apt install libbpf1") from None
     found.libbpf_set_print(None)
+    for name in _CALLS:
+        getattr(found, name).errcheck = _repeating(found[name])
     return found
+
+
+def _repeating(call: Callable[..., int]) -> Callable[[int, object, tuple[Any, ...]], int]:
+    """Calls again what a signal has interrupted, as Python does with its own calls (PEP 475).
+
+    bpf(2) is interrupted where a seccomp filter asks a supervisor (SECCOMP_RET_USER_NOTIF), as around some containers.
+    A handler that raises ends this all the same: Python runs it before.
+    """
+
+    def again(code: int, _: object, arguments: tuple[Any, ...]) -> int:
+        while code == -EINTR:
+            code = call(*arguments)
+        return code
+
+    return again
 
 
 def _fail(code: int, call: str, what: str) -> NoReturn:
@@ -163,6 +191,15 @@ def open_pin(path: str) -> int:
         _fail(descriptor, "BPF_OBJ_GET", path)
     os.set_inheritable(descriptor, False)
     return descriptor
+
+
+@contextlib.contextmanager
+def opened(descriptor: int) -> Iterator[int]:
+    """Closes a descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def pin(descriptor: int, path: str) -> None:
@@ -208,6 +245,30 @@ def program_info(descriptor: int) -> ProgramInfo:
     return ProgramInfo(raw.id, bytes(raw.tag).hex(), raw.name.decode("ascii", "replace"))
 
 
+def open_program(number: int) -> int:
+    """A descriptor of the program that has this id. Raises KernelError."""
+    descriptor: int = library().bpf_prog_get_fd_by_id(number)
+    if descriptor < 0:
+        _fail(descriptor, "BPF_PROG_GET_FD_BY_ID", f"program {number}")
+    return descriptor
+
+
+def open_map(number: int) -> int:
+    """A descriptor of the map that has this id. Raises KernelError."""
+    descriptor: int = library().bpf_map_get_fd_by_id(number)
+    if descriptor < 0:
+        _fail(descriptor, "BPF_MAP_GET_FD_BY_ID", f"map {number}")
+    return descriptor
+
+
+def maps_of(descriptor: int) -> list[int]:
+    """The ids of the maps that a program uses."""
+    ids = (ctypes.c_uint32 * 64)()
+    raw = _ProgramInfo(nr_map_ids=len(ids), map_ids=ctypes.addressof(ids))
+    _info(descriptor, raw)
+    return list(ids[: min(raw.nr_map_ids, len(ids))])
+
+
 def lookup(descriptor: int, key: bytes, value_size: int) -> bytes | None:
     """The value at `key`, None where there is none. For per-CPU maps `value_size` is that of all CPUs together."""
     value = ctypes.create_string_buffer(value_size)
@@ -248,24 +309,30 @@ def keys(descriptor: int, key_size: int) -> Iterator[bytes]:
         yield key
 
 
-def batch_read(descriptor: int, key_size: int, value_size: int, chunk: int) -> tuple[bytes, bytes]:
-    """All keys and all values, each as one run of bytes. `chunk` entries a call at least fit one hash bucket."""
+def batch_read(descriptor: int, key_size: int, value_size: int, most: int) -> tuple[bytes, bytes]:
+    """All keys and all values, each as one run of bytes. `most` entries a call, which fit one hash bucket at least.
+
+    The first call asks for fewer: most maps hold few entries, and clearing room for many takes longer than reading.
+    """
     keys, values = bytearray(), bytearray()
-    key_buffer = ctypes.create_string_buffer(key_size * chunk)
-    value_buffer = ctypes.create_string_buffer(value_size * chunk)
     # The kernel's cursor: a key for arrays, a bucket number (4 bytes) for hashes
     cursor = ctypes.create_string_buffer(max(key_size, 4))
-    started, done = None, False
+    started, done, chunk = None, False, min(FIRST_CHUNK, most)
     while not done:
+        key_buffer = ctypes.create_string_buffer(key_size * chunk)
+        value_buffer = ctypes.create_string_buffer(value_size * chunk)
         count = ctypes.c_uint32(chunk)
         code = library().bpf_map_lookup_batch(
             descriptor, started, cursor, key_buffer, value_buffer, ctypes.byref(count), None
         )
-        if code < 0 and code != -ENOENT:
+        fits = code != -ENOSPC or chunk == most  # else not even one bucket did, and nothing was read
+        if code < 0 and code != -ENOENT and fits:
             _fail(code, "BPF_MAP_LOOKUP_BATCH", f"map descriptor {descriptor}")
-        keys += memoryview(key_buffer)[: count.value * key_size]
-        values += memoryview(value_buffer)[: count.value * value_size]
-        started, done = cursor, code == -ENOENT
+        if fits:
+            keys += memoryview(key_buffer)[: count.value * key_size]
+            values += memoryview(value_buffer)[: count.value * value_size]
+            started, done = cursor, code == -ENOENT
+        chunk = min(chunk * 8, most)
     return bytes(keys), bytes(values)
 
 

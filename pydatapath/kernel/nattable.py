@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from pydatapath.kernel import clock
@@ -34,10 +35,10 @@ def is_there(contract: MapContract, families: Collection[Family], masqueraded: C
     return contract.is_of(families) and (contract.in_c != "mappings" or contract.is_of(masqueraded))
 
 
-def read_mappings(maps: Maps) -> list[NatMapping]:
+def read_mappings(maps: Maps, timeouts: Mapping[str, int]) -> list[NatMapping]:
     """Everything that is masqueraded now, by family, protocol and inside end."""
     found: dict[_Key, NatMapping] = {}
-    for one in (*_of_flows(maps), *_of_udp(maps)):
+    for one in (*_of_flows(maps, timeouts), *_of_udp(maps, timeouts)):
         key = (one.family, one.protocol, one.inside, one.outside)
         found[key] = _joined(found[key], one) if key in found else one
     return [found[key] for key in sorted(found)]
@@ -50,8 +51,8 @@ def _joined(one: NatMapping, other: NatMapping) -> NatMapping:
     return NatMapping(one.family, one.protocol, one.inside, one.outside, remotes, idle, expires)
 
 
-def _of_flows(maps: Maps) -> Iterator[NatMapping]:
-    for flow, _, _ in read_flows(maps, FlowFlag.MASQUERADED):
+def _of_flows(maps: Maps, timeouts: Mapping[str, int]) -> Iterator[NatMapping]:
+    for flow, _, _ in read_flows(maps, timeouts, FlowFlag.MASQUERADED):
         inside, outside, remote = ends_of(flow)
         yield NatMapping(flow.family, flow.protocol.lower(), inside, outside, (remote,), flow.idle, flow.expires)
 
@@ -64,15 +65,15 @@ def ends_of(flow: Flow) -> tuple[End, End, End]:
     return End(original.src, original.sport), End(reply.dst, reply.dport), End(reply.src, reply.sport)
 
 
-def _of_udp(maps: Maps) -> Iterator[NatMapping]:
-    now, life = clock.jiffies(), timeout("UDP", FlowState.ESTABLISHED)
+def _of_udp(maps: Maps, timeouts: Mapping[str, int]) -> Iterator[NatMapping]:
+    now, life = clock.jiffies(), timeout("UDP", FlowState.ESTABLISHED, timeouts)
     for family, layout in LAYOUTS.items():
         name = f"mappings{family.suffix}"
         for key, value in maps[name].items() if (maps.directory / name).exists() else ():
             address, port, protocol, side = layout.mapping_key.struct.unpack(key)
             last_seen, outside, outside_port = layout.mapping.struct.unpack(value)
             idle = clock.age(last_seen, now)
-            if side == MappingSide.INSIDE and idle <= life:
+            if side not in {MappingSide.OUTSIDE, MappingSide.BUDGET} and idle <= life:
                 yield NatMapping(
                     int(family),
                     PROTOCOL_NAMES.get(protocol, str(protocol)).lower(),
@@ -89,18 +90,22 @@ def _end(address: bytes, port: bytes) -> End:
 
 
 def ports_used(
-    mappings: Iterable[NatMapping], addresses: Iterable[str], ports: tuple[int, int], node_ports: tuple[int, int]
+    mappings: Iterable[NatMapping],
+    addresses: Iterable[str],
+    looked_for: Callable[[str, str], AbstractSet[int]],
 ) -> list[PortsUsed]:
-    """By outside address, also those where nothing is used yet, and protocol. Node ports are never looked for (N19)."""
-    both = range(max(ports[0], node_ports[0]), min(ports[1], node_ports[1]) + 1)
-    room = ports[1] - ports[0] + 1 - len(both)
+    """By outside address, also those where nothing is used yet, and protocol. `looked_for` says of which ports."""
     used: dict[tuple[str, str], set[int]] = {(at, kind): set() for at in addresses for kind in ("tcp", "udp")}
     for one in mappings:
         used.setdefault((one.outside.address, one.protocol), set()).add(one.outside.port)
     return [
-        PortsUsed(address, protocol, len(found), 65_536 if protocol.startswith("icmp") else room)
+        _ports_used(address, protocol, found, looked_for(address, protocol))
         for (address, protocol), found in sorted(used.items(), key=lambda one: (":" in one[0][0], one[0]))
     ]
+
+
+def _ports_used(address: str, protocol: str, found: AbstractSet[int], room: AbstractSet[int]) -> PortsUsed:
+    return PortsUsed(address, protocol, len(found & room), len(room), len(found - room))
 
 
 def top_sources(mappings: Sequence[NatMapping]) -> list[tuple[str, int]]:

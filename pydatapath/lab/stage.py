@@ -20,7 +20,7 @@ from pydatapath.lab import client, server
 from pydatapath.lab.client import Exchange, Place
 from pydatapath.lab.cluster import Lab
 from pydatapath.lab.hosts import Host, Pod
-from pydatapath.model import EndpointSlice, Service
+from pydatapath.model import Manifested, Service
 from pydatapath.views import Flow
 
 __all__ = ["MANIFEST", "PORT", "VIP", "Failed", "Kind", "Stage", "Tell", "expect"]
@@ -155,7 +155,7 @@ class Stage:
         return found[0]
 
 
-def _without(found: Service | EndpointSlice, gone: Collection[str]) -> Service | EndpointSlice:
+def _without(found: Manifested, gone: Collection[str]) -> Manifested:
     """A slice without the endpoints at the addresses `gone`; anything else as it is."""
     if isinstance(found, Service):
         return found

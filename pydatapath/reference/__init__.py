@@ -3,10 +3,13 @@
     packet    a packet's addresses, and how an answer's follow from them
     world     what the datapath is told: services, backends, who lives where and lives still, which ways are known
     services  which backends a new flow may go to, and which it must: policies, affinity, stickiness
-    entry     one direction of a flow, and how long it lives
+    timers    how long a flow lives without a packet
+    entry     one direction of a flow
     flows     the two tables; a packet of a flow that was answered
     claims    the answer's tuple, which no two flows share, and the port that is taken where it would be
     opening   a packet of a flow that was not answered yet, and the answer
+    fragments the later parts of a datagram, which follow the first
+    errors    ICMP errors: whose they are, and what they quote
     nat       who leaves the cluster behind the node's address, and by which port
     leave     where the packet goes then, and what it looks like there
     walk      the order of all that: Model.receive(hook, packet, now) -> Verdict
@@ -18,17 +21,28 @@ N.., C..) are those of the project's table of service semantics.
 IPv4 and IPv6 are alike, and one model takes the packets of both. What differs is not in it: the checksum of the header,
 which IPv6 has not; by which ICMP a sender is refused (Verdict.refused); the name of the TTL, IPv6's hop limit.
 
-Single packets only: no fragments; of ICMP echo requests to the outside and their replies, no errors, and none to a
-service's address, which the kernel answers; one CPU, and tables without an end; Flows.forget is what an LRU does.
+Of ICMP there are errors, echo requests and their replies. One CPU, and tables without an end; Flows.forget is what an
+LRU does.
 """
 
 from pydatapath.reference.claims import PORTS
-from pydatapath.reference.entry import TIMEOUTS, Entry, State
+from pydatapath.reference.entry import Entry
 from pydatapath.reference.flows import Flows
+from pydatapath.reference.fragments import Fragments
 from pydatapath.reference.leave import Kind, Verdict
 from pydatapath.reference.nat import Mapping, Mappings
-from pydatapath.reference.packet import WITH_PORTS, Address, FlowTuple, Packet, Protocol
+from pydatapath.reference.packet import (
+    WITH_PORTS,
+    Address,
+    Error,
+    ErrorKind,
+    FlowTuple,
+    Fragment,
+    Packet,
+    Protocol,
+)
 from pydatapath.reference.services import Choice, Chooser, Impossible
+from pydatapath.reference.timers import TIMEOUTS, State, Timeouts
 from pydatapath.reference.walk import Model
 from pydatapath.reference.world import (
     NEXT_HOPS,
@@ -37,6 +51,7 @@ from pydatapath.reference.world import (
     Backend,
     Egress,
     Hook,
+    Machine,
     Masquerade,
     NatType,
     Own,
@@ -58,11 +73,16 @@ __all__ = [
     "Chooser",
     "Egress",
     "Entry",
+    "Error",
+    "ErrorKind",
     "FlowTuple",
     "Flows",
+    "Fragment",
+    "Fragments",
     "Hook",
     "Impossible",
     "Kind",
+    "Machine",
     "Mapping",
     "Mappings",
     "Masquerade",
@@ -74,6 +94,7 @@ __all__ = [
     "Route",
     "Service",
     "State",
+    "Timeouts",
     "Verdict",
     "World",
 ]

@@ -2,45 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from types import MappingProxyType
-from typing import Final
 
-from pydatapath.reference.packet import FlowTuple, Packet, Protocol
+from pydatapath.reference.packet import FlowTuple, Packet
+from pydatapath.reference.timers import State, Timeouts
 from pydatapath.reference.world import Backend, World
 
-__all__ = ["TIMEOUTS", "Dropped", "Entry", "Moment", "State"]
-
-
-class State(StrEnum):
-    """The life of a flow: not answered yet, answered, and (TCP only) at its end. CLOSING stands in no entry."""
-
-    NEW = "new"
-    ESTABLISHED = "established"
-    CLOSING = "closing"
-
-
-# Seconds of silence after which a flow is over. N34: five minutes for UDP; N36: netfilter's five days for TCP, which is
-# more than RFC 5382 asks; N37: four minutes at the end; two minutes for what was never answered (Linux's SYN_SENT);
-# S18: netfilter's for SCTP, whose ends ask for each other every half a minute (RFC 9260 8.3); N40: a minute for an echo
-TIMEOUTS: Final[Mapping[tuple[Protocol, State], float]] = MappingProxyType(
-    {
-        ("UDP", State.NEW): 120,
-        ("UDP", State.ESTABLISHED): 300,
-        ("UDP", State.CLOSING): 300,
-        ("TCP", State.NEW): 120,
-        ("TCP", State.ESTABLISHED): 432_000,
-        ("TCP", State.CLOSING): 240,
-        ("SCTP", State.NEW): 120,
-        ("SCTP", State.ESTABLISHED): 210,
-        ("SCTP", State.CLOSING): 210,
-        ("ICMP", State.NEW): 60,
-        ("ICMP", State.ESTABLISHED): 60,
-        ("ICMP", State.CLOSING): 60,
-    }
-)
+__all__ = ["Dropped", "Entry", "Moment"]
 
 
 class Dropped(Exception):
@@ -117,10 +85,10 @@ class Entry:
         """FIN from both sides, or RST from one (N38, N39)."""
         return (self.fin and other.fin) or self.rst or other.rst
 
-    def timeout(self, *, closing: bool) -> float:
+    def timeout(self, timeouts: Timeouts, *, closing: bool) -> float:
         """Seconds of silence that it outlives (N34 to N39)."""
         ended = closing and self.state is State.ESTABLISHED
-        return TIMEOUTS[self.to.protocol, State.CLOSING if ended else self.state]
+        return timeouts[self.to.protocol, State.CLOSING if ended else self.state]
 
     def has_lost_its_backend(self, world: World) -> bool:
         """C9: a UDP flow belongs to nobody once its backend no longer serves. C8: TCP and SCTP connections go on."""

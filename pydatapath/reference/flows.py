@@ -47,36 +47,45 @@ class Flows:
                 if not self.is_over(entry, world, now):
                     yield (entry.to.reverse, key.reverse) if entry.reply else (key, entry.to)
 
-    def has_ended(self, entry: Entry, now: float, *, opens: bool = False) -> bool:
+    def has_ended(self, entry: Entry, world: World, now: float, *, opens: bool = False) -> bool:
         """N42: silent for too long, whoever collects it. N95: or closing, where a new connection opens."""
         closing = entry.is_closing(self.main.get(entry.to.reverse, entry))
-        return (closing and opens) or now - entry.last_seen > entry.timeout(closing=closing)
+        return (closing and opens) or now - entry.last_seen > entry.timeout(world.timeouts, closing=closing)
 
     def is_over(self, entry: Entry, world: World, now: float, *, opens: bool = False) -> bool:
         """Whether its tuple may be given to another flow (N42, N95): never that of a live connection (C8)."""
-        return entry.has_lost_its_backend(world) or self.has_ended(entry, now, opens=opens)
+        return entry.has_lost_its_backend(world) or self.has_ended(entry, world, now, opens=opens)
+
+    def is_kept(self, entry: Entry, inside: str, world: World, now: float) -> bool:
+        """N25: the outside end of a pod's flow is not another pod's (`inside`) until some time after its end."""
+        if not entry.masqueraded or entry.to.destination == inside:
+            return False
+        closing = entry.is_closing(self.main.get(entry.to.reverse, entry))
+        life = 0 if closing else entry.timeout(world.timeouts, closing=False)
+        return now - entry.last_seen <= life + world.quarantine
 
     def begins_anew(self, entry: Entry, moment: Moment) -> bool:
         """Whether this packet of the flow begins a new one: by C9, N42, N95, or N102: a SYN to one gone or draining."""
         opens = moment.packet.opens
         return (
             entry.chooses_again(moment.world)
-            or self.has_ended(entry, moment.now, opens=opens)
+            or self.has_ended(entry, moment.world, moment.now, opens=opens)
             or (opens and not moment.world.takes_new_flows(entry.backend))
         )
 
     def quick(self, moment: Moment) -> Entry | None:
         """The flow of a packet that needs no more than being counted, rewritten and sent; else None.
 
-        Any SYN needs more, all SCTP, whose checksum is work, and all ICMP. The first packet after a second refreshes
-        the entry, or heals it (N5). What is sent to a backend that is gone is chosen for again (C9), or may be refused
-        (C8).
+        Any SYN needs more, all SCTP, whose checksum is work, all ICMP, all fragments, and what has extension headers.
+        The first packet after a second refreshes the entry, or heals it (N5). What is sent to a backend that is gone is
+        chosen for again (C9), or may be refused (C8).
         """
+        packet = moment.packet
+        if not packet.is_plain or packet.extended or packet.is_syn or packet.protocol == "SCTP":
+            return None
         key = moment.packet.tuple
         entry = self.main.get(key)
         if entry is None or moment.now - entry.last_seen >= FRESH:
-            return None
-        if moment.packet.is_syn or key.protocol in {"SCTP", "ICMP"}:
             return None
         if entry.is_forsaken(moment.world):
             return None
@@ -86,8 +95,9 @@ class Flows:
     def follow(self, moment: Moment) -> Entry | None:
         """The answered flow of a packet that is looked at with care; None: there is none, or none that still holds.
 
-        Either direction refreshes both, so one-way traffic keeps both. One that is missing is made anew (N5), unless
-        another flow has its tuple by now: then this flow must find itself another port.
+        Either direction refreshes both, so one-way traffic keeps both; but what has sent a RST must speak for itself
+        (N101). One that is missing is made anew (N5), unless another flow has its tuple by now: then this flow must
+        find itself another port.
         """
         key = moment.packet.tuple
         entry = self.main.get(key)
@@ -107,7 +117,10 @@ class Flows:
         self.main[key] = entry
         # Of itself it may be the other direction: what a socket sends to its own address and port
         other = self.main.get(other_key)
-        self.main[other_key] = replace(other, last_seen=moment.now) if other else entry.opposite(key, moment.now)
+        if other is None:
+            self.main[other_key] = entry.opposite(key, moment.now)
+        elif not other.rst:
+            self.main[other_key] = replace(other, last_seen=moment.now)
         return entry
 
 

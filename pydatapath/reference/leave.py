@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
+from pydatapath.reference.errors import readdressed
 from pydatapath.reference.packet import FlowTuple, Packet
 from pydatapath.reference.world import NODE, Hook, Route, World
 
 __all__ = ["Kind", "Verdict", "leave", "way_out"]
 
-Kind = Literal["forward", "pass", "drop", "node"]
+Kind = Literal["forward", "pass", "drop", "node", "answer"]
 
 # An interface takes this much more than its MTU, for a VLAN's tag: VLAN_HLEN in Linux's __is_skb_forwardable
 TAG_ROOM = 4
@@ -23,9 +24,11 @@ class Verdict:
 
     `kind`: "forward", straight to where `to` says: a pod's address, or "route" for another machine; "node", to the
     node's own sockets, up where it came in ("node"), or by the "bridge", the "uplink" or the "loopback" interface;
-    "pass", left to the "stack"; or "drop". `packet`: as it leaves, or as it was when it was dropped. `reason`: the
-    counter of a drop (N108). `refused`: its sender is told by a RST, or by ICMP port unreachable: type 3, code 3, or of
-    ICMPv6 type 1, code 4 (C2). `opened`: a flow began with it. `walked`: it took more than a look at a known flow.
+    "pass", left to the "stack"; "answer", by the datapath itself; or "drop". `packet`: as it leaves, or as it was when
+    it was dropped. `reason`: the counter of a drop, or of what is left to the stack unread (N108). `refused`: its
+    sender is told by a RST, or by ICMP port unreachable: type 3, code 3, or of ICMPv6 type 1, code 4 (C2); who finds no
+    port, or may have none, by ICMP alone, code 13, or 1 (N23, N24). `opened`: a flow began with it. `walked`: it took
+    more than a look at a known flow.
     """
 
     kind: Kind
@@ -51,11 +54,16 @@ class _Way(Enum):
 
 
 def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
-    """Sends the packet with these addresses (N99: whatever its flags are), one hop on where it is routed (N72)."""
+    """Sends the packet with these addresses (N99: whatever its flags are), one hop on where it is routed (N72).
+
+    An error goes where the direction goes that it is of.
+    """
+    if _has_lost_its_sum(packet, to):
+        return Verdict("drop", packet, reason="drop_rewrite")
     way = _way(hook, packet, to, world)
-    translated = packet.readdressed(to)
+    translated = readdressed(packet, to, world) if packet.error else packet.readdressed(to)
     if _is_routed(hook, way):
-        if packet.ttl <= 1 and world.is_own(packet.destination):
+        if packet.ttl <= 1 and world.is_own(packet.tuple.destination):
             return Verdict("drop", packet, reason="drop_hops")  # or the node would take it for its own
         if packet.ttl <= 1:
             return Verdict("pass", packet, "stack")  # which answers "time exceeded", about the packet as it came
@@ -65,7 +73,7 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
         case _Way.POD:
             return Verdict("forward", translated, to.destination)
         case _Way.NODE:
-            return Verdict("node", translated, _up(hook, packet, to, world))
+            return Verdict("node", translated, _up(hook, packet, translated.source, world))
         case _Way.ROUTE:
             return Verdict("forward", translated, "route")
         case _Way.STACK if hook.is_egress:
@@ -75,7 +83,7 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
 
 def _way(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> _Way:
     """A pod of this node by its interface (N30, S40), another machine as the routing table says."""
-    if hook is Hook.TO_UPLINK and packet.destination == to.destination:
+    if hook is Hook.TO_UPLINK and packet.tuple.destination == to.destination:
         return _Way.STRAIGHT  # the node's own direct connection, under another port
     interface = world.endpoints.get(to.destination)
     if interface is not None:
@@ -96,17 +104,23 @@ def _is_routed(hook: Hook, way: _Way) -> bool:
     return way in {_Way.ROUTE, _Way.STACK} and not hook.is_egress
 
 
-def _up(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> str:
-    """N90: an answer comes in where the route to its source leads, or a reverse path filter drops it.
+def _has_lost_its_sum(packet: Packet, to: FlowTuple) -> bool:
+    """N82: SCTP's checksum covers the ports; where they change, its own change depends on the whole packet's length."""
+    ports = packet.source_port, packet.destination_port
+    return packet.protocol == "SCTP" and packet.is_first and ports != (to.source_port, to.destination_port)
+
+
+def _up(hook: Hook, packet: Packet, source: str, world: World) -> str:
+    """N90: a packet comes in where the route to its new source leads, or a reverse path filter drops it.
 
     To a service network that is the bridge, to the node's own address, of its node ports, the loopback interface, to an
-    external or balancer's address the uplink.
+    external or balancer's address the uplink. A router that tells of an error has its own address, and comes that way.
     """
-    by_bridge = world.is_in_service_network(to.source) or to.source == world.next_hop(to.source)
-    if world.is_own(to.source) and not by_bridge:
+    by_bridge = world.is_by_bridge(source)
+    if world.is_own(source) and not by_bridge:
         return "loopback"
     there_already = {Hook.FROM_POD: by_bridge, Hook.FROM_UPLINK: not by_bridge}
-    if packet.source == to.source or there_already.get(hook, False):
+    if packet.source == source or there_already.get(hook, False):
         return NODE
     if by_bridge:
         return "bridge"

@@ -8,32 +8,36 @@ talks to, and no other inside end has that one (N1, N3): its mapping, which live
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
-from pydatapath.reference.claims import Claim, claim_answer, enter, is_taken, with_port
-from pydatapath.reference.entry import TIMEOUTS, Dropped, Entry, Moment, State
+from pydatapath.reference.claims import FREE_ENOUGH, Claim, claim_answer, enter, is_taken, with_port
+from pydatapath.reference.entry import Dropped, Entry, Moment
 from pydatapath.reference.flows import FRESH, Flows
 from pydatapath.reference.leave import way_out
 from pydatapath.reference.packet import Address, FlowTuple, Packet
 from pydatapath.reference.services import Choice, Impossible
-from pydatapath.reference.world import Hook, Masquerade, NatType, World
+from pydatapath.reference.timers import TIMEOUTS, State
+from pydatapath.reference.world import UPLINK, Hook, Masquerade, NatType, World
 
 __all__ = [
+    "Inside",
     "Mapping",
     "Mappings",
     "Search",
     "calls_pod",
+    "hairpin",
     "inside_end",
     "is_in_the_way",
     "is_mapped",
     "outside_address",
     "unasked_inside",
+    "waits",
 ]
 
-TUNNELS: Final = frozenset({4789, 8472, 6081, 51_820})  # N19: VXLAN's two, Geneve's, WireGuard's
-# N22: the kernel tries 96 ports; where more than one of five is free it misses them all once in two thousand million
-FREE_ENOUGH: Final = 5
-TIMEOUT: Final = TIMEOUTS["UDP", State.ESTABLISHED]  # N34
+TUNNELS: Final = frozenset({4789, 8472, 6081, 51_820})  # VXLAN's two, Geneve's, WireGuard's
+RESERVED: Final = TUNNELS | {68, 546}  # N19: and those of DHCP's clients, which hear without a socket of that port
+# N25: of these the first 36 are tried for one that was no other pod's lately; with half of all it misses them as seldom
+CHOICE_ENOUGH: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,45 +47,93 @@ class Mapping:
     end: Address
     last_seen: float
 
-    def is_alive(self, now: float) -> bool:
+    def is_alive(self, now: float, life: float) -> bool:
         """N42: it is over with its time, whoever collects it."""
-        return now - self.last_seen <= TIMEOUT
+        return now - self.last_seen <= life
+
+
+class Inside(NamedTuple):
+    """What has an outside end: an inside one, behind each of the node's addresses behind which it leaves."""
+
+    end: Address
+    behind: str
 
 
 class Mappings:
-    """UDP's mappings, by both their ends: `outside` by the inside one, `inside` by the outside one."""
+    """UDP's mappings, by both their ends: `outside` by the inside one, `inside` by the outside one.
+
+    `paid`: until when what each pod has begun is paid for (N24). `life`: seconds that they outlive what was sent last
+    (N34); set anew where the world's timeouts change.
+    """
 
     def __init__(self) -> None:
-        self.outside: dict[Address, Mapping] = {}
+        self.life = TIMEOUTS["UDP", State.ESTABLISHED]
+        self.paid: dict[str, float] = {}
+        self.outside: dict[Inside, Mapping] = {}
         self.inside: dict[Address, Mapping] = {}
 
-    def outside_of(self, inside: Address, now: float) -> Address | None:
-        """The outside end of an inside one, if it has one (N1)."""
+    def pay(self, pod: str, how: Masquerade | None, now: float) -> bool:
+        """N24: one pod begins so many flows at once, and no more than that again in its time. False: not this one."""
+        if how is None or how.pod_flows is None:
+            return True
+        flows, seconds = how.pod_flows
+        paid = max(self.paid.get(pod, now), now)
+        if paid - now > seconds - seconds / flows / 2:
+            return False
+        self.paid[pod] = paid + seconds / flows
+        return True
+
+    def outside_of(self, inside: Inside, now: float) -> Address | None:
+        """The outside end of an inside one behind an address, if it has one there (N1).
+
+        N5: also where its outside half is lost, unless another inside end has that by now.
+        """
         mapping = self.outside.get(inside)
-        return mapping.end if mapping and mapping.is_alive(now) and self._is_whole(inside, mapping) else None
+        if mapping is None or not mapping.is_alive(now, self.life):
+            return None
+        back = self.inside.get(mapping.end)
+        return mapping.end if back is None or back.end == inside.end else None
+
+    def follow(self, inside: Inside, now: float) -> Address | None:
+        """As `outside_of`; kept by that (N35), and whole again (N5)."""
+        outside = self.outside_of(inside, now)
+        if outside is not None:
+            back = self.inside.setdefault(outside, Mapping(inside.end, self.outside[inside].last_seen))
+            if now - back.last_seen >= FRESH:
+                self.enter(inside.end, outside, now)
+        return outside
 
     def inside_of(self, outside: Address, now: float) -> Address | None:
         """Who is behind an outside end; None: nobody."""
         mapping = self.inside.get(outside)
-        return mapping.end if mapping and mapping.is_alive(now) else None
+        return mapping.end if mapping and mapping.is_alive(now, self.life) else None
 
-    def is_free(self, outside: Address, inside: Address, now: float) -> bool:
-        """N3: no other inside end has it."""
-        return self.inside_of(outside, now) in {None, inside}
+    def is_free(self, outside: Address, inside: Address, now: float, quarantine: float) -> bool:
+        """N3: no other inside end has it; N25: nor had another pod's until so many seconds ago."""
+        holder = self.inside.get(outside)
+        if holder is None or holder.end == inside:
+            return True
+        return not holder.is_alive(now, self.life + (0 if holder.end.address == inside.address else quarantine))
 
     def enter(self, inside: Address, outside: Address, now: float) -> None:
         """Both are each other's from now on."""
-        self.outside[inside], self.inside[outside] = Mapping(outside, now), Mapping(inside, now)
+        self.outside[Inside(inside, outside.address)] = Mapping(outside, now)
+        self.inside[outside] = Mapping(inside, now)
 
-    def refresh(self, inside: Address, now: float) -> None:
-        """N12, N35: by what an inside end sends, and the answers to that."""
-        outside = self.outside_of(inside, now)
-        if outside is not None and now - self.outside[inside].last_seen >= FRESH:
-            self.enter(inside, outside, now)
+    def keep(self, inside: Inside, outside: Address, now: float) -> None:
+        """N12, N35: by what an inside end sends, and the answers to that; N5: made anew by its flow, if it is lost."""
+        lost = inside not in self.outside
+        if lost:
+            self.outside[inside] = Mapping(outside, now)
+        if self.follow(inside, now) is None and lost:
+            del self.outside[inside]
 
-    def _is_whole(self, inside: Address, mapping: Mapping) -> bool:
-        back = self.inside.get(mapping.end)
-        return back is not None and back.end == inside
+    def forget(self, half: Inside | Address) -> None:
+        """Drops one half, as an LRU that is full may do (N5)."""
+        if isinstance(half, Inside):
+            self.outside.pop(half, None)
+        else:
+            self.inside.pop(half, None)
 
 
 # Who is hidden
@@ -129,6 +181,34 @@ def unasked_inside(hook: Hook, mappings: Mappings, moment: Moment) -> Address | 
     return mappings.inside_of(moment.packet.tuple.called, moment.now)
 
 
+def hairpin(hook: Hook, mappings: Mappings, moment: Moment) -> FlowTuple | None:
+    """N31: as what a pod's packet leaves that calls another's end outside; None: it calls none.
+
+    The other one sees its end outside (RFC 4787 REQ-9a): behind the address that is called, where it leaves behind that
+    one, too. A port of TCP, or an identifier, is one server's alone.
+    """
+    packet, world = moment.packet, moment.world
+    if hook is not Hook.FROM_POD or world.masquerade is None or not is_mapped(packet.tuple, world.masquerade):
+        return None
+    if not world.is_pod(packet.source) or world.is_in_cluster(packet.destination):
+        return None
+    inside = mappings.inside_of(packet.tuple.called, moment.now)
+    if inside is None:
+        return None
+    source = packet.destination
+    if source not in world.masquerade.addresses(packet.source):
+        source = world.masquerade.address(packet.source, UPLINK) or source
+    return replace(packet.tuple, source=source, destination=inside.address, destination_port=inside.port)
+
+
+def waits(packet: Packet, entry: Entry, world: World) -> bool:
+    """N10, N31: who calls another pod's end outside is let in once that one has sent to his, but for a full cone."""
+    if world.masquerade is None or world.masquerade.type is NatType.FULL_CONE:
+        return False
+    asked = entry.reply or entry.state is not State.NEW
+    return entry.masqueraded and not asked and world.is_pod(packet.source) and world.is_pod(entry.to.destination)
+
+
 def is_mapped(to: FlowTuple, how: Masquerade | None) -> bool:
     """Whether masqueraded flows of this protocol go by mappings (N1)."""
     return how is not None and to.protocol == "UDP" and how.type is not NatType.SYMMETRIC
@@ -153,75 +233,101 @@ class Search:
     def begin(self, entry: Entry, told: Choice) -> tuple[Entry, bool]:
         """Enters the flow: as it leaves, and whether it is one indeed, not its first packet sent again.
 
-        N104: what comes in the middle of a TCP connection is taken up by its own port or not at all; N1: UDP by its
-        mapping's or not at all. Raises Impossible for a port that may not be, Dropped where there is none.
+        N25: what was another pod's lately is taken only where there is little else. N104: what comes in the middle of a
+        TCP connection is taken up by its own port or not at all. N1: UDP goes by its mapping's; where that is taken at
+        one server, by another there, of that flow alone. N20: a plain entry is the node's own, in the way of a
+        masqueraded one, which keeps its port where it can. Raises Impossible for a port that may not be, Dropped where
+        there is none.
         """
         known = self._known(entry)
         entry = replace(known or entry, last_seen=self.moment.now).counting(self.moment.packet)
-        found = claim_answer(self.flows, entry, self.moment) if known or self._may_have(entry) else Claim.TAKEN
+        may = known or self._may_have(entry, choosy=True)
+        found = claim_answer(self.flows, entry, self.moment, choosy=not known) if may else Claim.TAKEN
         if found is Claim.TAKEN:
-            if known or not self._may_change:
-                raise Dropped("drop_ports_taken")
-            entry = with_port(entry, self._other_port(entry, told))
+            if not self._may_change:
+                raise self.finds_none()
+            entry = replace(with_port(entry, self._other_port(entry, told)), masqueraded=True)
             found = claim_answer(self.flows, entry, self.moment)
         elif told.source_port not in {None, entry.to.source_port}:
             raise Impossible(f"the source port of {entry.to} is free, and must be kept (N15)")
-        if not known and is_mapped(entry.to, self.moment.world.masquerade):
+        if not known and self._is_mapped(entry):
             self.mappings.enter(inside_end(self.moment.packet), entry.to.reverse.called, self.moment.now)
         return enter(self.flows, entry, self.moment, found)
 
     def may_find_none(self, entry: Entry) -> bool:
         """N22, N23: whether the kernel may give up: then only this new flow fails."""
         known = self._known(entry)
-        if known or not self._may_change:
-            return self._is_taken(known or entry) or not (known or self._may_have(entry))
-        ports = self._others(entry)
-        free = sum(self._is_free(with_port(entry, port)) for port in ports)
-        return not self._is_free(entry) and free * FREE_ENOUGH <= len(ports)
+        taken = self._is_taken(known) if known else not self._is_free(entry, choosy=True)
+        free = self._free(entry, choosy=False) if taken and self._may_change else 0
+        return taken and free * FREE_ENOUGH <= len(self._others(entry))
+
+    def finds_none(self, reason: str = "drop_ports_taken") -> Dropped:
+        """N23: the pod is told that it cannot have what it asks for, if it begins something (RFC 5508 REQ-8)."""
+        return Dropped(reason, refused=self._may_change)
 
     @property
     def _may_change(self) -> bool:
+        """Whether the packet begins something: TCP's mid-stream goes by the port that it has."""
         return self.moment.packet.protocol != "TCP" or self.moment.packet.is_syn
 
     def _known(self, entry: Entry) -> Entry | None:
         """The entry with the outside end that the inside end has already."""
-        inside = inside_end(self.moment.packet)
-        if not is_mapped(entry.to, self.moment.world.masquerade):
-            return None
-        self.mappings.refresh(inside, self.moment.now)
-        end = self.mappings.outside_of(inside, self.moment.now)
-        return replace(entry, to=replace(entry.to, source=end.address, source_port=end.port)) if end else None
+        end = self._mapped_end(entry)
+        return replace(entry, to=replace(entry.to, source_port=end.port)) if end else None
 
-    def _may_have(self, entry: Entry) -> bool:
+    def _mapped_end(self, entry: Entry) -> Address | None:
+        inside = Inside(inside_end(self.moment.packet), entry.to.source)
+        return self.mappings.follow(inside, self.moment.now) if self._is_mapped(entry) else None
+
+    def _is_mapped(self, entry: Entry) -> bool:
+        world = self.moment.world
+        return is_mapped(entry.to, world.masquerade) and world.is_pod(self.moment.packet.source)
+
+    def _may_have(self, entry: Entry, *, choosy: bool = False) -> bool:
         """N3, N18, N19: never a port that answers for something else at the node, nor another inside end's."""
         end, world = entry.to.reverse.called, self.moment.world
+        if entry.plain:  # N88: of a tunnel the source port is a hash, and nothing answers to it
+            return entry.to.destination_port in TUNNELS or self._is_unmapped(entry)
         if end.protocol == "ICMP":
-            return True
-        if end.port in {0, *TUNNELS} or end in world.services or end in world.sockets:
+            return end.port != 0  # by which a query of the peer's would pass for its answer
+        if end.port in {0, *RESERVED} or end in world.services or end in world.sockets:
             return False
         if world.masquerade is None or end.port in world.masquerade.node_ports:
             return False
-        inside = inside_end(self.moment.packet)
-        return not is_mapped(entry.to, world.masquerade) or self.mappings.is_free(end, inside, self.moment.now)
+        if not self._is_mapped(entry) or self._mapped_end(entry):
+            return self._is_unmapped(entry)
+        quarantine = world.quarantine if choosy else 0
+        return self.mappings.is_free(end, inside_end(self.moment.packet), self.moment.now, quarantine)
 
-    def _is_taken(self, entry: Entry) -> bool:
-        return is_taken(self.flows, entry, entry.to.source_port, self.moment)
+    def _is_unmapped(self, entry: Entry) -> bool:
+        """N20: for what gets no mapping: whether the port is that of none."""
+        end, how = entry.to.reverse.called, self.moment.world.masquerade
+        return not is_mapped(entry.to, how) or self.mappings.inside_of(end, self.moment.now) is None
 
-    def _is_free(self, entry: Entry) -> bool:
-        return self._may_have(entry) and not self._is_taken(entry)
+    def _is_taken(self, entry: Entry, *, choosy: bool = False) -> bool:
+        return is_taken(self.flows, entry, entry.to.source_port, self.moment, choosy=choosy)
+
+    def _is_free(self, entry: Entry, *, choosy: bool) -> bool:
+        return self._may_have(entry, choosy=choosy) and not self._is_taken(entry, choosy=choosy)
+
+    def _free(self, entry: Entry, *, choosy: bool) -> int:
+        """How many of the other ports are."""
+        return sum(self._is_free(with_port(entry, port), choosy=choosy) for port in self._others(entry))
 
     def _others(self, entry: Entry) -> range:
         """N17: the ports of the range that are odd or even as the one is that cannot be kept (RFC 4787 REQ-4)."""
         how = self.moment.world.masquerade
-        ports = how.ports if how else range(0)
+        ports = how.ports_for(entry.to) if how else range(0)
         return range(ports.start + (ports.start + entry.to.source_port) % 2, ports.stop, 2)
 
     def _other_port(self, entry: Entry, told: Choice) -> int:
         ports, port = self._others(entry), told.source_port
-        tried = ports if port is None else [port]
-        free = next((one for one in tried if one in ports and self._is_free(with_port(entry, one))), None)
+        tried = ports if port is None else [port] if port in ports else []
+        free = next((one for one in tried if self._is_free(with_port(entry, one), choosy=True)), None)
+        if free is None and self._free(entry, choosy=True) * CHOICE_ENOUGH <= len(ports):
+            free = next((one for one in tried if self._is_free(with_port(entry, one), choosy=False)), None)
         if free is None and port is None:
-            raise Dropped("drop_ports_taken")
+            raise self.finds_none()
         if free is None:
-            raise Impossible(f"{port} is no port for {entry.to}: taken, reserved or not of {ports} (N3, N19)")
+            raise Impossible(f"{port} is no port for {entry.to}: taken, reserved or not of {ports} (N3, N19, N25)")
         return free

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pydatapath.reference.claims import Claim, claim
-from pydatapath.reference.entry import Dropped, Entry, Moment, State
+from pydatapath.reference.entry import Dropped, Entry, Moment
 from pydatapath.reference.flows import Flows, remove_both
 from pydatapath.reference.packet import FlowTuple
+from pydatapath.reference.timers import State
 
 __all__ = ["follow_half_open"]
 

@@ -89,8 +89,11 @@ def no_service(packet: Packet, hook: Hook, world: World) -> Dropped | None:
 
 
 def refuse(reason: str, packet: Packet) -> Dropped:
-    """C2: its sender is told at once, TCP's by a RST, others' by ICMP port unreachable; but a RST is never answered."""
-    return Dropped(reason, refused="R" not in packet.flags)
+    """C2: its sender is told at once, TCP's by a RST, others' by ICMP port unreachable; but a RST is never answered.
+
+    Nor is a part of a segment: a RST is the segment turned round.
+    """
+    return Dropped(reason, refused="R" not in packet.flags and (packet.protocol != "TCP" or packet.is_plain))
 
 
 def seen_source(packet: Packet, hook: Hook, backend: Backend, world: World) -> str:
@@ -111,43 +114,58 @@ def seen_source(packet: Packet, hook: Hook, backend: Backend, world: World) -> s
 class Chooser:
     """Which backends a new flow may go to. It remembers what must be the same the next time.
 
-    `affinity`: of each client and service port, the backend and the time of the last new connection (S73).
+    `affinity`: of each client and service port, or where they share their clients (C11) all ports of a Service, the
+    backend and the time of the last new connection (S73).
     """
 
     def __init__(self) -> None:
         self.affinity: dict[tuple[str, int], tuple[Backend, float]] = {}
         self._chosen: dict[tuple[FlowTuple, tuple[Backend, ...]], Backend] = {}
 
-    def allowed(self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float) -> tuple[Backend, ...]:
+    def allowed(
+        self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float, world: World
+    ) -> tuple[Backend, ...]:
         """The backends that a first packet may be sent to: one where the client or the packet is bound, else all (S26).
 
         N103: a packet that is sent again goes the same way while the set is the same one; affinity comes before that.
         """
-        kept = self._kept(key, service, used, now)
-        if kept is None:
-            kept = self._chosen.get((key, used))
-        return (kept,) if kept is not None else used
+        kept = self._kept(key, service, used, now, world)
+        again = self._chosen.get((key, used))
+        return kept or (used if again is None else (again,))
 
-    def _kept(self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float) -> Backend | None:
-        """S73: by the client's address, whatever its port. S76: never a backend that is not in the used set."""
-        backend, since = self.affinity.get((key.source, service.number), (None, 0.0))
-        return backend if service.affinity and backend in used and now - since <= service.affinity else None
+    def _kept(
+        self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float, world: World
+    ) -> tuple[Backend, ...]:
+        """S73: by the client's address, whatever its port. S76: never a backend that is not in the used set.
+
+        C11: by what another port of the Service has chosen, as long as that serves there, whichever is on that pod.
+        """
+        kept, since = self.affinity.get((key.source, service.clients), (None, 0.0))
+        if kept is None or not service.affinity or now - since > service.affinity or not world.serves(kept):
+            return ()
+        return tuple(one for one in used if one == kept or (service.shared and one.address == kept.address))
 
     def choose(
-        self, key: FlowTuple, service: Service, used: tuple[Backend, ...], now: float, told: Backend | None
+        self,
+        key: FlowTuple,
+        service: Service,
+        used: tuple[Backend, ...],
+        now: float,
+        world: World,
+        told: Backend | None,
     ) -> Backend:
         """The backend of a new flow: the one that the kernel chose, if it is allowed. Raises Impossible.
 
         S74: each new connection binds its client anew, for the service's whole time. S76: what bound it before is
-        thrown away. S79: so it is for both sets, which share this.
+        thrown away. S79: so it is for both sets, which share this; C11: and for ports that share it.
         """
-        allowed = self.allowed(key, service, used, now)
+        allowed = self.allowed(key, service, used, now, world)
         backend = allowed[0] if told is None else told
         if backend not in allowed:
             at, *places = (str(Address(one.address, one.port, key.protocol)) for one in (backend, *allowed))
             raise Impossible(f"{key} went to {at}, and may go to {', '.join(places)} only (N103, S73)")
         if service.affinity:
-            self.affinity[key.source, service.number] = (backend, now)
+            self.affinity[key.source, service.clients] = (backend, now)
         else:
             self._chosen[key, used] = backend
         return backend

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from pydatapath.reference.claims import begin, give_up
 from pydatapath.reference.entry import Dropped, Entry, Moment
+from pydatapath.reference.errors import follow_error
 from pydatapath.reference.flows import Flows
+from pydatapath.reference.fragments import Fragments
 from pydatapath.reference.leave import Verdict, leave
 from pydatapath.reference.nat import (
+    Inside,
     Mappings,
     Search,
     calls_pod,
+    hairpin,
     inside_end,
     is_in_the_way,
     is_mapped,
     outside_address,
     unasked_inside,
+    waits,
 )
 from pydatapath.reference.opening import follow_half_open
 from pydatapath.reference.packet import Packet
@@ -25,6 +31,7 @@ from pydatapath.reference.services import (
     Chooser,
     allows,
     is_inside,
+    may_call,
     no_backend,
     no_service,
     refuse,
@@ -32,9 +39,12 @@ from pydatapath.reference.services import (
     service_called,
     used_set,
 )
+from pydatapath.reference.timers import State
 from pydatapath.reference.world import UPLINK, Backend, Hook, NatType, Service, World
 
 __all__ = ["Model"]
+
+ANSWER_TTL: Final = 64
 
 
 class Model:
@@ -44,6 +54,7 @@ class Model:
         self.world = world
         self.flows = Flows()
         self.mappings = Mappings()
+        self.fragments = Fragments()
         self.chooser = Chooser()
 
     def choices(self, packet: Packet, hook: Hook, now: float) -> tuple[Backend, ...]:
@@ -52,7 +63,7 @@ class Model:
         if service is None or not allows(service, packet):
             return ()
         used = used_set(service, inside=is_inside(packet, hook, self.world))
-        return self.chooser.allowed(packet.tuple, service, used, now)
+        return self.chooser.allowed(packet.tuple, service, used, now, self.world)
 
     def receive(
         self, hook: Hook, packet: Packet, now: float, *, chosen: Choice | None = None, interface: str | None = None
@@ -64,13 +75,14 @@ class Model:
         may not be chosen; do not go on with the model then.
         """
         if hook is Hook.FROM_UPLINK and self.world.is_spoofed(packet):
-            return Verdict("drop", packet, reason="drop_spoofed", walked=packet.is_echo)
-        known = not packet.is_syn and packet.tuple in self.flows.main and not packet.is_echo
-        if hook is Hook.TO_LOOPBACK and not known and service_called(packet, hook, self.world) is None:
+            return Verdict("drop", packet, reason="drop_spoofed", walked=not packet.is_plain)
+        if hook is Hook.TO_LOOPBACK and not self._is_ours_by_loopback(packet):
             return Verdict("pass", packet, "stack", walked=False)  # there nothing else is ours: S106
-        entry = self.flows.quick(Moment(packet, now, self.world))
+        moment = Moment(packet, now, self.world)
+        self.mappings.life = self.world.timeouts["UDP", State.ESTABLISHED]
+        entry = self.flows.quick(moment)
         if entry is not None:
-            return replace(self._send(hook, packet, entry), walked=False)
+            return replace(self._send(hook, moment, entry), walked=False)
         if hook is Hook.FROM_UPLINK and self.world.is_own(packet.source):
             return Verdict("drop", packet, reason="drop_spoofed")  # N87; of a known flow it is not asked
         self._learn(hook, packet, interface)
@@ -82,37 +94,84 @@ class Model:
     def _walk(self, hook: Hook, moment: Moment, told: Choice, interface: str) -> Verdict:
         """What needs more than a look at a known flow."""
         packet = moment.packet
+        if packet.error:
+            return self._error(hook, moment)
+        if packet.is_later:
+            return self._later(hook, moment)
+        if packet.asks and self._owns_address(hook, packet):
+            return self._pong(packet)
         entry = follow_half_open(self.flows, moment) or self.flows.follow(moment)
-        if not packet.is_echo:
-            self._look_for_the_pod(moment, entry)
+        if packet.is_echo and entry is not None and packet.asks == entry.reply:
+            raise Dropped("drop_untranslated")  # a pod's query and its answer to another: by 0 they are one
+        self._look_for_the_pod(hook, moment, entry)
         if entry is not None:
             self._refresh_mapping(entry, packet, moment.now)
-            return self._send(hook, packet, entry)
+            return self._let_in(hook, moment, entry)
         return self._first(hook, moment, told, interface)
+
+    def _error(self, hook: Hook, moment: Moment) -> Verdict:
+        """N49, N57: an error goes where its flow's direction goes; one of no flow is left to the stack."""
+        entry = follow_error(self.flows, moment)
+        return self._pass(hook, moment.packet) if entry is None else self._send(hook, moment, entry)
+
+    def _later(self, hook: Hook, moment: Moment) -> Verdict:
+        """N63: a later fragment leaves with the addresses of its first, or as it came where those stayed.
+
+        Where the first was not seen, the stack has it; but at a cluster IP nobody else could deliver it (N64).
+        """
+        packet = moment.packet
+        to = self.fragments.follow(packet, moment.now)
+        if to is not None:
+            return Verdict("pass", packet, "stack") if to == packet.tuple else leave(hook, packet, to, self.world)
+        if self.world.is_cluster_ip(packet.destination) and may_call(packet, hook, self.world):
+            raise Dropped("drop_fragment")
+        return replace(self._pass(hook, packet), reason="pass_fragment")
+
+    def _owns_address(self, hook: Hook, packet: Packet) -> bool:
+        return may_call(packet, hook, self.world) and self.world.answers_ping(packet.destination)
+
+    @staticmethod
+    def _pong(ping: Packet) -> Verdict:
+        """S39, N48: a service's address answers by itself; but nobody would put together an answer to a part (C3)."""
+        if ping.is_first:
+            raise Dropped("drop_fragment")
+        return Verdict("answer", replace(ping.turned_round(), ttl=ANSWER_TTL))
+
+    def _is_ours_by_loopback(self, packet: Packet) -> bool:
+        """Whether the node calls a node port of its own, or what it sends is of a known flow."""
+        if not packet.is_plain:
+            return False
+        known = not packet.is_syn and packet.tuple in self.flows.main
+        return known or service_called(packet, Hook.TO_LOOPBACK, self.world) is not None
 
     def _refresh_mapping(self, entry: Entry, packet: Packet, now: float) -> None:
         """N12, N35: by what the inside end of a masqueraded flow sends, and answers to that; asked once a second."""
         if not entry.masqueraded or not is_mapped(entry.to, self.world.masquerade):
             return
         if self.world.is_pod(packet.source):
-            self.mappings.refresh(inside_end(packet), now)
-        elif entry.reply:
-            self.mappings.refresh(entry.to.called, now)
+            self.mappings.keep(Inside(inside_end(packet), entry.to.source), entry.to.reverse.called, now)
+        elif entry.reply and self.world.is_pod(entry.to.destination):
+            self.mappings.keep(Inside(entry.to.called, packet.destination), packet.tuple.called, now)
 
     def _learn(self, hook: Hook, packet: Packet, interface: str | None) -> None:
         """A pod is behind the interface by which its packets come in; of a known flow's that is not looked at again."""
-        if hook is Hook.FROM_POD and (packet.is_syn or packet.is_echo or packet.tuple not in self.flows.main):
+        tells = packet.is_syn or not packet.is_plain or packet.tuple not in self.flows.main
+        if hook is Hook.FROM_POD and tells and not packet.is_later:
             known = self.world.endpoints.get(packet.source)
             self.world = self.world.learned(packet.source, interface or known or f"veth of {packet.source}")
 
-    def _look_for_the_pod(self, moment: Moment, entry: Entry | None) -> None:
+    def _look_for_the_pod(self, hook: Hook, moment: Moment, entry: Entry | None) -> None:
         """C8: a backend that is in no slice any more and has lost its interface, too: its flow is over, its client is
-        refused at once. Raises Dropped.
+        refused at once. N108: what comes in for a masqueraded pod that has lost it goes nowhere; but a pod that is not
+        known has come after `load`. Raises Dropped.
         """
         packet, world = moment.packet, moment.world
         if entry is not None and entry.is_forsaken(world) and world.has_nobody(entry.to.destination):
             self.flows.end(packet.tuple, entry)
             raise refuse("drop_pod_gone", packet)
+        comes_in = entry is not None and entry.masqueraded and hook is Hook.FROM_UPLINK
+        if entry is not None and comes_in and world.has_lost(entry.to.destination):
+            raise Dropped("drop_pod_gone")
 
     def _first(self, hook: Hook, moment: Moment, told: Choice, interface: str) -> Verdict:
         """The first packet of a flow, or one of none: to a service, to where a backend listens, to the outside."""
@@ -131,7 +190,12 @@ class Model:
         if nobody is not None:
             raise nobody
         entry = self._hidden(hook, packet, plain, interface)
-        if entry.masqueraded or self._is_told_apart(hook, moment):
+        if not entry.masqueraded and self._is_in_the_way(hook, moment):
+            return self._begin(hook, moment, [entry], told, own=True)
+        across = None if entry.masqueraded else hairpin(hook, self.mappings, moment)
+        if across:
+            entry = Entry(across, masqueraded=True)
+        if entry.masqueraded or calls_pod(hook, packet, self.world):
             return self._begin(hook, moment, [entry], told)
         return self._other(hook, moment, told)
 
@@ -139,26 +203,34 @@ class Model:
         """N44: an echo request that leaves the cluster begins a flow, or that must be told apart from one."""
         packet = moment.packet
         entry = self._hidden(hook, packet, Entry(packet.tuple, plain=True), interface)
-        if packet.source_port and (entry.masqueraded or self._is_told_apart(hook, moment)):
+        told_apart = self._is_in_the_way(hook, moment) or calls_pod(hook, packet, self.world)
+        if packet.asks and (entry.masqueraded or told_apart):
             return self._begin(hook, moment, [entry], told)
         return self._other(hook, moment, told)
 
-    def _is_told_apart(self, hook: Hook, moment: Moment) -> bool:
-        """Whether a flow that is not masqueraded is entered, so that it and its answers are no masqueraded one's."""
-        in_the_way = is_in_the_way(hook, self.mappings, self.flows, moment)
-        return in_the_way or calls_pod(hook, moment.packet, self.world)
+    def _is_in_the_way(self, hook: Hook, moment: Moment) -> bool:
+        """N20: whether the node's own call has the ends of a masqueraded flow, or its port is a pod's for others."""
+        return is_in_the_way(hook, self.mappings, self.flows, moment)
 
     def _other(self, hook: Hook, moment: Moment, told: Choice) -> Verdict:
         """Nobody's packet: to the stack, but for what comes for a mapping, or would leave under a pod's address."""
         packet, how = moment.packet, self.world.masquerade
         inside = unasked_inside(hook, self.mappings, moment)
         if inside is not None:
-            if how is None or how.type is not NatType.FULL_CONE:
+            if how is None or how.type is not NatType.FULL_CONE or packet.source_port == 0:
                 raise Dropped("drop_unasked")
             to = replace(packet.tuple, destination=inside.address, destination_port=inside.port)
-            return self._begin(hook, moment, [Entry(to, masqueraded=True)], told)
+            entry = Entry(to, masqueraded=True)
+            self._look_for_the_pod(hook, moment, entry)
+            return self._begin(hook, moment, [entry], told)
+        return self._pass(hook, packet)
+
+    def _pass(self, hook: Hook, packet: Packet) -> Verdict:
+        """To the stack as it came; but not out under a pod's address (C13, N84), nor to a next hop that nobody is."""
         if hook is Hook.TO_UPLINK and self.world.must_hide(packet.source, packet.destination):
-            raise Dropped("drop_untranslated")  # C13, N84
+            raise Dropped("drop_untranslated")
+        if hook is Hook.TO_BRIDGE and self.world.is_by_bridge(packet.destination):
+            raise Dropped("drop_no_service")
         return Verdict("pass", packet, "stack")
 
     def _to_service(self, hook: Hook, moment: Moment, service: Service, told: Choice) -> list[Entry]:
@@ -171,9 +243,9 @@ class Model:
         if not used:
             raise no_backend(service, moment.packet, inside=inside)
         if told.gave_up:
-            backends = self.chooser.allowed(key, service, used, moment.now)
+            backends = self.chooser.allowed(key, service, used, moment.now, self.world)
         else:
-            backends = (self.chooser.choose(key, service, used, moment.now, told.backend),)
+            backends = (self.chooser.choose(key, service, used, moment.now, self.world, told.backend),)
         return [self._to_backend(hook, moment.packet, backend) for backend in backends]
 
     def _to_backend(self, hook: Hook, packet: Packet, backend: Backend) -> Entry:
@@ -189,19 +261,23 @@ class Model:
             return entry
         return replace(entry, to=replace(entry.to, source=outside), plain=False, masqueraded=True)
 
-    def _begin(self, hook: Hook, moment: Moment, entries: list[Entry], told: Choice) -> Verdict:
-        """Enters a flow; `entries`: as it may be, one, or several where none was."""
+    def _begin(self, hook: Hook, moment: Moment, entries: list[Entry], told: Choice, *, own: bool = False) -> Verdict:
+        """Enters a flow; `entries`: as it may be, one, or several where none was. `own`: the node's, in a pod's way."""
         search = self._search(moment)
-        hidden = [one for one in entries if self._is_sought(one, moment.packet)]
+        hidden = [one for one in entries if own or self._is_sought(one, moment.packet)]
+        if hidden and not own and moment.packet.has_port_0:
+            raise Dropped("drop_untranslated")  # N27
+        if hidden and not own and not self.mappings.pay(moment.packet.source, self.world.masquerade, moment.now):
+            raise search.finds_none("drop_pod_limit")
         if told.gave_up:
             if any(search.may_find_none(one) for one in hidden):
-                raise Dropped("drop_ports_taken")
+                raise search.finds_none()
             raise give_up(self.flows, [one for one in entries if one not in hidden], moment)
         if hidden:
             entry, opened = search.begin(entries[0], told)
         else:
             entry, opened = begin(self.flows, entries[0], moment, told.source_port)
-        return replace(self._send(hook, moment.packet, entry), opened=opened)
+        return replace(self._let_in(hook, moment, entry), opened=opened)
 
     def _search(self, moment: Moment) -> Search:
         return Search(self.flows, self.mappings, moment)
@@ -211,6 +287,19 @@ class Model:
         """Whether its port is looked for: not that of who calls a mapping from outside."""
         return entry.masqueraded and entry.to.source != packet.source
 
-    def _send(self, hook: Hook, packet: Packet, entry: Entry) -> Verdict:
-        """A plain flow's packets are the stack's, unchanged (N9); all others leave by the shortest way."""
+    def _let_in(self, hook: Hook, moment: Moment, entry: Entry) -> Verdict:
+        """What is entered leaves, but for a pod that waits until another one has sent to it."""
+        if waits(moment.packet, entry, self.world):
+            return Verdict("drop", moment.packet, reason="drop_unasked")
+        return self._send(hook, moment, entry)
+
+    def _send(self, hook: Hook, moment: Moment, entry: Entry) -> Verdict:
+        """A plain flow's packets are the stack's, unchanged (N9); all others leave by the shortest way.
+
+        Where pods are hidden a plain flow's fragments are noted, too: it is what exempts the later ones from that. Not
+        those of an error about it: nobody sends one in fragments (RFC 1812 4.3.2.3: 576 bytes, RFC 4443 2.4: 1,280).
+        """
+        packet = moment.packet
+        if packet.is_first and (not entry.plain or (self.world.masquerade and not packet.error)):
+            self.fragments.note(packet, entry.to, moment.now)
         return Verdict("pass", packet, "stack") if entry.plain else leave(hook, packet, entry.to, self.world)

@@ -13,7 +13,8 @@ from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Final
 
-from pydatapath.reference.packet import Address, Packet, Version, version_of
+from pydatapath.reference.packet import Address, FlowTuple, Packet, Version, version_of
+from pydatapath.reference.timers import TIMEOUTS, Timeouts
 
 __all__ = [
     "NEXT_HOPS",
@@ -22,6 +23,7 @@ __all__ = [
     "Backend",
     "Egress",
     "Hook",
+    "Machine",
     "Masquerade",
     "NatType",
     "Own",
@@ -35,6 +37,9 @@ NODE: Final = "node"  # the interface of the node's own addresses
 UPLINK: Final = "uplink"  # the interface to other machines, where there is one
 # Of the node's own routes to services, over the bridge: nobody has these addresses
 NEXT_HOPS: Final[Mapping[Version, str]] = MappingProxyType({4: "169.254.218.122", 6: "fd70:7964:6174:6170::1"})
+
+ANY_PORTS: Final = range(1024, 65_536)  # for a pod's port that cannot be kept
+LOW_PORTS: Final = ((512, range(1, 512)), (1024, range(600, 1024)))  # N16: for one below 512, for one below 1024
 
 # N85: what is of one link, of this host or of many receivers
 NEVER_TRANSLATED: Final = (
@@ -74,7 +79,8 @@ class Service:
 
     Callers inside the cluster and outside may have different backends (S50 to S55). Where theirs are none, but others
     exist that the traffic policy keeps from them, `drop_...` says so (S36, S51). `affinity`: seconds (S73), 0: none.
-    `sources`: loadBalancerSourceRanges, the networks that may call (S62); None: everybody.
+    `sources`: loadBalancerSourceRanges, the networks that may call (S62); None: everybody. `shared`: by which number
+    the ports of its Service keep their clients together (C11); 0: it keeps its own.
     """
 
     number: int
@@ -84,11 +90,17 @@ class Service:
     drop_outside: bool = False
     affinity: float = 0
     sources: tuple[str, ...] | None = None
+    shared: int = 0
 
     @classmethod
-    def for_all(cls, number: int, *backends: Backend, affinity: float = 0) -> Service:
+    def for_all(cls, number: int, *backends: Backend, affinity: float = 0, shared: int = 0) -> Service:
         """A service whose traffic policies are Cluster: the same backends for all (S20, S28)."""
-        return cls(number, backends, backends, affinity=affinity)
+        return cls(number, backends, backends, affinity=affinity, shared=shared)
+
+    @property
+    def clients(self) -> int:
+        """The number by which its clients are kept."""
+        return self.shared or self.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +112,14 @@ class Route:
     network: str
     mtu: int | None = None
     interface: str = UPLINK
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a Node object tells: a machine's own addresses, and the networks of its pods."""
+
+    addresses: frozenset[str] = frozenset()
+    pod_networks: tuple[str, ...] = ()
 
 
 class NatType(StrEnum):
@@ -127,15 +147,25 @@ class Egress:
 class Masquerade:
     """How who leaves the cluster is hidden. Of `egress` the first that fits counts (N7).
 
-    `ports`: those that are taken where a pod's own cannot be kept; `node_ports`, first and last, are never (N19).
-    `unmasqueraded`: networks to which pods show themselves, beside the cluster's own.
+    `ports`: those that are taken where a pod's own cannot be kept, ANY_PORTS unless a range was asked for;
+    `node_ports`, first and last, are never (N19). `unmasqueraded`: networks to which pods show themselves, beside
+    the cluster's own. `pod_flows`: so many flows a pod may begin at once, and again in so many seconds (N24).
     """
 
     egress: tuple[Egress, ...]
     type: NatType = NatType.ENDPOINT_INDEPENDENT
-    ports: range = range(1024, 65_536)
+    ports: range = ANY_PORTS
     node_ports: range = range(30_000, 32_768)
     unmasqueraded: tuple[str, ...] = ()
+    pod_flows: tuple[int, float] | None = None
+
+    def ports_for(self, to: FlowTuple) -> range:
+        """Those for a flow whose own source port this is. N16: unless a range was asked for a low one stays low, in
+        Linux's classes: a server may let in nobody else. An identifier has no class.
+        """
+        if self.ports != ANY_PORTS or to.protocol == "ICMP":
+            return self.ports
+        return next((one for below, one in LOW_PORTS if to.source_port < below), self.ports)
 
     def is_of(self, version: Version) -> bool:
         """Whether anybody is hidden in this IP version."""
@@ -151,6 +181,10 @@ class Masquerade:
             and (not one.network or is_within(source, (one.network,)))
         )
         return next(fitting, "")
+
+    def addresses(self, source: str) -> set[str]:
+        """All outside addresses of a pod, one for each uplink at most."""
+        return {self.address(source, one.interface) for one in self.egress}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +206,12 @@ class World:
     `own`: the node's own addresses, for each IP version that it has. `interfaces`: the pods' interfaces that are there.
     `endpoints`: the interface behind which each known address is, NODE for the node's own. `targets`: addresses where
     a backend listens, besides those of the services here. `draining`: backends that take no new flows but keep those
-    that they have (S94). `cluster_networks`: the other nodes' pods. `exclusive_networks`: the pod networks that are
-    this node's alone. `cluster_ips`: those outside the service networks. `masquerade` None: who leaves the cluster does
-    so as he is. `sockets`: where the node's own listen.
+    that they have (S94). `cluster_networks`: the other nodes' pods, as configured; `nodes`: as Node objects tell, with
+    the nodes' own addresses. `exclusive_networks`: the pod networks that are
+    this node's alone. `cluster_ips`: those outside the service networks. `external_ips`: external and balancers'
+    addresses that are no node's. `masquerade` None: who leaves the cluster does so as he is. `sockets`: where the
+    node's own listen. `timeouts`: seconds without a packet, by protocol and state (C14). `quarantine`: for so many
+    seconds an outside port that was freed is no other pod's (N25).
     """
 
     own: tuple[Own, ...]
@@ -185,12 +222,16 @@ class World:
     exclusive_networks: tuple[str, ...] = ()
     service_networks: tuple[str, ...] = ()
     cluster_networks: tuple[str, ...] = ()
+    nodes: tuple[Machine, ...] = ()
     cluster_ips: frozenset[str] = frozenset()
+    external_ips: frozenset[str] = frozenset()
     routes: tuple[Route, ...] = ()
     targets: frozenset[Address] = frozenset()
     draining: frozenset[Backend] = frozenset()
     masquerade: Masquerade | None = None
     sockets: frozenset[Address] = frozenset()
+    timeouts: Timeouts = field(default_factory=lambda: TIMEOUTS)
+    quarantine: float = 120
 
     def own_of(self, address: str) -> Own:
         """The node's own addresses of the IP version that this one is of."""
@@ -210,12 +251,25 @@ class World:
         return is_within(address, self.pod_networks)
 
     def is_in_cluster(self, address: str) -> bool:
-        """Whether a pod of any node may have it: such callers are inside (S28, S52, S54)."""
-        return self.is_pod(address) or is_within(address, self.cluster_networks)
+        """Whether a pod of any node may have it: such callers are inside (S28, S52, S54).
+
+        A node's own address is no pod's, in whatever network of a node's pods it is.
+        """
+        configured = self.is_pod(address) or is_within(address, self.cluster_networks)
+        told = any(is_within(address, one.pod_networks) for one in self.nodes)
+        return configured or (told and not self.is_nodes(address))
+
+    def is_nodes(self, address: str) -> bool:
+        """Whether it is an address that some Node object names."""
+        return any(address in one.addresses for one in self.nodes)
 
     def is_in_service_network(self, address: str) -> bool:
         """Whether the way to it leads over the bridge (S103)."""
         return is_within(address, self.service_networks)
+
+    def is_by_bridge(self, address: str) -> bool:
+        """Whether the node's own route there leads over the bridge, to the next hop for services, or is that one."""
+        return self.is_in_service_network(address) or address == self.next_hop(address)
 
     def is_service_address(self, address: str) -> bool:
         """Whether only a service may own it (S38)."""
@@ -226,6 +280,10 @@ class World:
         return self.is_service_address(address) and (
             address in self.cluster_ips or any(at.address == address for at in self.services)
         )
+
+    def answers_ping(self, address: str) -> bool:
+        """Whether a service owns it, and nobody else would answer (C3)."""
+        return address in self.external_ips or self.is_cluster_ip(address)
 
     def is_here(self, address: str) -> bool:
         """Whether who answers to it is known to be on this node: such an answer comes back through it anyway (C4)."""
@@ -245,13 +303,18 @@ class World:
         if self.masquerade is None or not self.is_pod(source) or not self.masquerade.is_of(version_of(source)):
             return False
         shown = (*self.service_networks, *self.masquerade.unmasqueraded, *NEVER_TRANSLATED)
-        return not self.is_in_cluster(destination) and not is_within(destination, shown)
+        is_ours = self.is_in_cluster(destination) or self.is_nodes(destination)
+        return not is_ours and not is_within(destination, shown)
 
     def has_nobody(self, address: str) -> bool:
         """C8: whether no pod will answer to it: its interface is no more, or it is this node's alone and nobody's."""
         if not self.is_here(address):
             return is_within(address, self.exclusive_networks)
-        return not self.is_own(address) and self.endpoints[address] not in self.interfaces
+        return self.has_lost(address)
+
+    def has_lost(self, address: str) -> bool:
+        """Whether a pod that is known to have it has no interface any more."""
+        return self.is_here(address) and not self.is_own(address) and self.endpoints[address] not in self.interfaces
 
     def is_target(self, address: Address) -> bool:
         """Whether a backend listens there: direct connections to it are kept apart from a service's (N93)."""

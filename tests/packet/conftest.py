@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pydatapath.kernel import bpffs, cache, compile, links, netns
+from pydatapath.kernel import bpffs, compile, links, netns
 from pydatapath.kernel.layout import NatType
 
 # Test folders are no packages (import mode importlib): what the tests share is found beside them
@@ -22,48 +18,20 @@ sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("packetbed")
 
 from packetbed import (  # noqa: E402
-    CLUSTER_NETWORKS,
     DEVICES,
+    FEW_PORTS,
     MAC,
     NODE,
-    POD_NETWORKS,
-    SERVICE_NETWORKS,
-    SIZES,
+    OTHER_TIMEOUTS,
     UPLINK,
     UPLINK_MAC,
     V4,
     V6,
-    V6_CLUSTER_NETWORKS,
-    V6_POD_NETWORKS,
-    V6_SERVICE_NETWORKS,
     Bed,
     Places,
     at,
 )
-
-NAME = f"packet{os.getpid()}"
-PINS = bpffs.BPFFS / "pydatapath" / NAME
-IPV4 = compile.Scope(
-    IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS, IPv4Address(UPLINK), CLUSTER_NETWORKS, POD_NETWORKS
-)
-IPV6 = compile.Scope(
-    IPv6Address(V6.NODE),
-    V6_POD_NETWORKS,
-    V6_SERVICE_NETWORKS,
-    IPv6Address(V6.UPLINK),
-    V6_CLUSTER_NETWORKS,
-    V6_POD_NETWORKS,
-)
-PROGRAM = compile.Program(
-    PINS,
-    PINS / "programs",
-    IPV4,
-    IPV6,
-    sizes=SIZES,
-    uplink_index=99,  # BPF_PROG_TEST_RUN tells nothing of where a redirect leads
-    uplink_mac=UPLINK_MAC,
-)
-PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
+from programs import EMULATED, NAME, PATIENCE, PINS, PROGRAM, masquerading_bed  # noqa: E402
 
 
 def _services(where: Places) -> dict[str, list[str]]:
@@ -116,7 +84,7 @@ def namespace(keep: Callable[[], AbstractContextManager[None]]) -> Iterator[dict
 class RememberingCompiler(compile.Compiler):
     """Keeps what the child said, so that tests of the contract need no compilation of their own."""
 
-    answer: dict[str, Any]
+    answer: dict[str, Any] | None = None
 
     def ask(self, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """As the compiler, and remembers."""
@@ -125,14 +93,15 @@ class RememberingCompiler(compile.Compiler):
 
 
 @pytest.fixture(scope="session")
-def compiler_answer(
-    keep: Callable[[], AbstractContextManager[None]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Any]]:
-    """The one compilation: pins the programs and maps, and yields what the compiling child said of the structs."""
+def pinned(keep: Callable[[], AbstractContextManager[None]]) -> Iterator[dict[str, Any] | None]:
+    """The one compilation: pins the programs and maps, and yields what the compiling child said of the structs.
+
+    It is kept for an emulator on this machine, where a compilation takes minutes: there nobody need say anything.
+    """
     try:
         with keep(), pytest.MonkeyPatch.context() as patch:
-            # Compiled, whatever an earlier load has kept; what is kept now is kept for these tests only
-            patch.setattr(cache, "DIRECTORY", tmp_path_factory.mktemp("cache"))
+            if not EMULATED:
+                patch.setenv("PYDATAPATH_NO_CACHE", "compiled, whatever an earlier load has kept")
             patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
             PROGRAM.program_directory.mkdir(parents=True)
             with RememberingCompiler() as compiler:
@@ -143,7 +112,15 @@ def compiler_answer(
 
 
 @pytest.fixture(scope="session")
-def loaded(compiler_answer: dict[str, Any], namespace: dict[str, int]) -> Iterator[Bed]:
+def compiler_answer(pinned: dict[str, Any] | None) -> dict[str, Any]:
+    """What the compiler said of the structs, which does not depend on the kernel."""
+    if pinned is None:
+        pytest.skip("the programs were compiled before")
+    return pinned
+
+
+@pytest.fixture(scope="session")
+def loaded(pinned: object, namespace: dict[str, int]) -> Iterator[Bed]:
     """The programs, whatever the maps hold."""
     made = Bed(PINS, namespace)
     yield made
@@ -157,43 +134,6 @@ def bed(loaded: Bed) -> Iterator[Bed]:
         loaded.reset()
         loaded.serve(SERVICES)
         yield loaded
-
-
-def masquerading_program(uplink: int, name: str, how: compile.Masquerade) -> compile.Program:
-    """As PROGRAM, and what leaves by the interface `uplink` is masqueraded; with pins of its own."""
-    pins = bpffs.BPFFS / "pydatapath" / f"{name}{os.getpid()}"
-    scopes = [
-        replace(scope, egress=(compile.Egress(uplink, scope.uplink_address),))
-        for scope in (IPV4, IPV6)
-        if scope.uplink_address
-    ]
-    return replace(
-        PROGRAM,
-        map_directory=pins,
-        program_directory=pins / "programs",
-        ipv4=scopes[0],
-        ipv6=scopes[1],
-        masquerade=how,
-    )
-
-
-@contextlib.contextmanager
-def masquerading_bed(
-    namespace: Mapping[str, int], keep: Callable[[], AbstractContextManager[None]], name: str, how: compile.Masquerade
-) -> Iterator[Bed]:
-    """The programs that masquerade, compiled and loaded."""
-    program = masquerading_program(namespace["uplink"], name, how)
-    try:
-        with keep(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
-            program.program_directory.mkdir(parents=True)
-            with compile.Compiler() as compiler:
-                compile.compile_programs(compiler, program)
-        made = Bed(program.map_directory, namespace)
-        yield made
-        made.close()
-    finally:
-        bpffs.remove_tree(program.map_directory)
 
 
 @pytest.fixture(scope="session")
@@ -212,8 +152,39 @@ def masquerading(loaded_masquerading: Bed) -> Iterator[Bed]:
         yield loaded_masquerading
 
 
-# Each is a compilation of its own, which takes minutes in an emulator
-TYPES = [NatType.ENDPOINT_INDEPENDENT] if "PYDATAPATH_EMULATED" in os.environ else list(NatType)
+@pytest.fixture(scope="session")
+def loaded_timed(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
+    """The programs with masquerading, FEW_PORTS and OTHER_TIMEOUTS, whatever the maps hold."""
+    with masquerading_bed(namespace, keep, "timed", compile.Masquerade(ports=FEW_PORTS), OTHER_TIMEOUTS) as made:
+        yield made
+
+
+@pytest.fixture
+def timed(loaded_timed: Bed) -> Iterator[Bed]:
+    """As `masquerading`, with FEW_PORTS and OTHER_TIMEOUTS."""
+    with netns.entered(netns.path_of(NAME)):
+        loaded_timed.reset()
+        loaded_timed.serve(SERVICES)
+        yield loaded_timed
+
+
+@pytest.fixture(scope="session")
+def loaded_limited(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
+    """The programs with masquerading where a pod may begin ten flows in a minute, whatever the maps hold."""
+    with masquerading_bed(namespace, keep, "limited", compile.Masquerade(pod_flows=(10, 60))) as made:
+        yield made
+
+
+@pytest.fixture
+def limited(loaded_limited: Bed) -> Iterator[Bed]:
+    """As `masquerading`, and a pod may begin ten flows in a minute."""
+    with netns.entered(netns.path_of(NAME)):
+        loaded_limited.reset()
+        loaded_limited.serve(SERVICES)
+        yield loaded_limited
+
+
+TYPES = [NatType.ENDPOINT_INDEPENDENT] if EMULATED else list(NatType)
 
 
 @pytest.fixture(scope="session", params=TYPES, ids=[one.name for one in TYPES])
@@ -221,6 +192,9 @@ def loaded_typed(
     request: pytest.FixtureRequest, namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[tuple[NatType, Bed]]:
     """The programs with masquerading, of each type."""
+    if EMULATED:
+        yield request.param, request.getfixturevalue("loaded_masquerading")
+        return
     with masquerading_bed(namespace, keep, f"type{request.param}x", compile.Masquerade(request.param)) as made:
         yield request.param, made
 

@@ -1,41 +1,44 @@
 """Random histories for the differential test: what may happen, as data.
 
-A step names what it refers to by its place among what was sent, left or stands in the tables so far. So a history is a
-plain list, from which steps may be taken away until only those are left that show a difference.
+Services, and then whatever may happen to a few callers of them, so that flows meet often; and incidents of several
+steps, which would come about by themselves too seldom.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import astuple, dataclass, replace
-from functools import cache
-from ipaddress import ip_address
 from random import Random
 from typing import Final, NamedTuple
 
-from packetbed import DEVICES, POD_NETWORKS, V4, V6, V6_POD_NETWORKS, Places, Serving, at
-from wire import flagged, is_by_bridge, ports_tried
+from packetbed import DEVICES, V4, V6, Places, Serving, at
+from steps import (
+    PARTS,
+    Across,
+    Again,
+    Answer,
+    Direct,
+    Interface,
+    Lose,
+    Nodes,
+    Piece,
+    Send,
+    Serve,
+    Step,
+    Tell,
+    Unasked,
+    Wait,
+    device_of,
+    is_pod,
+    piece_of,
+    traceable,
+)
+from wire import Wrong, flagged, ports_tried
 
 from pydatapath.plan import FrontendKind
-from pydatapath.reference import WITH_PORTS, FlowTuple, Hook, Packet, Protocol
+from pydatapath.reference import WITH_PORTS, ErrorKind, Fragment, Hook, Machine, Packet, Protocol
 
-__all__ = [
-    "Again",
-    "Answer",
-    "Direct",
-    "Interface",
-    "Lose",
-    "Send",
-    "Serve",
-    "Step",
-    "Unasked",
-    "Wait",
-    "history",
-    "opening",
-    "step",
-    "traceable",
-    "way_of",
-]
+__all__ = ["history", "opening", "step"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Everybody(Places):
     UNOWNED: str  # in the service network, but no service's
     RANGES: tuple[str, ...]  # loadBalancerSourceRanges
     FAR_TWO: str  # beside FAR
+    NETWORKS: tuple[str, ...]  # where nodes' pods may be, as Node objects tell: of both, and of one
 
 
 FAMILIES: Final = (
@@ -57,91 +61,33 @@ FAMILIES: Final = (
         *("10.1.0.9", "10.2.0.7", "203.0.113.10", "203.0.113.20", "10.96.9.9"),
         ("198.51.100.0/24", "10.1.0.2/31"),
         "198.51.100.8",
+        ("198.51.100.8/31", "198.51.100.0/25"),
     ),
     Everybody(
         *astuple(V6),
         *("fd00:10:1::9", "fd00:10:2::7", "2001:db8:113::10", "2001:db8:113::20", "fd00:10:96::99"),
         ("2001:db8:51::/64", "fd00:10:1::2/127"),
         "2001:db8:51::8",
+        ("2001:db8:51::8/127", "2001:db8:51::/80"),
     ),
 )
 # Every wait is this much longer than a multiple of half a second: with eight of them at most, no entry's age is ever
 # near a whole number of seconds, where the time that the test itself takes would count
 ODD: Final = 0.04
 STEPS: Final = int(os.environ.get("PYDATAPATH_STEPS", "55"))  # fewer than that, after the services
-WAITS: Final = (*(0.5, 1, 1.5, 5, 9, 11) * 4, 60, 118, 121, 239, 241, 299, 301, 3600, 431_999, 432_001)
+WAITS: Final = (*(0.5, 1, 1.5, 5, 9, 11) * 4, 29, 31, 60, 118, 121, 239, 241, 299, 301, 3600, 431_999, 432_001)
 OPENING: Final = (*("S",) * 12, "SA", "A", "PA", "FA", "R", "SF")
 ANSWERS: Final = (*("SA",) * 8, "A", "PA", "PA", "FA", "FA", "R", "RA", "S")
 NEAR: Final = (0, 0, 0, 1, 1, 2, 3, 4, 5)  # how far back it is
 MOST: Final[tuple[Protocol, ...]] = ("TCP", "TCP", "UDP", "SCTP")
 LATER: Final = (*("S", "A", "PA") * 3, "FA", "FA", "R", "RA", "SA", "SF")
-
-
-class Send(NamedTuple):
-    """Somebody sends a packet, met at a hook, by the interface of a pod where it is from one."""
-
-    hook: Hook
-    device: str
-    packet: Packet
-
-
-class Answer(NamedTuple):
-    """The receiver of one of the last packets that left answers it."""
-
-    back: int
-    flags: str
-
-
-class Again(NamedTuple):
-    """One of the last packets comes again, with these flags."""
-
-    back: int
-    flags: str
-
-
-class Direct(NamedTuple):
-    """Who sent one of the last packets that left calls where that went, without the service, and from this port of
-    those that the kernel tries.
-    """
-
-    back: int
-    attempt: int
-
-
-class Unasked(NamedTuple):
-    """Where one of the last packets went, something is sent back, but by another port."""
-
-    back: int
-    port: int
-
-
-class Serve(NamedTuple):
-    """A service port at an address has these backends now; None: it goes."""
-
-    called: str
-    serving: Serving | None
-
-
-class Lose(NamedTuple):
-    """One half of a flow is dropped, as a full LRU does: by its key, or its place among all."""
-
-    half: FlowTuple | int
-
-
-class Interface(NamedTuple):
-    """The interface of a pod goes, or is there again."""
-
-    pod: str
-    is_there: bool
-
-
-class Wait(NamedTuple):
-    """Time passes."""
-
-    seconds: float
-
-
-Step = Send | Answer | Again | Direct | Unasked | Serve | Lose | Interface | Wait
+MISTAKEN: Final[tuple[Wrong, ...]] = ("",) * 6 + ("error", "header", "datagram", "no datagram")
+TOLD: Final[tuple[ErrorKind, ...]] = (
+    *("port unreachable", "host unreachable", "too big", "time exceeded", "parameter problem"),
+    *("port unreachable", "too big", "time exceeded"),
+    *("too big", "redirect"),
+)
+QUOTED: Final = (8, 8, 8, 12, 20, 28, 7)  # bytes of layer 4
 
 
 class Scope(NamedTuple):
@@ -202,7 +148,7 @@ def _away(rng: Random, who: Everybody) -> Scope:
     pods = (who.CLIENT, who.CLIENT, who.BACKEND, who.SECOND)
     callers = (
         *((Hook.FROM_POD, one) for one in pods * 3),
-        *((Hook.TO_UPLINK, one) for one in (*pods, who.UPLINK, who.UPLINK, who.UPLINK, who.NODE)),
+        *((Hook.TO_UPLINK, one) for one in (*pods, who.STRANGER, who.UPLINK, who.UPLINK, who.UPLINK, who.NODE)),
     )
     called = tuple(at(one, 80) for one in (who.FAR, who.FAR, who.FAR_TWO, who.OUTSIDE, who.BALANCER, who.UPLINK))
     return Scope(who, fronts, places, callers, (10000, 10000, 10001, 5000, 30080, 4789, 700), called)
@@ -233,7 +179,7 @@ def history(rng: Random, *, away: bool = False) -> list[Step]:
     scopes, steps = opening(rng, away=away)
     served = len(steps)
     steps += [step(rng, scopes) for _ in range(rng.randrange(5, STEPS))]
-    for incident in (_crowd, _race, _return, _burial):
+    for incident in (_crowd, _race, _return, _burial, _long_call, _long_call, *([_meeting] if away else [])):
         if rng.randrange(16) == 0:
             place = rng.randrange(served, len(steps))
             steps[place:place] = incident(rng, rng.choice(scopes))
@@ -241,11 +187,11 @@ def history(rng: Random, *, away: bool = False) -> list[Step]:
 
 
 def _crowd(rng: Random, scope: Scope) -> list[Step]:
-    """A call of a service, for which most source ports are taken by direct connections to its only backend, or all."""
+    """A call of a service, for which its first source ports are taken by direct connections to its only backend."""
     call = _call(rng, scope)
     address, port, _ = _at(backend := rng.choice(scope.places))
     direct = replace(call.packet, destination=address, destination_port=port)
-    taken = ports_tried(call.packet)[: rng.choice([2, 4, 5, 5, 5])]
+    taken = ports_tried(call.packet)[: rng.choice([2, 4, 5, 8, 9])]
     connections = [call._replace(packet=replace(direct, source_port=one)) for one in taken]
     return [Serve(str(call.packet.tuple.called), Serving([backend])), *connections, call]
 
@@ -287,11 +233,47 @@ def _burial(rng: Random, scope: Scope) -> list[Step]:
     return [Serve(front, Serving([one])), call, Answer(0, "SA"), *gone, *rng.sample(later, 2), Again(1, "A")]
 
 
+def _long_call(rng: Random, scope: Scope) -> list[Step]:
+    """A call in fragments, one of which may come too early or too late or be of somebody else, and its answer, in
+    fragments, too; which are too big for somebody.
+    """
+    call = _call_away(rng, scope) if scope.away else _call(rng, scope)
+    early, other = Fragment(0, PARTS[1]), rng.choice(scope.callers)
+    parts: list[Step] = [call._replace(packet=piece_of(call.packet, Fragment(0)))]
+    parts += [Piece(0, "", offset, -1) for offset in PARTS[1:]]
+    if rng.randrange(3) == 0:
+        parts.insert(0, call._replace(packet=piece_of(call.packet, early)))
+    if rng.randrange(2) == 0:
+        parts.insert(2, _sent_by(*other, piece_of(call.packet, early)))
+    if rng.randrange(2) == 0:
+        parts.insert(2, Wait(rng.choice([29, 31, 31]) + ODD))
+    answer = Answer(rng.choice([0, 1, 2]), rng.choice(ANSWERS))
+    return [*parts, answer, Piece(0, "", PARTS[1], -1), Tell(rng.choice(NEAR), "router", "too big", 8, "", False, 0)]
+
+
+def _meeting(rng: Random, scope: Scope) -> list[Step]:
+    """Two pods call a server outside, which tells each of the other; they call each other by that (N31)."""
+    ports = rng.choice(scope.ports), rng.choice(scope.ports)
+    pods = rng.choices((scope.who.CLIENT, scope.who.BACKEND, scope.who.SECOND), k=2)
+    calls: list[Step] = [
+        _sent_by(Hook.FROM_POD, pod, Packet(pod, port, scope.who.FAR, 80, "UDP"))
+        for pod, port in zip(pods, ports, strict=True)
+    ]
+    # What is let in at once is one of the last, too, in a full cone
+    again = [Across(rng.choice((0, 1, 1, 2)), *one) for one in rng.choices(list(zip(pods, ports, strict=True)), k=4)]
+    waits = [Wait(rng.choice(WAITS) + ODD)] if rng.randrange(2) else []
+    later = [Again(0, ""), Answer(0, ""), Tell(0, "pod", "port unreachable", 8, "", as_sent=False, off=0)]
+    return [*calls, Across(0, pods[0], ports[0]), Across(1, pods[1], ports[1]), *again[:2], *waits, *again[2:], *later]
+
+
+def _sent_by(hook: Hook, source: str, packet: Packet) -> Send:
+    return Send(hook, device_of(source) if hook is Hook.FROM_POD else "", replace(packet, source=source))
+
+
 def _call(rng: Random, scope: Scope) -> Send:
     """The first packet of somebody who calls a service."""
     (hook, source), front = rng.choice(scope.callers), rng.choice(scope.fronts)
-    packet = flagged(Packet(source, rng.choice(scope.ports), *_at(front)), "S")
-    return Send(hook, device_of(source) if hook is Hook.FROM_POD else "", packet)
+    return _sent_by(hook, source, flagged(Packet(source, rng.choice(scope.ports), *_at(front)), "S"))
 
 
 def _at(text: str, otherwise: Protocol = "TCP") -> tuple[str, int, Protocol]:
@@ -304,10 +286,16 @@ def _at(text: str, otherwise: Protocol = "TCP") -> tuple[str, int, Protocol]:
 
 def step(rng: Random, scopes: list[Scope]) -> Step:
     """Whatever may happen next."""
-    lot, scope = rng.randrange(100), rng.choice(scopes)
+    lot, scope = rng.randrange(116), rng.choice(scopes)
+    if lot >= 114:
+        return _nodes(rng, scope.who)
+    if lot >= 100:
+        return _piece(rng) if lot < 106 else _tell(rng)
     if lot < 22:
         return _call_away(rng, scope) if scope.away and rng.randrange(5) else _send(rng, scope)
     if scope.away and lot < 32:
+        if rng.randrange(3) == 0:
+            return _across(rng, scope)
         return Unasked(rng.choice(NEAR), rng.choice([80, 81, 10000]))
     if lot < 52:
         return Answer(rng.choice(NEAR), rng.choice(ANSWERS))
@@ -325,8 +313,43 @@ def step(rng: Random, scopes: list[Scope]) -> Step:
     return Wait(rng.choice(WAITS) + ODD)
 
 
+def _across(rng: Random, scope: Scope) -> Across:
+    who = scope.who
+    return Across(rng.choice(NEAR), rng.choice((who.CLIENT, who.BACKEND, who.SECOND)), rng.choice(scope.ports))
+
+
+def _piece(rng: Random) -> Piece:
+    return Piece(rng.choice(NEAR), rng.choice(LATER), rng.choice(PARTS), rng.choice((-1, -1, 0, 1)))
+
+
+def _tell(rng: Random) -> Tell:
+    return Tell(
+        rng.choice(NEAR),
+        rng.choice(("peer", "peer", "router", "router", "node", "pod")),
+        rng.choice(TOLD),
+        rng.choice(QUOTED),
+        rng.choice(MISTAKEN),
+        as_sent=rng.randrange(6) == 0,
+        off=rng.choice((0, 0, 0, 0, 0, 1)),
+    )
+
+
+def _nodes(rng: Random, who: Everybody) -> Nodes:
+    """Of the other family none are left."""
+    may_be = (who.FAR, who.FAR, who.FAR_TWO, who.OUTSIDE, who.ELSEWHERE, who.REMOTE)
+    machines = (
+        Machine(frozenset(rng.sample(may_be, rng.choice([0, 1, 1, 2]))), tuple(rng.sample(who.NETWORKS, 1)))
+        if rng.randrange(2)
+        else Machine(frozenset(rng.sample(may_be, 1)))
+        for _ in range(rng.choice([0, 1, 1, 2]))
+    )
+    return Nodes(tuple(machines))
+
+
 def _send(rng: Random, scope: Scope) -> Send:
     hook, source = rng.choice(scope.callers)
+    if rng.randrange(40) == 0:
+        return _ping(rng, scope, hook, source)
     if rng.randrange(40) == 0:
         hook = rng.choice(list(Hook))  # by a way that nobody would expect it on
     who = scope.who
@@ -347,6 +370,15 @@ def _send(rng: Random, scope: Scope) -> Send:
     return Send(hook, device if hook is Hook.FROM_POD else "", traceable(packet))
 
 
+def _ping(rng: Random, scope: Scope, hook: Hook, source: str) -> Send:
+    """Somebody asks for an echo of an address of a service, or of one that might be."""
+    who = scope.who
+    packet = Packet(source, 7, rng.choice((who.VIP, who.VIP, who.BALANCER, who.OUTER, who.UNOWNED)), 0, "ICMP")
+    if rng.randrange(3) == 0:
+        packet = piece_of(packet, Fragment(0))
+    return _sent_by(hook, source, packet)
+
+
 def _call_away(rng: Random, scope: Scope) -> Send:
     """Somebody calls who is outside the cluster, by whatever protocol; or asks him for an echo."""
     hook, source = rng.choice(scope.callers)
@@ -355,9 +387,9 @@ def _call_away(rng: Random, scope: Scope) -> Send:
         address, port = rng.choice((scope.who.FAR, scope.who.FAR, scope.who.FAR_TWO, scope.who.OUTSIDE)), 0
     else:
         address, port, _ = _at(rng.choice(scope.away))
-    packet = Packet(source, rng.choice(scope.ports), address, port, protocol, ttl=rng.choice((64,) * 12 + (1, 2)))
-    packet = flagged(packet, rng.choice(OPENING))
-    return Send(hook, device_of(source) if hook is Hook.FROM_POD else "", traceable(packet))
+    own = rng.choice((*scope.ports, *((0, 0) if protocol == "ICMP" else ()), 0))
+    packet = Packet(source, own, address, port, protocol, ttl=rng.choice((64,) * 12 + (1, 2)))
+    return _sent_by(hook, source, traceable(flagged(packet, rng.choice(OPENING))))
 
 
 def _serving(rng: Random, scope: Scope, front: str) -> Serving:
@@ -381,31 +413,3 @@ def _kind(who: Everybody, address: str) -> FrontendKind:
     if address == who.BALANCER:
         return "load-balancer-ip"
     return "node-port" if address in {who.UPLINK, who.NODE} else "cluster-ip"
-
-
-def traceable(packet: Packet) -> Packet:
-    """A RST that the stack must answer "time exceeded" leaves no trace of what was chosen for it."""
-    return replace(packet, ttl=64) if "R" in packet.flags else packet
-
-
-def device_of(source: str) -> str:
-    """The interface by which a pod's packets come in."""
-    return DEVICES.get(source, "pod4")
-
-
-@cache
-def is_pod(address: str) -> bool:
-    """Whether a pod of this node may have it."""
-    return any(ip_address(address) in network for network in (*POD_NETWORKS, *V6_POD_NETWORKS))
-
-
-def way_of(packet: Packet) -> tuple[Hook, str]:
-    """The hook that a packet meets first, and the interface of the pod that sends it."""
-    own = {address for who in FAMILIES for address in (who.NODE, who.UPLINK)}
-    if packet.source in own:
-        if packet.destination in own:
-            return Hook.TO_LOOPBACK, ""
-        return (
-            Hook.TO_BRIDGE if is_pod(packet.destination) or is_by_bridge(packet.destination) else Hook.TO_UPLINK
-        ), ""
-    return (Hook.FROM_POD, device_of(packet.source)) if is_pod(packet.source) else (Hook.FROM_UPLINK, "")

@@ -30,7 +30,8 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Padding, Raw
 
 from pydatapath.kernel import clock, libbpf, tables
-from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, Sizes
+from pydatapath.kernel.compile import NAT_POD_PARTS, Sizes
+from pydatapath.kernel.gateway import SERVICE_GATEWAY_MAC
 from pydatapath.kernel.layout import (
     AFFINITY,
     ANSWERED,
@@ -42,10 +43,14 @@ from pydatapath.kernel.layout import (
     EndpointKind,
     Family,
     Hook,
+    MappingSide,
+    MemberKind,
 )
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import Maps, possible_cpus
-from pydatapath.plan import Address, EndpointSet, Frontend, FrontendKind, PortPlan, change
+from pydatapath.membership import kind_of, member_change, members_of
+from pydatapath.model import Node
+from pydatapath.plan import Address, Change, EndpointSet, Frontend, FrontendKind, PortPlan, change
 
 __all__ = [
     "BACKEND",
@@ -53,12 +58,14 @@ __all__ = [
     "CLUSTER_NETWORKS",
     "DROP",
     "FAR",
+    "FEW_PORTS",
     "GATEWAY_MAC",
     "ICMP",
     "IP",
     "MAC",
     "NODE",
     "NOWHERE",
+    "OTHER_TIMEOUTS",
     "OUTSIDE",
     "PASS",
     "POD_NETWORKS",
@@ -160,7 +167,22 @@ MAC = {
 UPLINK_MAC = "02:00:00:00:01:01"
 GATEWAY_MAC = SERVICE_GATEWAY_MAC
 # LRU maps hand out free entries to CPUs by the hundred: not so small that one CPU takes what another has
-SIZES = Sizes(flows=4096, half_open=4096, services=64, backends=64, endpoints=1024, fragments=1024)
+SIZES = Sizes(flows=1024, half_open=1024, services=64, backends=64, endpoints=1024, fragments=1024, networks=64)
+
+# C14: other times than the usual, all of them, of those that histories let pass
+OTHER_TIMEOUTS = {
+    "UDP_NEW": 60,
+    "UDP_ESTABLISHED": 240,
+    "TCP_NEW": 30,
+    "TCP_ESTABLISHED": 3_602,
+    "TCP_CLOSING": 120,
+    "ICMP_NEW": 10,
+    "ICMP_ESTABLISHED": 30,
+    "SCTP_NEW": 300,
+    "SCTP_ESTABLISHED": 240,
+    "QUARANTINE": 60,
+}
+FEW_PORTS = (20_000, 20_007)  # of each parity four: soon they are taken, or were another's lately
 
 DEVICES = {
     address: device
@@ -187,7 +209,8 @@ class Outcome(NamedTuple):
 
 class Serving(NamedTuple):
     """What serves a port: its Cluster and Local set, which of them callers outside the cluster (and inside) get, and
-    the seconds of session affinity.
+    the seconds of session affinity. `service`: the Service that it is a port of, whose ports share their clients; "":
+    its own.
     """
 
     cluster: Sequence[str] = ()
@@ -198,6 +221,7 @@ class Serving(NamedTuple):
     kind: FrontendKind = "cluster-ip"
     sources: tuple[str, ...] | None = None
     draining: Sequence[str] = ()
+    service: str = ""
 
 
 class Entry(NamedTuple):
@@ -304,6 +328,7 @@ class Bed:
     def __init__(self, pins: Path, devices: Mapping[str, int]) -> None:
         self.pins = pins
         self.maps = Maps(pins)
+        self._there = {one.name for one in pins.iterdir()}  # no mappings where nothing is masqueraded
         self.devices = devices
         self.programs = {name: libbpf.open_pin(str(pins / "programs" / name)) for name in _program_names()}
         self._numbers: dict[str, int] = {}
@@ -320,15 +345,15 @@ class Bed:
         self._empty("flows", "half_open")
 
     def _empty(self, *names: str) -> None:
-        for name in (_table(name, family) for name in names for family in Family):
-            if not (self.pins / name).exists():
-                continue  # mappings: where nothing is masqueraded there are none
+        for name in self._there.intersection(_table(name, family) for name in names for family in Family):
             self.maps[name].delete_many([key for key, _ in self.maps[name].items()])
 
     def reset(self) -> None:
         """Empties every map and puts the pods and the node in their places."""
         self.forget_flows()
-        self._empty("services", "targets", "endpoints", "affinities", "vips", "ranges", "fragments", "mappings")
+        self._empty(
+            "services", "targets", "endpoints", "affinities", "vips", "ranges", "networks", "fragments", "mappings"
+        )
         empty = BACKEND_STRUCT.pack(bytes(16), bytes(2), 0, BackendState.UNUSED, 0, 0)
         self.maps["backends"].update_many({struct.pack("=I", one): empty for one in range(SIZES.backends)})
         self.maps["slots"].update_many({struct.pack("=I", one): bytes(4) for one in range(4 * SIZES.backends)})
@@ -344,13 +369,22 @@ class Bed:
 
     # What is in place
 
+    def join(self, *nodes: Node) -> None:
+        """Makes these all nodes that Node objects name, as `apply` writes them."""
+        kinds: dict[str, list[MemberKind]] = {}
+        for one in nodes:
+            for network, kind in members_of(one).items():
+                kinds.setdefault(network, []).append(kind)
+        wanted = {network: kind_of(each) for network, each in kinds.items()}
+        tables.write(self.maps, Change(members=member_change(tables.read_members(self.maps), wanted)))
+
     def serve(self, services: Mapping[str, Sequence[str] | Serving]) -> None:
         """Makes these the services, by the plan that `apply` writes: {"10.96.0.10:80/TCP": ["10.1.0.3:8080"]}."""
         wanted = [_port_plan(called, backends) for called, backends in services.items()]
         before = {number: [_address(called)] for called, number in self._numbers.items()}
         for called in services:
             self._numbers.setdefault(called, len(self._numbers) + 1)
-        numbers = {_port_plan(called, ()).key: number for called, number in self._numbers.items()}
+        numbers = {_port_plan(called, services.get(called, ())).key: each for called, each in self._numbers.items()}
         live = tables.read_live(self.maps, before)
         tables.write(self.maps, change(wanted, before, numbers, live))
 
@@ -455,12 +489,13 @@ class Bed:
                 self.amend(table, key, last_seen=entry.last_seen - int(seconds * clock.HZ))
 
     def age_mappings(self, seconds: float) -> None:
-        """Lets the mappings be older by this much."""
+        """Lets the mappings be older by this much, and what pods have begun."""
         for family, layout in LAYOUTS.items():
             mapping, own = layout.mapping.struct, self.maps[_table("mappings", family)]
             for key, raw in own.items():
                 last_seen, *rest = mapping.unpack(raw)
-                own.update(key, mapping.pack(last_seen - int(seconds * clock.HZ), *rest))
+                parts = NAT_POD_PARTS if key[-1] == MappingSide.BUDGET else 1
+                own.update(key, mapping.pack(last_seen - int(seconds * clock.HZ) * parts, *rest))
 
     def mappings(self) -> dict[tuple[str, int, str, int], tuple[str, int]]:
         """The mappings of UDP: (address, port, protocol, side) to (address, port)."""
@@ -588,8 +623,8 @@ def _port_plan(called: str, serving: Sequence[str] | Serving) -> PortPlan:
     frontend = Frontend(where, serving.kind, serving.inside, serving.outside)
     return PortPlan(
         "default",
+        serving.service or called,
         called,
-        "",
         where.protocol,
         (frontend,),
         cluster,
@@ -598,4 +633,5 @@ def _port_plan(called: str, serving: Sequence[str] | Serving) -> PortPlan:
         serving.sources,
         weights={_address(f"{backend}/{where.protocol}"): 0 for backend in serving.draining},
         family=Family.of(where.address),
+        shared=bool(serving.service),
     )

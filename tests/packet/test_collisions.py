@@ -27,6 +27,8 @@ from packetbed import (
     udp,
 )
 
+pytestmark = pytest.mark.same_everywhere
+
 CALLED = {"TCP": {"direct": (BACKEND, 8080), "one": (VIP, 80), "two": (VIP_TWO, 80)}}
 CALLED["UDP"] = {"direct": (BACKEND, 5353), "one": (VIP, 53), "two": (VIP_TWO, 53)}
 ORDERS = [*permutations(["direct", "one", "two"], 2), *permutations(["direct", "one", "two"])]

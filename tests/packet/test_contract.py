@@ -28,9 +28,11 @@ from packetbed import (
     tcp,
 )
 
+from pydatapath import carrying
 from pydatapath.errors import CompileError, LayoutError, VerifierError
 from pydatapath.kernel import bpffs, cache, compile, layout, libbpf, source
-from pydatapath.kernel.maps import Maps
+from pydatapath.kernel.layout import ANSWERED
+from pydatapath.kernel.maps import Maps, possible_cpus
 
 PINS = bpffs.BPFFS / "pydatapath" / f"contract{os.getpid()}"
 
@@ -41,16 +43,18 @@ BUDGET = {
     "walk6": 470_000,
     "leave": 160_000,
     "leave6": 300_000,
+    "search": 10_000,
+    "search6": 10_000,
     "from_pod": 18_000,
     "from_uplink": 8_500,
     "to_bridge": 14_000,
     "to_uplink": 14_000,
     "to_loopback": 10_000,
     "from_pod6": 8_500,
-    "from_uplink6": 8_500,
+    "from_uplink6": 11_000,
     "to_bridge6": 9_500,
     "to_uplink6": 11_000,
-    "to_loopback6": 7_500,
+    "to_loopback6": 10_500,
 }
 
 
@@ -118,7 +122,7 @@ def changed(name: str, field: str, to: tuple[tuple[str, str], ...]) -> dict[str,
         ("flows", "zero", (("mark", "I"), ("zero", "2x"))),
         ("flows", "state", (("flags", "B"),)),
         ("backends", "generation", (("generation", "H"), ("weight", "H"))),
-        ("services", "zero", ()),
+        ("services", "shared", ()),
         ("endpoints", "kind", (("type", "B"),)),
     ],
     ids=["narrower", "one more in the padding", "in another order", "split", "missing", "renamed"],
@@ -144,12 +148,22 @@ def test_a_pinned_map_of_another_shape_is_refused(bed: Bed, monkeypatch: pytest.
         maps["flows"]
 
 
-def test_other_sizes_are_refused(bed: Bed):
-    """Maps are kept at an upgrade: asking for other sizes is told, not ignored."""
+def test_other_sizes_are_seen(bed: Bed):
+    """Maps are kept at an upgrade but for those of another size; those that refer to each other are new together."""
+    plan = {"backends", "services", "services6", "slots", "targets", "targets6"}
     with Maps(bed.maps.directory) as maps:
-        maps.verify(SIZES.definitions)
-        with pytest.raises(LayoutError, match=r"flows holds 8,192 entries, 16,384 are asked for"):
-            maps.verify(replace(SIZES, flows=8192).definitions)
+        for sizes, changed in (
+            (SIZES, set()),
+            (replace(SIZES, flows=8192), {"flows", "flows6"}),
+            (replace(SIZES, backends=128), plan),
+        ):
+            assert set(carrying.changed(maps, sizes.definitions)) == changed
+
+
+def test_a_per_CPU_map_is_read_with_what_every_CPU_has(bed: Bed):
+    """The kernel writes all CPUs' values, whatever room there is for them."""
+    assert [len(value) for _, value in bed.maps["answers"].items()] == [ANSWERED.size * possible_cpus()]
+    assert len(bed.maps["answers"].lookup(bytes(4)) or b"") == ANSWERED.size * possible_cpus()
 
 
 # What the compiler and the verifier say

@@ -29,6 +29,8 @@ from packetbed import (
 from pydatapath.kernel import clock, layout
 from pydatapath.kernel.layout import FlowFlag, FlowState
 
+pytestmark = pytest.mark.same_everywhere
+
 SYN = tcp(CLIENT, 40000, VIP, 80)
 QUERY = udp(CLIENT, 40000, VIP, 53)
 BOTH = pytest.mark.parametrize("packet", [SYN, QUERY], ids=["TCP", "UDP"])
@@ -110,6 +112,17 @@ def test_N38_N101_a_RST_that_nobody_believed_is_forgotten(bed: Bed, side: str):
     assert states(bed, there) == {FlowState.ESTABLISHED}
     bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080", *(f"{SECOND}:{port}" for port in range(8000, 8016))]})
     assert {send(bed, SYN) for _ in range(10)} == {BACKEND}
+
+
+@pytest.mark.parametrize("side", ["client", "backend"])
+def test_N38_N101_a_RST_is_forgotten_also_by_who_only_answers(bed: Bed, side: str):
+    """The other side speaks first each time; the answer that follows at once shows that the RST was forged."""
+    there = bed.establish(SYN)
+    _ = bed.run(Hook.FROM_POD, client("R")) if side == "client" else bed.answer(there, "R")
+    bed.age(2)
+    _ = bed.answer(there, "A") if side == "client" else bed.run(Hook.FROM_POD, client("A"))
+    _ = bed.run(Hook.FROM_POD, client("A")) if side == "client" else bed.answer(there, "A")
+    assert states(bed, there) == {FlowState.ESTABLISHED}
 
 
 @pytest.mark.parametrize("side", ["client", "backend"])

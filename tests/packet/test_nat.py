@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from itertools import pairwise
 
 import pytest
 from packetbed import (
     DROP,
-    ICMP,
     PASS,
     REDIRECT,
     V4,
     V6,
     Bed,
-    Ether,
     Hook,
     Outcome,
     Packet,
@@ -30,7 +29,6 @@ from packetbed import (
     tcp,
     udp,
 )
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp, sctp], ids=["TCP", "UDP", "SCTP"])
@@ -133,10 +131,10 @@ def test_N85_within_the_cluster_nobody_is_hidden(masquerading: Bed, where: Place
 
 @FAMILIES
 def test_N34_N42_a_mapping_ends_with_its_time(masquerading: Bed, where: Places):
-    """300 seconds without a packet outwards; then another pod may have its port."""
+    """300 seconds without a packet outwards, and two minutes more (N25); then another pod may have its port."""
     masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 5000, where.FAR, 53))
-    masquerading.age(310)
-    masquerading.age_mappings(310)
+    masquerading.age(430)
+    masquerading.age_mappings(430)
     other = masquerading.run(Hook.FROM_POD, udp(where.BACKEND, 5000, where.FAR, 53), device="pod3")
     assert addresses(other)[1] == 5000
 
@@ -158,13 +156,44 @@ def test_N35_packets_outwards_keep_a_mapping(masquerading: Bed, where: Places):
 
 
 @FAMILIES
-@pytest.mark.parametrize("port", [30080, 4789, 8472, 6081, 51820])
+@pytest.mark.parametrize("port", [30080, 4789, 8472, 6081, 51820, 68, 546])
 def test_N19_reserved_ports_are_not_taken(masquerading: Bed, where: Places, port: int):
     """Node ports and tunnels' are not given even to who has them inside."""
     for make in (tcp, udp):
         found = addresses(masquerading.run(Hook.FROM_POD, make(where.CLIENT, port, where.FAR, 80)))[1]
         assert found != port
         assert not 30000 <= found <= 32767
+
+
+TUNNELS = pytest.mark.parametrize("port", [4789, 8472, 6081, 51820], ids=["VXLAN", "VXLAN 8472", "Geneve", "WireGuard"])
+
+
+@FAMILIES
+@TUNNELS
+@pytest.mark.parametrize("hashed", [False, True], ids=["both ends by the tunnel's port", "sent by a port of a hash"])
+def test_N88_a_tunnel_of_the_node_is_left_alone(masquerading: Bed, where: Places, port: int, hashed: bool):
+    """Though a pod calls by the tunnel's port from its own: neither way a byte is changed, nor anything entered."""
+    masquerading.run(Hook.FROM_POD, udp(where.CLIENT, port, where.FAR, port))
+    tables = ("flows", "half_open")
+    known, mapped = [masquerading.entries(one) for one in tables], masquerading.mappings()
+    other = 54321 if hashed else port
+    there = udp(where.UPLINK, other, where.FAR, port, payload=bytes(60))
+    back = udp(where.FAR, other, where.UPLINK, port, payload=bytes(60))
+    for hook, packet in ((Hook.TO_UPLINK, there), (Hook.FROM_UPLINK, back)):
+        outcome = masquerading.run(hook, packet)
+        assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
+    assert [masquerading.entries(one) for one in tables] == known
+    assert masquerading.mappings() == mapped
+
+
+@FAMILIES
+@TUNNELS
+def test_N88_nor_is_a_tunnels_hash_that_is_a_pods_port_outside(masquerading: Bed, where: Places, port: int):
+    """It goes by its own port: the answers to the pod come from another server's."""
+    masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 54321, where.FAR, 53))
+    packet = udp(where.UPLINK, 54321, where.FAR, port, payload=bytes(60))
+    outcome = masquerading.run(Hook.TO_UPLINK, packet)
+    assert (outcome.verdict, outcome.packet) == (PASS, bytes(packet))
 
 
 @FAMILIES
@@ -197,6 +226,28 @@ def test_N20_the_nodes_own_connection_is_not_mixed_up_with_a_pods(masquerading: 
 
 
 @FAMILIES
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"])
+def test_N18_N20_nor_is_its_new_port_that_of_another_of_its_sockets(
+    masquerading: Bed, where: Places, kind: socket.SocketKind
+):
+    """Of 500 calls that must leave by another port one of 40 would have hit one of the node's 800 sockets by chance."""
+    make = tcp if kind == socket.SOCK_STREAM else udp
+    taken = range(40000, 41600, 2)
+    with contextlib.ExitStack() as stack:
+        for port in taken:
+            one = stack.enter_context(socket.socket(socket.AF_INET6 if where is V6 else socket.AF_INET, kind))
+            one.bind((where.UPLINK, port))
+            if kind == socket.SOCK_STREAM:
+                one.listen()
+        for port in range(10000, 11000, 2):
+            _, mapped, *_ = addresses(masquerading.run(Hook.FROM_POD, make(where.CLIENT, port, where.FAR, 80)))
+            own = addresses(masquerading.run(Hook.TO_UPLINK, make(where.UPLINK, mapped, where.FAR, 80)))
+            assert own[0] == where.UPLINK
+            assert {mapped, own[1]}.isdisjoint(taken)
+            assert own[1] != mapped
+
+
+@FAMILIES
 @MAKE
 def test_N18_N20_other_connections_of_the_nodes_own_are_left_alone(masquerading: Bed, where: Places, make):
     """Unchanged, and not entered."""
@@ -221,6 +272,34 @@ def test_N21_a_port_by_chance_is_one_by_chance(masquerading: Bed, where: Places)
     assert len(set(found)) > 380
     assert max(sum(port // 8192 == part for port in found) for part in range(8)) < 110
     assert sum(abs(one - next_) <= 2 for one, next_ in pairwise(found)) < 5
+
+
+# How many
+
+
+@FAMILIES
+@MAKE
+def test_N24_one_pod_cannot_take_all(limited: Bed, where: Places, make):
+    """Ten flows at once and one more every six seconds; what it has goes on, and others are not asked to pay."""
+
+    def begins(port: int, source: str = where.CLIENT, device: str = "pod2") -> bool:
+        outcome = limited.run(Hook.FROM_POD, make(source, port, where.FAR, 7000), device=device)
+        assert outcome.verdict == REDIRECT
+        if outcome.ip.dst == where.FAR:
+            return True
+        error = outcome.ip.payload
+        assert (outcome.ip.dst, error.type, error.code) == (source, *((1, 1) if where is V6 else (3, 13)))
+        return False
+
+    assert [begins(5000 + number) for number in range(12)] == [True] * 10 + [False] * 2
+    assert limited.counted()["drop_pod_limit"] == 2
+    assert all(begins(5000 + number) for number in range(10)), "those are there already"
+    assert begins(5000, where.BACKEND, "pod3")
+    limited.serve({where.called(f"90/{make.__name__.upper()}"): [at(where.BACKEND, 90)]})
+    assert limited.run(Hook.FROM_POD, make(where.CLIENT, 5020, where.VIP, 90)).verdict == REDIRECT, "not outside"
+    for seconds, more in ((7, 1), (12, 2), (600, 10)):
+        limited.age_mappings(seconds)
+        assert [begins(6000 + seconds * 20 + number) for number in range(more + 1)] == [True] * more + [False]
 
 
 # Leaks
@@ -257,8 +336,7 @@ def test_N104_what_comes_in_mid_stream_keeps_its_port_or_is_dropped(masquerading
     there = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 40000, where.FAR, 80, "A"))
     assert addresses(there)[1] == 40000
     outcome = masquerading.run(Hook.FROM_POD, tcp(where.BACKEND, 40000, where.FAR, 80, "A"), device="pod3")
-    assert outcome.verdict == DROP
-    assert masquerading.counted()["drop_ports_taken"] == 1
+    assert (outcome.verdict, masquerading.counted()["drop_ports_taken"]) == (DROP, 1)
 
 
 @FAMILIES
@@ -273,82 +351,36 @@ def test_a_service_whose_backend_is_outside(masquerading: Bed, where: Places):
     assert addresses(direct)[1] != 40000
 
 
-# ICMP
-
-
-def ping(where: Places, source: str, destination: str, identifier: int = 77, *, answer: bool = False) -> Packet:
-    """A query of an identifier, or its answer."""
-    if where is V6:
-        layer = (ICMPv6EchoReply if answer else ICMPv6EchoRequest)(id=identifier, seq=5, data=b"abcdefgh")
-    else:
-        layer = ICMP(type=0 if answer else 8, id=identifier, seq=5) / Raw(b"abcdefgh")
-    return frame(source, destination) / layer
-
-
-@FAMILIES
-def test_N44_N45_pings_are_told_apart_by_their_identifiers(masquerading: Bed, where: Places):
-    """Two pods ping one host with one identifier: both get their own answers."""
-    one = masquerading.run(Hook.FROM_POD, ping(where, where.CLIENT, where.FAR))
-    other = masquerading.run(Hook.FROM_POD, ping(where, where.BACKEND, where.FAR), device="pod3")
-    assert one.verdict == other.verdict == REDIRECT
-    for pod, there in ((where.CLIENT, one), (where.BACKEND, other)):
-        source, destination, identifier = there.ip.src, there.ip.dst, there.ip.payload.id
-        assert (source, destination) == (where.UPLINK, where.FAR)
-        assert sum_is_right(there)
-        answer = masquerading.run(Hook.FROM_UPLINK, ping(where, where.FAR, where.UPLINK, identifier, answer=True))
-        assert answer.verdict == REDIRECT
-        assert (answer.ip.src, answer.ip.dst, answer.ip.payload.id) == (where.FAR, pod, 77)
-        assert sum_is_right(answer)
-    assert one.ip.payload.id == 77
-    assert other.ip.payload.id != 77
-
-
-def sum_is_right(outcome: Outcome) -> bool:
-    """Whether the checksum of an ICMP packet is what scapy makes it."""
-    again = Ether(outcome.packet)
-    layer = again.payload.payload
-    layer.delfieldval("cksum" if "cksum" in layer.fields else "chksum")
-    return bytes(again) == outcome.packet
-
-
-@FAMILIES
-def test_N46_the_nodes_own_ping_keeps_working(masquerading: Bed, where: Places):
-    """Its answer is nobody's flow."""
-    own = ping(where, where.UPLINK, where.FAR)
-    assert masquerading.run(Hook.TO_UPLINK, own).packet == bytes(own)
-    answer = ping(where, where.FAR, where.UPLINK, answer=True)
-    outcome = masquerading.run(Hook.FROM_UPLINK, answer)
-    assert (outcome.verdict, outcome.packet) == (PASS, bytes(answer))
-
-
 @FAMILIES
 @pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
-def test_N49_an_error_finds_the_pod(masquerading: Bed, where: Places, make):
-    """From a router on the way, about the packet as it left; the pod sees its own."""
-    packet = make(where.CLIENT, 40000, where.FAR, 80)
-    there = masquerading.run(Hook.FROM_POD, packet)
-    quoted = there.packet[14 : 14 + (48 if where is V6 else 28)]
-    layer = ICMPv6DestUnreach(code=4) if where is V6 else ICMP(type=3, code=3)
-    outcome = masquerading.run(Hook.FROM_UPLINK, frame(where.NEXT_HOP, where.UPLINK) / layer / Raw(quoted))
-    assert (outcome.verdict, outcome.ip.src, outcome.ip.dst) == (REDIRECT, where.NEXT_HOP, where.CLIENT)
-    inner = outcome.packet[14 + (48 if where is V6 else 28) :]
-    sent = bytes(packet)[14:]
-    start = 8 if where is V6 else 12
-    end = 40 if where is V6 else 20
-    assert inner[start : end + 4] == sent[start : end + 4]
-    assert sum_is_right(outcome)
+@pytest.mark.parametrize(
+    ("own", "class_"), [(100, range(1, 512)), (700, range(600, 1024)), (1024, range(1024, 65_536))], ids=str
+)
+def test_N16_a_low_port_stays_low(masquerading: Bed, where: Places, make, own: int, class_: range):
+    """In the class of the own one, which another pod has: what a server that trusts low ports alone lets in."""
+    masquerading.run(Hook.FROM_POD, make(where.CLIENT, own, where.FAR, 2049))
+    found = set()
+    for port in (2049, 2050) if make is udp else (2049,) * 20:
+        there = masquerading.run(Hook.FROM_POD, make(where.BACKEND, own, where.FAR, port), device="pod3")
+        assert there.verdict == REDIRECT
+        found.add(addresses(there)[1])
+    assert len(found) == 1
+    (port,) = found
+    assert port in class_
+    assert port != own
+    assert port % 2 == own % 2
 
 
 @FAMILIES
-def test_N54_an_error_of_a_pod_leaves_behind_the_nodes_address(masquerading: Bed, where: Places):
-    """A closed port of a pod's, told to the server: from whom it has talked to, about what it has sent."""
-    there = masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 40000, where.FAR, 80))
-    answer = back(masquerading, there)
-    quoted = answer.packet[14 : 14 + (48 if where is V6 else 28)]
-    layer = ICMPv6DestUnreach(code=4) if where is V6 else ICMP(type=3, code=3)
-    outcome = masquerading.run(Hook.FROM_POD, frame(where.CLIENT, where.FAR) / layer / Raw(quoted))
-    assert (outcome.verdict, outcome.ip.src, outcome.ip.dst) == (REDIRECT, where.UPLINK, where.FAR)
-    assert sum_is_right(outcome)
+def test_N2_TCP_keeps_its_port_for_every_server(masquerading: Bed, where: Places):
+    """While it is free there; else it has another one for each."""
+    first = [masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 5000, where.FAR, port)) for port in (80, 81, 82)]
+    assert {addresses(one)[1] for one in first} == {5000}
+    others = [
+        masquerading.run(Hook.FROM_POD, tcp(where.BACKEND, 5000, where.FAR, port), device="pod3")
+        for port in (80, 81, 82, 83)
+    ]
+    assert [addresses(one)[1] == 5000 for one in others] == [False, False, False, True]
 
 
 @FAMILIES
@@ -370,3 +402,25 @@ def test_N5_a_lost_half_is_made_anew(masquerading: Bed, where: Places):
     masquerading.age(2)
     masquerading.run(Hook.FROM_POD, packet)
     assert addresses(back(masquerading, there))[2:] == (where.CLIENT, 40000)
+
+
+@FAMILIES
+@MAKE
+@pytest.mark.parametrize("ports", [(0, 80), (40000, 0)], ids=["from port 0", "to port 0"])
+def test_N27_port_0_is_dropped_by_name(masquerading: Bed, where: Places, make, ports: tuple[int, int]):
+    """Where it comes from a pod, and where the stack sends it out; nothing is known of it then."""
+    packet = make(where.CLIENT, ports[0], where.FAR, ports[1])
+    for hook in (Hook.FROM_POD, Hook.TO_UPLINK):
+        assert masquerading.run(hook, packet).verdict == DROP
+    assert masquerading.counted() == {"drop_untranslated": 2}
+    assert masquerading.entries("half_open") == masquerading.entries() == masquerading.mappings() == {}
+
+
+@FAMILIES
+def test_N27_also_through_a_service(masquerading: Bed, where: Places):
+    """Whose backend is outside; within the cluster nobody is hidden, and a datagram from port 0 arrives."""
+    masquerading.serve({where.called("53/UDP"): [at(where.FAR, 53)], where.called("54/UDP"): [at(where.BACKEND, 5353)]})
+    assert masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 0, where.VIP, 53)).verdict == DROP
+    assert masquerading.counted() == {"drop_untranslated": 1}
+    there = masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 0, where.VIP, 54))
+    assert addresses(there) == (where.CLIENT, 0, where.BACKEND, 5353)

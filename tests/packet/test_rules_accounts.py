@@ -35,6 +35,8 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6ExtHdrD
 
 from pydatapath.kernel import libbpf
 
+pytestmark = pytest.mark.same_everywhere
+
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKES = pytest.mark.parametrize("make", [tcp, udp, sctp], ids=["TCP", "UDP", "SCTP"])
 Make = Callable[..., Packet]

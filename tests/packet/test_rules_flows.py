@@ -30,6 +30,8 @@ from packetbed import (
 
 from pydatapath.kernel.layout import FlowState
 
+pytestmark = pytest.mark.same_everywhere
+
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MANY = 16  # backends: that one is met by chance in every one of a test's tries does not happen
 

@@ -30,13 +30,18 @@ from packetbed import (
     tcp,
     udp,
 )
+from wire import ports_tried
 
 from pydatapath.kernel.layout import LAYOUTS, EndpointKind, Family
+from pydatapath.reference import Packet as Call
+
+pytestmark = pytest.mark.same_everywhere
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
 Make = Callable[..., Packet]
 PORTS = {tcp: 80, udp: 53}
+TRIES = 100  # CLAIM_TRIES times CLAIM_ROUNDS
 
 
 def own_uplink(bed: Bed, where: Places) -> None:
@@ -121,23 +126,41 @@ def test_N3_N4_many_flows_with_one_port_share_no_answer(bed: Bed, where: Places,
 @FAMILIES
 @MAKE
 def test_N22_N23_where_no_port_is_left_only_the_new_flow_fails_by_name(bed: Bed, where: Places, make: Make):
-    """Each port that it would leave from is taken, and these are few: it is dropped and counted; all else goes on."""
+    """Of the ports that it may leave from all but the last are taken: it leaves from that. All are: it is dropped and
+    counted, and all else goes on.
+    """
+    protocol, listens = make.__name__.upper(), 8080 if make is tcp else 5353
+    ports = ports_tried(Call(where.CLIENT, 10000, where.VIP, PORTS[make], protocol), TRIES)
+    assert ports[-1] not in ports[:-1], "this test must choose another number for its caller"
     call = make(where.CLIENT, 10000, where.VIP, PORTS[make])
-    listens = 8080 if make is tcp else 5353
-    taken: list[Packet] = []
-    while (outcome := bed.run(Hook.FROM_POD, call)).verdict == REDIRECT:
-        bed.forget_flows()
-        taken.append(make(where.CLIENT, addresses(outcome)[1], where.BACKEND, listens))
-        assert len(taken) <= 5, "the search has no end"
-        for direct in taken:
-            bed.run(Hook.FROM_POD, direct)
-    assert len(taken) >= 4
+    taken = [make(where.CLIENT, port, where.BACKEND, listens) for port in dict.fromkeys(ports)]
+    for direct in taken[:-1]:
+        bed.run(Hook.FROM_POD, direct)
+    assert there_and_back(bed, Hook.FROM_POD, call)[:2] == (where.CLIENT, ports[-1])
+    bed.forget_flows()
+    for direct in taken:
+        bed.run(Hook.FROM_POD, direct)
+    outcome = bed.run(Hook.FROM_POD, call)
     assert (outcome.verdict, outcome.packet) == (DROP, bytes(call))
     assert bed.counted()["drop_ports_taken"] == 1
     for direct in taken:
         assert addresses(bed.run(Hook.FROM_POD, direct)) == addresses(direct)
     other = make(where.CLIENT, 10001, where.VIP, PORTS[make])
     assert there_and_back(bed, Hook.FROM_POD, other)[:2] == (where.CLIENT, 10001)
+
+
+@FAMILIES
+@MAKE
+def test_N22_many_clients_outside_share_the_nodes_address(bed: Bed, where: Places, make: Make):
+    """To a backend elsewhere they are seen as the node, all by one port of their own: each finds another."""
+    callers = [f"{where.FAR[:-1]}{number}" for number in range(16, 90)]
+    calls = [make(one, 10000, where.VIP, 81 if make is tcp else 54) for one in callers]
+    there = [bed.run(Hook.FROM_UPLINK, call) for call in calls]
+    assert {one.verdict for one in there} == {REDIRECT}
+    assert len({addresses(one) for one in there}) == len(calls)
+    for call, one in zip(calls, there, strict=True):
+        back = bed.run(Hook.FROM_UPLINK, answer_to(one))
+        assert addresses(back) == reverse(addresses(call))
 
 
 # Protocols

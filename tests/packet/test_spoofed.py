@@ -8,6 +8,8 @@ from scapy.layers.inet6 import ICMPv6EchoRequest
 
 from pydatapath.kernel.layout import EndpointKind
 
+pytestmark = pytest.mark.same_everywhere
+
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 
 

@@ -32,8 +32,11 @@ from packetbed import (
     udp,
 )
 
-from pydatapath.kernel.compile import SERVICE_GATEWAYS
+from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import EndpointKind, Family
+from pydatapath.plan import FrontendKind
+
+pytestmark = pytest.mark.same_everywhere
 
 POD_ELSEWHERE = "10.2.0.7"  # in the cluster's networks, behind the uplink
 BALANCER = "203.0.113.10"  # a load balancer's address, or an external one
@@ -131,13 +134,23 @@ RANGED = Serving([HERE], kind="load-balancer-ip", sources=("198.51.100.0/25", "1
         (Hook.TO_BRIDGE, "192.168.9.1", False),
     ],
 )
-def test_S62_S63_S64_S65_everybody_is_looked_at_by_his_own_address(bed: Bed, hook: Hook, source: str, allowed: bool):
+def test_S62_S63_S64_everybody_is_looked_at_by_his_own_address(bed: Bed, hook: Hook, source: str, allowed: bool):
     """Pods and the node as well; who is in no range is dropped by name."""
     bed.serve({f"{BALANCER}:80/TCP": RANGED, f"{VIP}:80/TCP": [HERE]})
     outcome = bed.run(hook, tcp(source, 40000, BALANCER, 80))
     assert outcome.verdict == (REDIRECT if allowed else DROP)
     assert bed.counted() == {"new_flow" if allowed else "drop_source_range": 1}
-    assert bed.run(hook, tcp(source, 40001, VIP, 80)).verdict == REDIRECT  # S65: other services, other addresses
+    assert bed.run(hook, tcp(source, 40001, VIP, 80)).verdict == REDIRECT  # another service
+
+
+@pytest.mark.parametrize("kind", ["cluster-ip", "node-port", "external-ip"])
+def test_S65_the_services_other_addresses_know_no_ranges(bed: Bed, kind: FrontendKind):
+    """Whoever may not call the balancer's may call them."""
+    other = f"{UPLINK}:30080" if kind == "node-port" else f"{VIP}:80"
+    bed.serve({f"{BALANCER}:80/TCP": RANGED, f"{other}/TCP": RANGED._replace(kind=kind)})
+    address, port = other.split(":")
+    assert bed.run(Hook.FROM_UPLINK, tcp("198.51.100.200", 4, BALANCER, 80)).verdict == DROP
+    assert bed.run(Hook.FROM_UPLINK, tcp("198.51.100.200", 4, address, int(port))).verdict == REDIRECT
 
 
 def test_S66_C6_without_a_range_of_the_family_nobody_may_call(bed: Bed):

@@ -1,7 +1,8 @@
 """The kernel's programs and the model at the same point of a history: each packet goes through both.
 
 Compared after each packet: the verdict, every byte that leaves, the counters, whether it took `walk`, both flow tables,
-and which backend a client keeps. Where the kernel is free (which backend, which port), the model is told what it chose.
+which datagrams' first fragments were seen, and which backend a client keeps. Where the kernel is free (which backend,
+which port), the model is told what it chose.
 
 Time is the history's own: it passes by writing older stamps into the maps. What the test itself takes is taken out
 again before it counts.
@@ -13,18 +14,19 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
-from histories import Again, Answer, Direct, Interface, Lose, Send, Serve, Step, Unasked, Wait, traceable, way_of
 from packetbed import (
     BACKEND,
     CLIENT,
     CLUSTER_NETWORKS,
     DEVICES,
     DROP,
+    FEW_PORTS,
     MAC,
     NODE,
+    OTHER_TIMEOUTS,
     PASS,
     POD_NETWORKS,
     REDIRECT,
@@ -43,16 +45,35 @@ from packetbed import (
     shown,
 )
 from packetbed import Hook as KernelHook
+from steps import (
+    Across,
+    Again,
+    Answer,
+    Direct,
+    Interface,
+    Lose,
+    Nodes,
+    Piece,
+    Send,
+    Serve,
+    Step,
+    Tell,
+    Unasked,
+    Wait,
+    follow_up,
+)
 from wire import (
+    ELSEWHERE_MAC,
     NO_MAC,
     entry_in,
-    flagged,
     flow_bytes,
+    fragment_bytes,
+    fragment_key_in,
     frame,
     layout_of,
     mapping_bytes,
+    mapping_key,
     mapping_key_in,
-    ports_tried,
     refusal,
     told,
     tuple_bytes,
@@ -61,28 +82,35 @@ from wire import (
 )
 
 from pydatapath.kernel import clock, libbpf, tables
-from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family
+from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family, FlowState, MappingSide, timeout
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import Map, possible_cpus
+from pydatapath.model import Node
 from pydatapath.reference import NODE as THE_NODE
 from pydatapath.reference import (
+    TIMEOUTS,
+    Address,
     Choice,
     Egress,
     Entry,
     FlowTuple,
     Hook,
     Impossible,
+    Machine,
     Masquerade,
     Model,
     Own,
     Packet,
     Route,
+    State,
     Verdict,
     World,
 )
 from pydatapath.reference.flows import Table
+from pydatapath.reference.nat import Inside
+from pydatapath.reference.services import service_called
 
-__all__ = ["HERE", "HIDDEN", "Run", "compare", "shortest"]
+__all__ = ["HERE", "HIDDEN", "OTHERWISE_TIMED", "Run", "compare", "shortest"]
 
 HERE = World(
     tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
@@ -98,10 +126,17 @@ HERE = World(
     ),
 )
 HIDDEN = replace(HERE, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK))))  # who leaves the cluster
+OTHERWISE_TIMED = replace(
+    HIDDEN,
+    masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)), ports=range(FEW_PORTS[0], FEW_PORTS[1] + 1)),
+    timeouts={(one, state): timeout(one, FlowState[state.name], OTHER_TIMEOUTS) for one, state in TIMEOUTS},
+    quarantine=OTHER_TIMEOUTS["QUARANTINE"],
+)
 MACS = {device: MAC[address] for address, device in DEVICES.items()} | {THE_NODE: MAC[NODE]}
-ELSEWHERE_MAC = "02:00:00:00:02:02"
 REFUSED = ("drop_no_backend", "drop_no_service", "drop_pod_gone")
+PROHIBITED = ("drop_ports_taken", "drop_pod_limit")
 TABLES = ("flows", "half_open")
+COUNTERS = [one.name.lower() for one in Counter]
 STAMP = struct.Struct("=Q")  # last_seen of struct flow, behind the tuple
 WAITS = 8  # see histories.ODD
 STILL = 0.1  # seconds that the machine may stand still: less than what histories.ODD leaves
@@ -127,7 +162,7 @@ class Twins:
         self._ahead = jiffies_ahead(bed)
         self._stamped = self._ran = ticks()
         self._services: dict[str, Serving] = {}
-        self._left: list[tuple[Send, Verdict]] = []
+        self._left: list[tuple[Send, Packet]] = []
         # By the names of the maps, which each family has of its own
         self._flows: dict[str, dict[bytes, bytes]] = {f"{name}{one.suffix}": {} for name in TABLES for one in Family}
         masquerades = model.world.masquerade is not None
@@ -149,8 +184,12 @@ class Twins:
                     self._stamp_all()
                 case Serve(called, serving):
                     self._serve(called, serving)
-                case Lose(key) if isinstance(key, FlowTuple):
-                    self._lose(key)
+                case Nodes(nodes):
+                    self._join(nodes)
+                case Lose(half) if isinstance(half, FlowTuple):
+                    self._lose(half)
+                case Lose(half) if not isinstance(half, int):
+                    self._lose_mapping(half)
                 case Interface(pod, is_there):
                     self._put_interface(pod, is_there=is_there)
 
@@ -161,6 +200,7 @@ class Twins:
             for name, table in self._model_tables():
                 self._check_keys(name, table, family)
             self._check_mappings(family)
+            self._check_fragments(family)
 
     def _exactly(self, step: Step) -> list[Step]:
         """The step, or what it is here where it says "one of the last"."""
@@ -168,46 +208,26 @@ class Twins:
             case Wait():
                 return [step] if sum(isinstance(one, Wait) for one in self.taken) < WAITS else []
             case Lose(int() as place):
-                keys = [*self.model.flows.main, *self.model.flows.half_open]
+                mappings = self.model.mappings
+                keys = [*self.model.flows.main, *self.model.flows.half_open, *mappings.outside, *mappings.inside]
                 return [Lose(keys[place])] if place < len(keys) else []
-            case Answer(back, flags) | Again(back, flags):
-                return [self._follow_up(step, *self._left[-1 - back], flags)] if back < len(self._left) else []
-            case Direct(back, attempt):
-                called = back < len(self._left) and not self._left[-1 - back][0].packet.is_echo
-                return [self._direct(*self._left[-1 - back], attempt)] if called else []
-            case Unasked(back, port):
-                return [self._unasked(self._left[-1 - back][1], port)] if back < len(self._left) else []
+            case Answer() | Again() | Direct() | Unasked() | Across() | Piece() | Tell():
+                sent = self._left[-1 - step.back] if step.back < len(self._left) else None
+                one = follow_up(step, *sent) if sent else None
+                return [one] if one else []
         return [step]
-
-    @staticmethod
-    def _follow_up(step: Step, sent: Send, verdict: Verdict, flags: str) -> Send:
-        if isinstance(step, Answer):
-            packet = replace(verdict.packet.readdressed(verdict.packet.tuple.reverse), ttl=64)
-        else:
-            packet = sent.packet
-        packet = traceable(flagged(packet, flags))
-        return Send(*way_of(packet), packet) if isinstance(step, Answer) else sent._replace(packet=packet)
-
-    @staticmethod
-    def _direct(sent: Send, verdict: Verdict, attempt: int) -> Send:
-        """From who sent it, to where it went."""
-        call = sent.packet
-        packet = replace(verdict.packet, source=call.source, source_port=ports_tried(call)[attempt], ttl=64)
-        packet = flagged(packet, "S")
-        return sent._replace(packet=packet)
-
-    @staticmethod
-    def _unasked(verdict: Verdict, port: int) -> Send:
-        """To where it came from, as that was seen there, from where it went, by another port."""
-        back = verdict.packet.readdressed(verdict.packet.tuple.reverse)
-        packet = traceable(flagged(replace(back, source_port=port if back.source_port else 0, ttl=64), "S"))
-        return Send(*way_of(packet), packet)
 
     def _serve(self, called: str, serving: Serving | None) -> None:
         self._services.pop(called, None)
         if serving is not None:
             self._services[called] = serving
         self._served = False
+
+    def _join(self, nodes: Sequence[Machine]) -> None:
+        self.bed.join(
+            *(Node(str(place), one.pod_networks, tuple(sorted(one.addresses))) for place, one in enumerate(nodes))
+        )
+        self.model.world = replace(self.model.world, nodes=tuple(nodes))
 
     def _serve_now(self) -> None:
         """Several services that change one after the other are one change."""
@@ -221,6 +241,13 @@ class Twins:
         for table in tables_of(key.source):
             self.bed.maps[table].delete(tuple_bytes(key))
             self._flows[table].pop(tuple_bytes(key), None)
+
+    def _lose_mapping(self, half: Inside | Address) -> None:
+        self.model.mappings.forget(half)
+        end, side = (half.end, MappingSide.INSIDE) if isinstance(half, Inside) else (half, MappingSide.OUTSIDE)
+        name, key = f"mappings{Family.of(end.address).suffix}", mapping_key(end, side)
+        self.bed.maps[name].delete(key)
+        self._mappings[name].pop(key, None)
 
     def _put_interface(self, pod: str, *, is_there: bool) -> None:
         (self.bed.revive if is_there else self.bed.kill)(pod)
@@ -240,6 +267,7 @@ class Twins:
             if entries:
                 self.bed.maps[name].update_many(entries)
         self._stamp_mappings()
+        self._stamp_fragments()
         for (client, service), (_, since) in self.model.chooser.affinity.items():
             affinities, key = self._affinities(client), packed(client) + struct.pack("=I", service)
             affinities.update(key, STAMP.pack(self._stamp(since)) + affinities.lookup(key)[STAMP.size :])
@@ -252,6 +280,15 @@ class Twins:
             if entries:
                 self.bed.maps[name].update_many(entries)
 
+    def _stamp_fragments(self) -> None:
+        for family in Family if self.model.fragments.noted else ():
+            entries = {
+                key: STAMP.pack(self._stamp(first_seen)) + value
+                for key, (value, first_seen) in fragment_bytes(self.model.fragments, family).items()
+            }
+            if entries:
+                self.bed.maps[f"fragments{family.suffix}"].update_many(entries)
+
     def _stamp(self, then: float) -> int:
         """Jiffies at a time of the history; two ticks before that, since a stamp of the future is none."""
         return self._stamped + self._ahead - 2 - round((self.now - then) * clock.HZ)
@@ -262,7 +299,8 @@ class Twins:
         if ticks() - self._stamped > clock.HZ // 50:
             self._stamp_all()
         by_loopback = send.hook is Hook.TO_LOOPBACK
-        raw = frame(send.packet, *((NO_MAC, NO_MAC) if by_loopback else (MACS.get(send.device, ELSEWHERE_MAC),)))
+        macs = (NO_MAC, NO_MAC) if by_loopback else (MACS.get(send.device, ELSEWHERE_MAC), "")
+        raw = frame(send.packet, *macs, send.wrong)
         outcome = self.bed.run(KernelHook[send.hook.name], raw, device=send.device)
         self._ran = ticks()
         if self._ran - self._stamped > clock.HZ * STILL:
@@ -283,19 +321,21 @@ class Twins:
         self._check_leaving(send, raw, outcome, verdict)
         self._check_flows(Family.of(send.packet.source))
         self._check_mappings(Family.of(send.packet.source))
+        if send.packet.fragment:
+            self._check_fragments(Family.of(send.packet.source))
         if chosen.gave_up:
-            self._bind_all_the_same(send.packet)
+            self._bind_all_the_same(send.hook, send.packet)
         self._check_affinities()
-        if verdict.kind != "drop":
-            self._left.append((send, verdict))
+        if verdict.kind not in {"drop", "answer"}:
+            self._left.append((send, verdict.packet))
 
     def _chosen(
         self, packet: Packet, outcome: Outcome, flows: Mapping[str, dict[bytes, bytes]], moved: Mapping[str, int]
     ) -> Choice:
         """What the kernel chose, read off the packet that left, or off the claim where it left as it came."""
-        if "drop_ports_taken" in moved:
+        if "drop_ports_taken" in moved or ("drop_untranslated" in moved and packet.has_port_0):
             return Choice(gave_up=True)
-        if not moved.keys().isdisjoint(REFUSED):
+        if not moved.keys().isdisjoint(REFUSED) or packet.error or packet.is_later:
             return Choice()
         service = self.model.world.services.get(packet.tuple.called)
         backends = {*service.inside, *service.outside} if service else set()
@@ -311,13 +351,13 @@ class Twins:
                 return Choice(found[0] if found else None, tuple_of(key).destination_port)
         return Choice()
 
-    def _bind_all_the_same(self, packet: Packet) -> None:
+    def _bind_all_the_same(self, hook: Hook, packet: Packet) -> None:
         """Who finds no port is bound to a backend before, as by kube-proxy; the model leaves that open (S74)."""
-        service = self.model.world.services.get(packet.tuple.called)
+        service = service_called(packet, hook, self.model.world)
         if service is not None and service.affinity:
-            _, *kept = self._kept(packet.source, service.number)
+            _, *kept = self._kept(packet.source, service.clients)
             bound = {(one.number, one.generation): one for one in service.inside + service.outside}[tuple(kept)]
-            self.model.chooser.affinity[packet.source, service.number] = (bound, self.now)
+            self.model.chooser.affinity[packet.source, service.clients] = (bound, self.now)
 
     def _kept(self, client: str, service: int) -> tuple[int, ...]:
         """What a client keeps: since when, the number and generation of the backend."""
@@ -333,16 +373,18 @@ class Twins:
         check("walked", outcome.walked, verdict.walked)
         if verdict.refused:
             check("verdict", outcome.verdict, REDIRECT)
-            check_packet(outcome.packet, refusal(send.packet, raw))
+            check_packet(outcome.packet, refusal(send.packet, raw, prohibited=verdict.reason in PROHIBITED))
             return
-        redirected = verdict.kind == "forward" or verdict.to in {"bridge", "uplink", "loopback"}
+        redirected = verdict.kind in {"forward", "answer"} or verdict.to in {"bridge", "uplink", "loopback"}
         check("verdict", outcome.verdict, DROP if verdict.kind == "drop" else REDIRECT if redirected else PASS)
-        to_mac = raw[:6].hex(":")
-        if verdict.kind == "node":
+        to_mac, from_mac = raw[:6].hex(":"), raw[6:12].hex(":")
+        if verdict.kind == "answer":
+            to_mac, from_mac = from_mac, to_mac
+        elif verdict.kind == "node":
             to_mac = {"uplink": UPLINK_MAC, "loopback": NO_MAC}.get(verdict.to, MAC[NODE])
         elif verdict.kind == "forward" and verdict.to != "route":
             to_mac = MACS[self.model.world.endpoints[verdict.to]]
-        check_packet(outcome.packet, frame(verdict.packet, raw[6:12].hex(":"), to_mac))
+        check_packet(outcome.packet, frame(verdict.packet, from_mac, to_mac, send.wrong))
 
     def _model_tables(self) -> Iterable[tuple[str, Table]]:
         """Of both families, by the names of IPv4's maps."""
@@ -365,17 +407,35 @@ class Twins:
                 self._check_age(f"{tuple_of(key)} in {name}", STAMP.unpack_from(have, at)[0], entry.last_seen)
 
     def _check_mappings(self, family: Family) -> None:
-        """Of the family that the packet was of, if anybody is masqueraded."""
+        """Of the family that the packet was of, if anybody is masqueraded; not of what is over, whoever collects it."""
         name = f"mappings{family.suffix}"
         if name not in self._mappings:
             return
         kernel = self._mappings[name] = dict(self.bed.maps[name].items())
         model = mapping_bytes(self.model.mappings, family)
-        check("mappings", sorted(map(mapping_key_in, kernel)), sorted(map(mapping_key_in, model)))
+        life = self.model.world.timeouts["UDP", State.ESTABLISHED]
+        over = {key for key, (_, last_seen) in model.items() if self.now - last_seen > life}
+        check(
+            "mappings",
+            sorted(map(mapping_key_in, kernel.keys() - over)),
+            sorted(map(mapping_key_in, model.keys() - over)),
+        )
         for key, (end, last_seen) in model.items():
+            if key in over:
+                continue
             what = f"the mapping {mapping_key_in(key)}"
             check(what, kernel[key][STAMP.size :], end)
             self._check_age(what, STAMP.unpack_from(kernel[key])[0], last_seen)
+
+    def _check_fragments(self, family: Family) -> None:
+        """Of which datagrams of the family the first fragment was seen."""
+        kernel = dict(self.bed.maps[f"fragments{family.suffix}"].items())
+        model = fragment_bytes(self.model.fragments, family)
+        check("fragments", sorted(map(fragment_key_in, kernel)), sorted(map(fragment_key_in, model)))
+        for key, (value, first_seen) in model.items():
+            what = f"the datagram {fragment_key_in(key)}"
+            check(what, kernel[key][STAMP.size :], value)
+            self._check_age(what, STAMP.unpack_from(kernel[key])[0], first_seen)
 
     def _check_affinities(self) -> None:
         for (client, service), (backend, since) in self.model.chooser.affinity.items():
@@ -416,7 +476,13 @@ def ticks() -> int:
 
 
 def jiffies_ahead(bed: Bed) -> int:
-    """How far jiffies are ahead of the coarse clock, by the stamp of a flow that begins now; it is forgotten again."""
+    """How far jiffies are ahead of the coarse clock, which NTP may slow down: as it was some seconds ago at most."""
+    return _jiffies_ahead(bed, ticks() // (5 * clock.HZ))
+
+
+@lru_cache(maxsize=1)
+def _jiffies_ahead(bed: Bed, _since: int) -> int:
+    """By the stamp of a flow that begins now; it is forgotten again."""
     began, target = ticks(), tables.pack_address(tables.Address(BACKEND, 9, "TCP"))
     bed.maps["targets"].update(target, struct.pack("=I", 1))
     bed.run(KernelHook.FROM_POD, frame(Packet(CLIENT, 9, BACKEND, 9, flags="S"), MAC[CLIENT]))
@@ -434,17 +500,11 @@ def give_all_numbers_once(bed: Bed) -> None:
     bed.maps["backends"].update_many({struct.pack("=I", number): gone for number in range(1, SIZES.backends)})
 
 
-@cache
-def _counter_bytes() -> int:
-    """Bytes of one counter, of all CPUs together."""
-    return 8 * possible_cpus()
-
-
 def counted(bed: Bed) -> dict[str, int]:
     """All counters, in one call where Bed.counted makes one for each."""
-    size = _counter_bytes()
-    raw = libbpf.batch_read(bed.maps["counters"].descriptor, 4, size, len(Counter))[1]
-    return {one.name.lower(): sum(memoryview(raw)[one * size : (one + 1) * size].cast("Q")) for one in Counter}
+    raw = libbpf.batch_read(bed.maps["counters"].descriptor, 4, 8 * possible_cpus(), len(COUNTERS))[1]
+    each = [memoryview(raw).cast("Q")[cpu :: possible_cpus()].tolist() for cpu in range(possible_cpus())]
+    return dict(zip(COUNTERS, map(sum, zip(*each, strict=True)), strict=True))
 
 
 # Whole histories

@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, Literal
 
 from packetbed import GATEWAY_MAC, MAC, NODE, SERVICE_NETWORKS, V6_SERVICE_NETWORKS, pack_tuple, packed
 from scapy.layers.sctp import crc32c
@@ -31,7 +31,10 @@ from pydatapath.reference import (
     Address,
     Backend,
     Entry,
+    Error,
     FlowTuple,
+    Fragment,
+    Fragments,
     Mappings,
     Packet,
     Protocol,
@@ -39,17 +42,22 @@ from pydatapath.reference import (
     State,
     World,
 )
-from pydatapath.reference.packet import version_of
+from pydatapath.reference.packet import Version, version_of
 
 __all__ = [
+    "ELSEWHERE_MAC",
     "NO_MAC",
+    "Wrong",
     "entry_in",
     "flagged",
     "flow_bytes",
+    "fragment_bytes",
+    "fragment_key_in",
     "frame",
     "is_by_bridge",
     "layout_of",
     "mapping_bytes",
+    "mapping_key",
     "mapping_key_in",
     "ports_tried",
     "refusal",
@@ -61,13 +69,31 @@ __all__ = [
 
 ICMP: Final = {4: 1, 6: 58}
 ECHO: Final = {4: (8, 0), 6: (128, 129)}  # types of the request and the reply (RFC 792, RFC 4443 4)
-HEADERS: Final = {"TCP": 20, "UDP": 8, "SCTP": 12, "ICMP": 8}  # bytes
+# Type, code and what stands behind the checksum (RFC 792, RFC 1191, RFC 4443 3; redirects: RFC 792, RFC 4861 4.5)
+ERRORS: Final = {
+    "port unreachable": {4: (3, 3, 0), 6: (1, 4, 0)},
+    "host unreachable": {4: (3, 1, 0), 6: (1, 3, 0)},
+    "too big": {4: (3, 4, 1400), 6: (2, 0, 1400)},
+    "time exceeded": {4: (11, 0, 0), 6: (3, 0, 0)},
+    "parameter problem": {4: (12, 0, 20 << 24), 6: (4, 1, 6)},
+    "redirect": {4: (5, 1, 0x0A010003), 6: (137, 0, 0)},
+}
+# Which sum of an error is not right: its own, that of the quoted IPv4 header, or of the quoted datagram or echo; or
+# what the quoted datagram has none of (RFC 768)
+Wrong = Literal["", "error", "header", "datagram", "no datagram"]
+OFF: Final = 0x0102  # by so much
+UNREAD: Final = 0xBEEF  # of a quoted segment, whose checksum nobody reads (RFC 5508 REQ-3)
+FRAGMENT_HEADER: Final = 44  # RFC 8200 4.5
+MORE: Final = {4: 0x2000, 6: 1}  # fragments
+HEADERS: Final[dict[Protocol, int]] = {"TCP": 20, "UDP": 8, "SCTP": 12, "ICMP": 8}  # bytes
 STATES: Final = {State.NEW: FlowState.NEW, State.ESTABLISHED: FlowState.ESTABLISHED}
 FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
 SEQUENCE, ACKNOWLEDGED, WINDOW = 1000, 2000, 0xFFFF  # of every segment
-STAMP_BYTES: Final = 8  # of struct mapping, at its beginning
+IDENTIFIED: Final = 1  # what is no fragment
+STAMP_BYTES: Final = 8  # of struct mapping and struct fragment, at their beginning
 WORD: Final = 0xFFFF_FFFF_FFFF_FFFF
 NO_MAC: Final = "00:00:00:00:00:00"  # of the loopback interface
+ELSEWHERE_MAC: Final = "02:00:00:00:02:02"  # of a router
 ANSWER_TTL: Final = 64
 
 
@@ -92,29 +118,47 @@ def _macs(from_mac: str, to_mac: str) -> bytes:
     return bytes.fromhex(to_mac.replace(":", "") + from_mac.replace(":", ""))
 
 
-def frame(packet: Packet, from_mac: str, to_mac: str = "") -> bytes:
-    """A packet of the model, whole, with right checksums and nothing in it."""
+def frame(packet: Packet, from_mac: str, to_mac: str = "", wrong: Wrong = "") -> bytes:
+    """A packet of the model, with nothing in it; its checksums are right but for the one that is named."""
     to_mac = to_mac or (GATEWAY_MAC if is_by_bridge(packet.destination) else MAC[NODE])
-    data = packet.length - _headers(packet)
-    return _macs(from_mac, to_mac) + _datagram(
-        number_of(packet.protocol, packet.source), packet, _transport(packet, bytes(data)), identification=1
-    )
+    if packet.error:
+        content = _error(packet, packet.error, wrong)
+    else:
+        data = bytes(packet.length - _headers(packet))
+        content = data if packet.is_later else _transport(packet, data)
+    return _macs(from_mac, to_mac) + _datagram(number_of(packet.protocol, packet.source), packet, content, IDENTIFIED)
 
 
 def _headers(packet: Packet) -> int:
-    """Bytes of its headers of layer 3 and 4."""
-    return (40 if Family.of(packet.source) is Family.IPV6 else 20) + HEADERS[packet.protocol]
+    """Bytes of its headers of layer 3 and, where they are in it, of layer 4."""
+    return _ip_headers(packet) + (0 if packet.is_later else HEADERS[packet.protocol])
+
+
+def _ip_headers(packet: Packet) -> int:
+    if Family.of(packet.source) is Family.IPV6:
+        return 48 if packet.fragment else 40
+    return 20
 
 
 def _datagram(
-    protocol: int, packet: Packet, content: bytes, *, identification: int = 0, tos: int = 0, fragment: int = 0
+    protocol: int, packet: Packet, content: bytes, identification: int = 0, *, tos: int = 0, flags: int = 0
 ) -> bytes:
-    """Ethernet's type, the IP header and what is in it."""
-    ends = packed(packet.source) + packed(packet.destination)
+    """Ethernet's type, the IP header and what is in it. Of a fragment it has the identification and the offset."""
+    ends, part = packed(packet.source) + packed(packet.destination), packet.fragment
     if Family.of(packet.source) is Family.IPV6:
+        if part:
+            content = struct.pack("!BxHI", protocol, _part(part, 6), part.identification) + content
+            protocol = FRAGMENT_HEADER
         return b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(content), protocol, packet.ttl) + ends + content
-    head = struct.pack("!BBHHHBB", 0x45, tos, 20 + len(content), identification, fragment, packet.ttl, protocol)
+    if part:
+        identification, flags = part.identification, _part(part, 4)
+    head = struct.pack("!BBHHHBB", 0x45, tos, 20 + len(content), identification, flags, packet.ttl, protocol)
     return b"\x08\x00" + head + _checksum(head + ends) + ends + content
+
+
+def _part(part: Fragment, version: Version) -> int:
+    """Its offset: IPv4 counts it by eight bytes, IPv6 keeps three bits free. More follow the first."""
+    return (part.offset // 8 if version == 4 else part.offset) | MORE[version] * (part.offset == 0)
 
 
 def _pseudo(packet: Packet, protocol: int, length: int) -> bytes:
@@ -146,10 +190,49 @@ def _segment(packet: Packet, seq: int, ack: int, flags: int, window: int, data: 
 def _echo(packet: Packet, data: bytes) -> bytes:
     """An echo request, or its reply; the checksum of ICMPv6 covers the addresses, too (RFC 4443 2.3)."""
     version = version_of(packet.source)
-    kind = ECHO[version][packet.source_port == 0]
+    kind = ECHO[version][not packet.asks]
     rest = struct.pack("!HH", packet.source_port or packet.destination_port, 1) + data
     pseudo = _pseudo(packet, ICMP[version], 4 + len(rest)) if version == 6 else b""
     return bytes([kind, 0]) + _checksum(pseudo + bytes([kind, 0]) + rest) + rest
+
+
+def _error(packet: Packet, error: Error, wrong: Wrong) -> bytes:
+    """An ICMP error with what it quotes; the checksum of ICMPv6 covers the addresses, too."""
+    version = version_of(packet.source)
+    kind, code, rest = ERRORS[error.kind][version]
+    content = rest.to_bytes(4, "big") + _quote(error.about, error.quoted, wrong)
+    pseudo = _pseudo(packet, ICMP[version], 4 + len(content)) if version == 6 else b""
+    check = _checksum(pseudo + bytes([kind, code]) + content)
+    return bytes([kind, code]) + (_off(check) if wrong == "error" else check) + content
+
+
+def _quote(about: Packet, size: int, wrong: Wrong) -> bytes:
+    """The IP headers of a packet and so many bytes of what follows; what is not read is what it was before."""
+    data = bytes(about.length - _headers(about))
+    content = data if about.is_later else _transport(about, data)
+    place = {"TCP": 16, "UDP": 6, "ICMP": 2}.get("" if about.is_later else about.protocol, 0)
+    if about.protocol == "TCP" and place:
+        content = _with_sum(content, place, UNREAD.to_bytes(2, "big"))
+    elif place and wrong == "datagram":
+        content = _with_sum(content, place, _off(content[place : place + 2], never_none=about.protocol == "UDP"))
+    elif about.protocol == "UDP" and place and wrong == "no datagram":
+        content = _with_sum(content, place, bytes(2))
+    elif about.protocol == "SCTP" and not about.is_later:
+        content = content[:8] + bytes(4) + content[12:]
+    raw = _datagram(number_of(about.protocol, about.source), about, content, IDENTIFIED)[2:]
+    if wrong == "header" and version_of(about.source) == 4:
+        raw = _with_sum(raw, 10, _off(raw[10:12]))
+    return raw[: _ip_headers(about) + size]
+
+
+def _with_sum(raw: bytes, place: int, check: bytes) -> bytes:
+    return raw[:place] + check + raw[place + 2 :]
+
+
+def _off(check: bytes, *, never_none: bool = False) -> bytes:
+    """A sum that is not right, always by the same; `never_none`: 0 is written as the other 0 (RFC 768)."""
+    off = (int.from_bytes(check, "big") + OFF) % 0xFFFF
+    return (0xFFFF if never_none and off == 0 else off).to_bytes(2, "big")
 
 
 @lru_cache(maxsize=4096)
@@ -161,13 +244,13 @@ def _sctp(ports: bytes, length: int, *, opens: bool) -> bytes:
 
 def flagged(packet: Packet, flags: str) -> Packet:
     """The packet with these flags, as far as its protocol has them."""
-    had = {"TCP": flags, "SCTP": "S" if flags == "S" else ""}
+    had = {"TCP": flags, "SCTP": "S" if flags == "S" else "", "ICMP": packet.flags}
     return replace(packet, flags=had.get(packet.protocol, ""))
 
 
-def ports_tried(packet: Packet) -> list[int]:
-    """The source ports with which a new flow may leave: its own, and those of tuple_hash in bpf/packet.h."""
-    return [packet.source_port, *(PORTS.start + (_tuple_hash(packet, salt) & 0x7FFF) for salt in range(1, 5))]
+def ports_tried(packet: Packet, tries: int = 9) -> list[int]:
+    """The first source ports with which a new flow may leave: its own, and those of tuple_hash in bpf/packet.h."""
+    return [packet.source_port, *(PORTS.start + (_tuple_hash(packet, salt) & 0x7FFF) for salt in range(1, tries))]
 
 
 def _tuple_hash(packet: Packet, salt: int) -> int:
@@ -190,25 +273,26 @@ def _words(address: str) -> tuple[int, ...]:
     return struct.unpack(f"<{len(raw) // 4}I", raw)
 
 
-def refusal(packet: Packet, raw: bytes) -> bytes:
-    """The frame that tells the sender of a packet, of this frame, that it is refused (C2)."""
-    back = replace(packet.readdressed(packet.tuple.reverse), ttl=ANSWER_TTL)
+def refusal(packet: Packet, raw: bytes, *, prohibited: bool = False) -> bytes:
+    """The frame that tells the sender of a packet, of this frame, that it is refused (C2), or found no port (N23)."""
+    back = replace(packet.readdressed(packet.tuple.reverse), ttl=ANSWER_TTL, fragment=None)
     macs, size = raw[6:12] + raw[:6], _headers(packet)
-    if packet.protocol == "TCP":
+    quoted = raw[14 : 14 + _ip_headers(packet) + 8]
+    if packet.protocol == "TCP" and not prohibited:
         data = bytes(packet.length - size)
         if "A" in packet.flags:
             segment = _segment(back, ACKNOWLEDGED, 0, FLAGS["R"], 0, data)
         else:
             held = len(data) + ("S" in packet.flags) + ("F" in packet.flags)
             segment = _segment(back, 0, SEQUENCE + held, FLAGS["R"] | FLAGS["A"], 0, data)
-        return macs + _datagram(PROTOCOLS["TCP"], back, segment, identification=1)
+        return macs + _datagram(PROTOCOLS["TCP"], back, segment, IDENTIFIED)
     if Family.of(packet.source) is Family.IPV6:
-        quoted = raw[14 : 14 + 48]
-        check = _checksum(_pseudo(back, 58, 8 + len(quoted)) + b"\1\4" + quoted)
-        return macs + _datagram(58, back, b"\1\4" + check + bytes(4) + quoted)
-    quoted = raw[14 : 14 + 28]
-    content = b"\3\3" + _checksum(b"\3\3" + quoted) + bytes(4) + quoted
-    return macs + _datagram(1, back, content, tos=0xC0, fragment=0x4000)
+        why = b"\1\1" if prohibited else b"\1\4"
+        check = _checksum(_pseudo(back, 58, 8 + len(quoted)) + why + quoted)
+        return macs + _datagram(58, back, why + check + bytes(4) + quoted)
+    why = b"\3\15" if prohibited else b"\3\3"
+    content = why + _checksum(why + quoted) + bytes(4) + quoted
+    return macs + _datagram(1, back, content, tos=0xC0, flags=0x4000)
 
 
 # Flow entries as they stand in the maps
@@ -240,9 +324,11 @@ def protocol_of(number: int) -> Protocol:
 
 
 def tuple_in(raw: bytes) -> FlowTuple:
-    """The tuple of a packet without IP options and extension headers."""
+    """The tuple of a packet without IP options, and of extension headers the first fragment's at most."""
     if raw[12:14] == b"\x86\xdd":
         ends, protocol, transport = raw[22:54], raw[20:21], raw[54:]
+        if protocol[0] == FRAGMENT_HEADER:
+            protocol, transport = raw[54:55], raw[62:]
     else:
         ends, protocol, transport = raw[26:34], raw[23:24], raw[34:]
     ports = transport[:4]
@@ -280,17 +366,18 @@ def entry_in(raw: bytes) -> str:
 
 def mapping_bytes(mappings: Mappings, family: Family) -> dict[bytes, tuple[bytes, float]]:
     """Of a family: the end that each leads to as it stands in struct mapping, and its time."""
-    sides = (MappingSide.INSIDE, mappings.outside), (MappingSide.OUTSIDE, mappings.inside)
+    insides = ((one.end, MappingSide.INSIDE, mapping) for one, mapping in mappings.outside.items())
+    outsides = ((end, MappingSide.OUTSIDE, mapping) for end, mapping in mappings.inside.items())
     return {
-        _mapping_key(end, side): (_mapping_end(mapping.end), mapping.last_seen)
-        for side, ends in sides
-        for end, mapping in ends.items()
+        mapping_key(end, side): (_mapping_end(mapping.end), mapping.last_seen)
+        for end, side, mapping in (*insides, *outsides)
         if Family.of(end.address) is family
     }
 
 
 @lru_cache(maxsize=4096)
-def _mapping_key(end: Address, side: MappingSide) -> bytes:
+def mapping_key(end: Address, side: MappingSide) -> bytes:
+    """struct mapping_key of one half."""
     record = LAYOUTS[Family.of(end.address)].mapping_key
     number = number_of(end.protocol, end.address)
     return record.struct.pack(packed(end.address), end.port.to_bytes(2, "big"), number, side)
@@ -310,6 +397,31 @@ def mapping_key_in(raw: bytes) -> str:
     address, port, number, side = layout.mapping_key.struct.unpack(raw)
     end = Address(str(ip_address(address)), int.from_bytes(port, "big"), protocol_of(number))
     return f"{end} {MappingSide(side).name}"
+
+
+# Fragments, by their keys in the map
+
+
+def fragment_bytes(fragments: Fragments, family: Family) -> dict[bytes, tuple[bytes, float]]:
+    """Of a family: what the addresses become as it stands in struct fragment, and when the first one was seen."""
+    layout = LAYOUTS[family]
+    found = {}
+    for of, noted in fragments.noted.items():
+        if Family.of(of.source) is family:
+            # IPv4's 16 bits are the first of the 32
+            named = of.identification.to_bytes(2 if family is Family.IPV4 else 4, "big").ljust(4, b"\0")
+            number = next((number_of(one, of.source) for one in HEADERS if one == of.protocol), 0)
+            key = layout.fragment_key.struct.pack(packed(of.source), packed(of.destination), named, number)
+            value = layout.fragment.struct.pack(0, packed(noted.source), packed(noted.destination))
+            found[key] = value[STAMP_BYTES:], noted.first_seen
+    return found
+
+
+def fragment_key_in(raw: bytes) -> str:
+    """A struct fragment_key in words."""
+    layout = next(one for one in LAYOUTS.values() if one.fragment_key.struct.size == len(raw))
+    source, destination, identification, number = layout.fragment_key.struct.unpack(raw)
+    return f"{ip_address(source)} -> {ip_address(destination)}, {identification.hex()} of protocol {number}"
 
 
 # Services
@@ -338,6 +450,7 @@ def told(world: World, live: Live) -> World:
             drop_inside=ServiceFlag.DROP_INSIDE in flags,
             drop_outside=ServiceFlag.DROP_OUTSIDE in flags,
             affinity=called.affinity,
+            shared=called.shared,
             sources=ranges if ServiceFlag.RANGES in flags else None,
         )
     drained = {live.backends[number].address for number in draining}
@@ -345,6 +458,7 @@ def told(world: World, live: Live) -> World:
         world,
         services=services,
         cluster_ips=frozenset(at for at, kind in live.guards.vips.items() if kind is VipKind.CLUSTER),
+        external_ips=frozenset(at for at, kind in live.guards.vips.items() if kind is VipKind.EXTERNAL),
         targets=frozenset(Address(one.address, one.port, one.protocol) for one in drained),
         draining=frozenset(backends[number] for number in draining),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("calls", "scene")
 
+from figures import figure, pytest_terminal_summary  # noqa: E402
 from scene import Cluster, cluster_up  # noqa: E402
 
-_figures: list[str] = []
+__all__ = ["both_loaded", "cluster", "figure", "pytest_terminal_summary"]
 
 
 def _name(request: pytest.FixtureRequest) -> str:
@@ -36,17 +37,3 @@ def both_loaded(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     with cluster_up(f"{_name(request)}b", loaded=(1, 2)) as made:
         made.serve(*(pod for pod in made.lab.pods if pod.number > 1))
         yield made
-
-
-@pytest.fixture
-def figure() -> Callable[[str], None]:
-    """Takes a line to be shown at the end of the run."""
-    return _figures.append
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The figures that tests reported."""
-    if _figures:
-        terminalreporter.section("figures")
-        for line in _figures:
-            terminalreporter.write_line(line)

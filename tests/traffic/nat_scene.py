@@ -18,11 +18,25 @@ from scene import Cluster, cluster_up
 from pydatapath.kernel import links
 from pydatapath.lab import Host
 
-__all__ = ["FAMILIES", "IPV4", "IPV6", "NETWORKS", "Ends", "Eye", "nat_cluster", "server", "wait_until"]
+__all__ = [
+    "EXPEDITED",
+    "FAMILIES",
+    "IPV4",
+    "IPV6",
+    "NETWORKS",
+    "Ends",
+    "Eye",
+    "nat_cluster",
+    "server",
+    "set_and_watch",
+    "wait_until",
+]
 
 NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 LEAKS = "(ip and src net 10.244.0.0/16) or (ip6 and src net fd00:10:244::/48)"
 SO_ATTACH_FILTER, ETH_P_ALL = 26, 0x0003
+IP_RECVTTL, IP_RECVTOS, IPV6_RECVHOPLIMIT, IPV6_HOPLIMIT, IPV6_RECVTCLASS, IPV6_TCLASS = 12, 13, 51, 52, 66, 67
+EXPEDITED = 0xB8  # DSCP 46
 
 
 @dataclass(frozen=True)
@@ -117,3 +131,17 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"{what}: not within {SECONDS} s"
         time.sleep(0.01)
+
+
+def set_and_watch(end: socket.socket) -> None:
+    """Send with 64 hops to live and one class, and be told what comes with."""
+    if end.family == AF_INET6:
+        end.setsockopt(socket.IPPROTO_IPV6, 16, 64)  # IPV6_UNICAST_HOPS
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_TCLASS, EXPEDITED)
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
+        end.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
+    else:
+        end.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
+        end.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, EXPEDITED)
+        end.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
+        end.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)

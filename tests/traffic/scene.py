@@ -86,7 +86,7 @@ class Cluster:
         """Load the datapath on these nodes. `more`: of Options, or other values for what stands here."""
         for number in nodes:
             name = self.lab.node(number).netns
-            options = Options(**{"node_name": name, "cluster_cidr": ("10.244.0.0/16",), **more})
+            options = Options(**{"node_name": name, "cluster_cidr": ("10.244.0.0/16",), "masquerade": False, **more})
             self.datapaths[number] = Datapath.load(options, netns=name)
 
     def apply(self, name: str, vip: str, pods: Iterable[Pod], **more: Any) -> None:

@@ -17,7 +17,7 @@ from scene import PORT, VIP_PORT, Cluster, cluster_up, pydatapath
 
 from pydatapath import Datapath
 from pydatapath.kernel import clock, flowtable
-from pydatapath.kernel.layout import LAYOUTS, Family
+from pydatapath.kernel.layout import LAYOUTS, TIMEOUTS, Family
 from pydatapath.lab import Pod
 from pydatapath.views import Flow
 
@@ -105,7 +105,7 @@ def flow_of(datapath: Datapath, one: socket.socket) -> Flow:
 
 def grow_old(datapath: Datapath, old: Flow) -> None:
     """Lets a UDP flow have been silent for so long that it is over."""
-    ends = next(one.ends for one in flowtable.read_flows(datapath._maps) if one.flow.original == old.original)
+    ends = next(one.ends for one in flowtable.read_flows(datapath._maps, TIMEOUTS) if one.flow.original == old.original)
     family = Family(old.family)
     flows, layout = datapath._maps["flows" + family.suffix], LAYOUTS[family].flow.struct
     for end in ends:
@@ -286,7 +286,7 @@ def test_N5_what_is_left_of_a_flow_is_flushed(cluster: Cluster, family: int):
     for side in (0, 1):
         with dial(cluster.lab.pod(1, 1), vip, SOCK_DGRAM) as one:
             ask(one)
-            (tracked,) = flowtable.read_flows(datapath._maps)
+            (tracked,) = flowtable.read_flows(datapath._maps, TIMEOUTS)
             flows.delete(tracked.ends[side])
             assert [flow.original for flow in datapath.flows()] == [tracked.flow.original]
             assert run(cluster, "flow", "flush", "--service", name) == "1 flow ended\n"
@@ -304,10 +304,10 @@ def test_N5_what_a_program_makes_anew_meanwhile_is_flushed(
     flows = datapath._maps["flows6" if family == 6 else "flows"]
     with dial(cluster.lab.pod(1, 1), vip, SOCK_DGRAM) as one:
         ask(one)
-        (tracked,) = flowtable.read_flows(datapath._maps)
+        (tracked,) = flowtable.read_flows(datapath._maps, TIMEOUTS)
         value = flows.lookup(tracked.ends[side])
         assert value is not None
-        monkeypatch.setattr(flowtable, "_wait_for_programs", lambda: flows.update(tracked.ends[side], value))
+        monkeypatch.setattr(flowtable, "wait_for_programs", lambda: flows.update(tracked.ends[side], value))
         assert datapath.flush_flows() == 1
         assert entries(datapath) == 0
 

@@ -14,8 +14,8 @@ import pytest
 from pydatapath.errors import Conflict, KernelError, NotFound
 from pydatapath.kernel import links, netns, sysctl
 from pydatapath.kernel.attach import Attacher
-from pydatapath.kernel.compile import SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
-from pydatapath.kernel.host import Host, Neighbour, survey
+from pydatapath.kernel.gateway import SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
+from pydatapath.kernel.host import Host, Neighbour, service_routes, survey
 from pydatapath.kernel.layout import Family
 
 
@@ -180,11 +180,11 @@ def test_a_service_route_is_made_found_and_taken_away(scratch: str, family: Fami
     flag = f"-{int(family)}"
     with netns.entered(netns.path_of(scratch)), Attacher() as attacher:
         bridge = survey().interface("br0").index
-        assert not attacher.has_service_route(services, bridge)
+        assert (services, bridge) not in service_routes()
         for one in (services, ip_network(gateway)):
             attacher.add_service_route(one, bridge, source)
-        assert attacher.has_service_route(services, bridge)
-        assert not attacher.has_service_route(others, bridge), "it has not our protocol"
+        assert (services, bridge) in service_routes()
+        assert (others, bridge) not in service_routes(), "it has not our protocol"
         (route,) = ip(scratch, flag, "route", "show", network)
         assert (route["gateway"], route["dev"], route["prefsrc"], route["protocol"]) == (gateway, "br0", own, "218")
         (neighbour,) = ip(scratch, flag, "neigh")

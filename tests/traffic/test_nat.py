@@ -13,13 +13,24 @@ from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SocketK
 
 import pytest
 from calls import KINDS, ask, ask_many, dial, pump
-from nat_scene import FAMILIES, IPV4, IPV6, Ends, Eye, nat_cluster, server, wait_until
+from nat_scene import (
+    EXPEDITED,
+    FAMILIES,
+    IPV4,
+    IPV6,
+    IPV6_HOPLIMIT,
+    IPV6_TCLASS,
+    Ends,
+    Eye,
+    nat_cluster,
+    server,
+    set_and_watch,
+    wait_until,
+)
 from scene import PORT, Cluster
 
 from pydatapath.lab import Host, Node, Pod
 
-IP_RECVTTL, IP_RECVTOS, IPV6_RECVHOPLIMIT, IPV6_HOPLIMIT, IPV6_RECVTCLASS, IPV6_TCLASS = 12, 13, 51, 52, 66, 67
-EXPEDITED = 0xB8  # DSCP 46
 families = pytest.mark.parametrize(**FAMILIES)
 kinds = pytest.mark.parametrize("kind", list(KINDS.values()), ids=list(KINDS))
 
@@ -245,20 +256,6 @@ def test_N72_N73_hops_fall_by_one_and_the_class_stays(cluster: Cluster, ends: En
         assert received(one)[1:] == (63, EXPEDITED)
 
 
-def set_and_watch(end: socket.socket) -> None:
-    """Send with 64 hops to live and one class, and be told what comes with."""
-    if end.family == AF_INET6:
-        end.setsockopt(socket.IPPROTO_IPV6, 16, 64)  # IPV6_UNICAST_HOPS
-        end.setsockopt(socket.IPPROTO_IPV6, IPV6_TCLASS, EXPEDITED)
-        end.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
-        end.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVTCLASS, 1)
-    else:
-        end.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 64)
-        end.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, EXPEDITED)
-        end.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
-        end.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
-
-
 def received(end: socket.socket) -> tuple[tuple[str, int], int, int]:
     """The sender, hops and class of the next datagram."""
     _, ancillary, _, peer = end.recvmsg(100, 200)
@@ -334,14 +331,15 @@ def test_C13_N84_no_protocol_leaves_as_it_is(cluster: Cluster, eye: Eye, number:
     ],
 )
 def test_C13_N27_what_cannot_be_read_does_not_leave(cluster: Cluster, eye: Eye, segment: bytes):
-    """TCP whose header lies about itself."""
-    pod = cluster.lab.pod(1, 1)
+    """TCP whose header lies about itself, or that nobody could answer; each is counted."""
+    pod, before = cluster.lab.pod(1, 1), counted(cluster, "drop_untranslated")
     with (
         pod.socket(AF_INET, SOCK_RAW, socket.IPPROTO_RAW) as four,
         pod.socket(AF_INET6, SOCK_RAW, socket.IPPROTO_RAW) as six,
     ):
         four.sendto(_packet4(pod.address, IPV4.first, 6, segment), (IPV4.first, 0))
         six.sendto(_packet6(pod.address6, IPV6.first, 6, segment), (IPV6.first, 0))
+    wait_until(lambda: counted(cluster, "drop_untranslated") == before + 2, "both are dropped")
     with dial(pod, (IPV4.first, PORT), SOCK_DGRAM) as one:
         ask(one)
 

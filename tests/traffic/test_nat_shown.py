@@ -99,14 +99,43 @@ def test_what_is_used_is_counted(cluster: Cluster):
         for one in calling:
             one.close()
     assert (found["families"], found["type"], found["ports"]) == ([4, 6], "endpoint-independent", "1024-65535")
-    assert found["dropped"].keys() == {"ports_taken", "unasked", "untranslated"}
+    assert found["dropped"].keys() == {"ports_taken", "unasked", "untranslated", "pod_limit"}
     used, had = ({(row["address"], row["protocol"]): row for row in one["addresses"]} for one in (found, before))
     node = cluster.lab.node(1)
     assert {(node.address, "udp"), (node.address, "tcp"), (node.address6, "tcp")} <= used.keys()
     assert used[node.address, "tcp"]["used"] - had[node.address, "tcp"]["used"] == 20
-    assert used[node.address, "tcp"]["of"] == 65_535 - 1_024 + 1 - 2_768  # less the node ports'
+    assert used[node.address, "tcp"]["of"] == 65_535 - 1_024 + 1 - 2_768 - 4  # less node ports and tunnels'
     assert {row["address"]: row["flows"] for row in found["sources"]}[pod.address] >= 20
     assert "masqueraded  IPv4 and IPv6" in on_node(cluster, "nat", "stats").stdout
+
+
+def test_C14_timers_are_changed_by_load(cluster: Cluster):
+    """As an upgrade: flows stay, and end by the new times; what is less than an RFC asks is told."""
+    pod = cluster.lab.pod(1, 1)
+    options = ("--cluster-cidr", "10.244.0.0/16", "--cluster-cidr", "fd00:10:244::/48", "--masquerade")
+
+    def left() -> tuple[float, float]:
+        """Seconds until the flow and the mapping are over, as they are shown."""
+        (flow,) = [one for one in shown(cluster, "flow", "list") if one["original"]["sport"] == 6_100]
+        (mapping,) = [one for one in shown(cluster, "nat", "list") if one["inside"]["port"] == 6_100]
+        return flow["expires"], mapping["expires"]
+
+    with dial(pod, (IPV4.first, PORT), SOCK_DGRAM, (pod.address, 6_100)) as one:
+        ask(one)
+        assert all(250 < seconds <= 300 for seconds in left())
+        done = on_node(cluster, "load", *options, "--timeout", "udp=100", "--timeout", "icmp=61")
+        assert done.returncode == 0
+        assert done.stderr == "Warning: --timeout udp=100 is less than the 120 s of RFC 4787 REQ-5\n"
+        assert all(50 < seconds <= 100 for seconds in left())
+        assert shown(cluster, "status")["timers"]["udp"] == 100
+        assert "timers     udp 100 s, icmp 61 s\n" in on_node(cluster, "status").stdout
+        ask(one)
+        refused = on_node(cluster, "load", *options, "--timeout", "udp=0")
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("Error: --timeout 'udp=0' is no time\n")
+        assert shown(cluster, "status")["timers"]["udp"] == 100
+        assert on_node(cluster, "load", *options).stderr == ""
+        assert all(250 < seconds <= 300 for seconds in left())
 
 
 @families
@@ -174,3 +203,27 @@ def test_apply_with_prune_leaves_port_forwards_alone(cluster: Cluster):
     assert [row["port"] for row in shown(cluster, "port-forward", "list")] == [8_095]
     assert cluster.datapaths[1].objects() == []
     assert on_node(cluster, "port-forward", "delete", "0.0.0.0:8095").returncode == 0
+
+
+@kinds
+def test_N89_rules_of_others_that_masquerade_are_told(cluster: Cluster, kind: SocketKind):
+    """As long as they are there; a pod is translated once, and answered, whoever does it."""
+    pod, node = cluster.lab.pod(1, 1), cluster.lab.node(1)
+    hook = "type nat hook postrouting priority 100;"
+    rules = (
+        f"table ip other {{ chain out {{ {hook} ip saddr 10.244.0.0/16 masquerade; }}; }}\n"
+        f"table ip bystander {{ chain out {{ {hook} ip saddr 172.17.0.0/16 masquerade; }}; }}\n"
+    )
+    assert shown(cluster, "status")["conflicts"] == []
+    node.exec(["nft", "-f", "-"], stdin=rules, check=True)
+    try:
+        (said,) = shown(cluster, "status")["conflicts"]
+        assert said.startswith("chain out of the nftables table ip other translates what pods send, too")
+        assert cluster.datapaths[1].translated_elsewhere() == [said]
+        for _ in range(20):
+            with dial(pod, (IPV4.first, PORT), kind) as one:
+                assert ask(one).seen[0] == node.address
+    finally:
+        for table in ("other", "bystander"):
+            node.exec(["nft", "delete", "table", "ip", table], check=True)
+    assert shown(cluster, "status")["conflicts"] == []

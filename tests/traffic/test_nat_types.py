@@ -167,3 +167,48 @@ def test_N1_N11_the_three_types(cluster: Cluster, ends: Ends, kind: str):
         else:
             a.sendto(b"asked", peers[1])  # behind the stranger's on the same way
             assert one.recv(100) == b"asked"
+
+
+@families
+@pytest.mark.parametrize("kind", ["endpoint-independent", "full-cone"])
+def test_N31_two_pods_meet_by_their_ends_outside(cluster: Cluster, ends: Ends, kind: str):
+    """As told by a server (RFC 5128): a full cone lets the first in, else who is called has to call, too."""
+    loaded(cluster, nat_type=kind)
+    base = 5_600 if kind == "full-cone" else 5_610
+    one, other = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
+    with (
+        server(cluster.lab.outside, (ends.first, 7_000)) as there,
+        server(one, (ends.of(one), base)) as left,
+        server(other, (ends.of(other), base)) as right,
+    ):
+        peers = []
+        for each in (left, right):
+            each.sendto(b"where am I?", (ends.first, 7_000))
+            peers.append(there.recvfrom(100)[1][:2])
+        assert peers[0] == (ends.of(one.node), base)
+        assert peers[1][1] != base
+        left.sendto(b"first", peers[1])
+        if kind == "full-cone":
+            data, peer = right.recvfrom(100)
+            assert (data, peer[:2]) == (b"first", peers[0])
+        right.sendto(b"second", peers[0])
+        data, peer = left.recvfrom(100)
+        assert (data, peer[:2]) == (b"second", peers[1])
+        left.sendto(b"third", peers[1])
+        data, peer = right.recvfrom(100)
+        assert (data, peer[:2]) == (b"third", peers[0])
+
+
+@families
+def test_N32_a_closed_port_is_told_to_who_has_called_it_by_its_end_outside(cluster: Cluster, ends: Ends):
+    """By the called pod's own stack."""
+    loaded(cluster, nat_type="full-cone")
+    one, other = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
+    with server(cluster.lab.outside, (ends.first, 7_000)) as there, server(other, (ends.of(other), 5_621)) as closed:
+        closed.sendto(b"where am I?", (ends.first, 7_000))
+        called = there.recvfrom(100)[1][:2]
+    with server(one, (ends.of(one), 5_620)) as caller:
+        caller.connect(called)
+        caller.send(b"anybody?")
+        with pytest.raises(ConnectionRefusedError):
+            caller.recv(100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -48,16 +49,26 @@ def callers(cluster: Cluster, family: int) -> dict[str, tuple[Host, Address]]:
     return {"pod": (lab.pod(1, 1), vip), "node": (lab.node(1), vip), "outside": (lab.outside, balancer)}
 
 
+def open_to_both(sockets: list[tuple[socket.socket, str]], call: tuple[Host, Address]) -> None:
+    """Eight connections, or as many as it takes until both pods have some."""
+    while len(sockets) < 8 or {pod for _, pod in sockets} != {"node1-pod2", "node1-pod3"}:
+        assert len(sockets) < 64
+        one = dial(*call)
+        sockets.append((one, ""))
+        sockets[-1] = (one, ask(one).name)
+
+
 @FAMILIES
 @pytest.mark.parametrize("order", ["slices first", "interface first"])
 def test_C8_a_pod_that_is_deleted_with_its_interface(
     cluster: Cluster, figure: Callable[[str], None], family: int, order: str
 ):
     """The client's next packet is answered by a RST, at once and not after three seconds; others go on."""
-    made = {name: [dial(*call) for _ in range(8)] for name, call in callers(cluster, family).items()}
+    served: dict[str, list[tuple[socket.socket, str]]] = {}
     gone = cluster.lab.pod(1, 2)
     try:
-        served = {name: [(one, ask(one).name) for one in sockets] for name, sockets in made.items()}
+        for name, call in callers(cluster, family).items():
+            open_to_both(served.setdefault(name, []), call)
         if order == "slices first":
             apply(cluster, 3)
         with Links(cluster.lab.node(1).netns) as node:
@@ -66,7 +77,6 @@ def test_C8_a_pod_that_is_deleted_with_its_interface(
         if order == "interface first":
             apply(cluster, 3)
         for name, sockets in served.items():
-            assert {pod for _, pod in sockets} == {"node1-pod2", "node1-pod3"}, name
             for one, pod in sockets:
                 if pod != gone.name:
                     assert ask(one).name == pod
@@ -78,7 +88,7 @@ def test_C8_a_pod_that_is_deleted_with_its_interface(
                 assert took < SOON
             figure(f"IPv{family}, pod gone, {order}: the {name} learns of it in {took * 1000:.1f} ms")
     finally:
-        for one in (one for sockets in made.values() for one in sockets):
+        for one, _ in (one for sockets in served.values() for one in sockets):
             one.close()
 
 

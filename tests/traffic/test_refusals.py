@@ -195,7 +195,6 @@ BAD_LOADS = {
     "an address that is none": (["--node-ip", "1.2.3"], ["--node-ip", "1.2.3"]),
     "a network that is none": (["--service-cidr", "10.96.0.0/33"], ["--service-cidr", "10.96.0.0/33"]),
     "a configuration that is not there": (["--config", "/nowhere.toml"], ["/nowhere.toml"]),
-    "other sizes than it has": (["--max-flows", "2048"], ["flows", "unload"]),
 }
 
 

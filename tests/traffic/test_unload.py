@@ -15,7 +15,7 @@ from scene import PORT, VIP_PORT, Cluster, objects, pydatapath
 
 from pydatapath import Datapath
 from pydatapath.kernel import links
-from pydatapath.kernel.compile import SERVICE_GATEWAYS
+from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.lab import Host, Lab, LabSpec
 
 NAME = f"un-{os.getpid()}"

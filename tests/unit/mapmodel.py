@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from hypothesis import strategies as st
@@ -55,12 +55,13 @@ class Maps:
         live.guards = Guards(dict(self.guards.vips), set(self.guards.ranges))
         live.free_backends = self._free()
         changing = [one for one in self.services.values() if numbers is None or one.number in numbers]
+        live.other_slots = self.members
         live.slots = {run.first_slot: self.members(run) for one in changing for run in one.runs}
         members = sorted(self.active) if numbers is None else [one for run in live.slots.values() for one in run]
         live.backends = {one: self.backends[one] for one in members if one in self.active}
         for one in sorted(self.draining):
             if numbers is None or self.backends[one].service in numbers:
-                live.backends[one] = replace(self.backends[one], draining=True)
+                live.backends[one] = self.backends[one]._replace(draining=True)
         return live
 
     def _free(self) -> Iterator[tuple[int, int]]:
@@ -84,13 +85,13 @@ class Maps:
 
     def writes(self, wanted: Change) -> Iterator[Callable[[], object]]:
         """Each single write of a change, in the order of `tables.write`."""
+        for move in wanted.moves:
+            yield from self._run_writes(move.slots, move.services)
         for number, backend in wanted.backends.items():
             yield lambda n=number, b=backend: self._put(n, b)
         for at, count in wanted.targets.items():
             yield lambda a=at, c=count: self.targets.update({a: c})
-        for first, members in wanted.slots.items():
-            for place, number in enumerate(members, start=first):
-                yield lambda p=place, n=number: self.slots.update({p: n})
+        yield from self._run_writes(wanted.slots, {})
         yield from self._guard_writes(wanted.guards)
         for at, called in wanted.services.items():
             yield lambda a=at, c=called: self.services.update({a: c})
@@ -103,6 +104,15 @@ class Maps:
         for at in wanted.removed_targets:
             yield lambda a=at: self.targets.pop(a)
         yield from self._guard_removals(wanted.guards)
+
+    def _run_writes(
+        self, runs: dict[int, tuple[int, ...]], services: dict[Address, Called]
+    ) -> Iterator[Callable[[], object]]:
+        for first, members in runs.items():
+            for place, number in enumerate(members, start=first):
+                yield lambda p=place, n=number: self.slots.update({p: n})
+        for at, called in services.items():
+            yield lambda a=at, c=called: self.services.update({a: c})
 
     def _guard_writes(self, guards: GuardChange) -> Iterator[Callable[[], object]]:
         for address, kind in guards.vips.items():

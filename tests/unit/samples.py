@@ -45,6 +45,29 @@ SLICE: dict[str, Any] = {
 }
 
 
+NODE: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {
+        "name": "worker-2",
+        "uid": "1c4e",
+        "resourceVersion": "77",
+        "labels": {"topology.kubernetes.io/zone": "west-1a", "kubernetes.io/hostname": "worker-2"},
+    },
+    "spec": {"podCIDR": "10.244.2.0/24", "podCIDRs": ["10.244.2.0/24", "fd00:10:244:2::/64"]},
+    "status": {
+        "addresses": [
+            {"type": "InternalIP", "address": "192.168.50.12"},
+            {"type": "InternalIP", "address": "2001:DB8:50::12"},
+            {"type": "ExternalIP", "address": "203.0.113.12"},
+            {"type": "Hostname", "address": "worker-2"},
+            {"type": "InternalDNS", "address": "worker-2.local"},
+        ],
+        "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2026-11-29T12:00:00Z"}],
+    },
+}
+
+
 def at(*path: str | int, value: object) -> Edit:
     """An edit that puts `value` at `path`."""
 

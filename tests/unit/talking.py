@@ -155,7 +155,8 @@ class Talk:
 
 def answer_to(packet: Packet, flags: str) -> Packet:
     """What the receiver of a packet sends back to where it seems to come from."""
-    return replace(packet.readdressed(packet.tuple.reverse), flags=flags if packet.protocol == "TCP" else "", ttl=64)
+    back = packet.turned_round()
+    return replace(back, flags={"TCP": flags, "ICMP": back.flags}.get(packet.protocol, ""), ttl=64)
 
 
 def client(flags: str) -> Packet:

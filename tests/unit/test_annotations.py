@@ -13,14 +13,15 @@ from pydatapath.model import EndpointSlice, Service
 from pydatapath.schema import parse
 
 ALGORITHM, WEIGHTS = "pydatapath.io/algorithm", "pydatapath.io/weights"
+SCOPE = "pydatapath.io/affinity-scope"
 
 
-def service(algorithm: str | None) -> Service:
+def service(text: str | None, annotation: str = ALGORITHM) -> Service:
     found = parse(
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": {"name": "web", "annotations": {} if algorithm is None else {ALGORITHM: algorithm}},
+            "metadata": {"name": "web", "annotations": {} if text is None else {annotation: text}},
             "spec": {"clusterIP": "10.96.0.10", "ports": [{"port": 80}]},
         },
         "web.yaml",
@@ -59,6 +60,21 @@ def test_S26_an_unknown_algorithm_is_refused_in_one_sentence(text: str) -> None:
         service(text)
     where = f"web.yaml: Service default/web: metadata.annotations['{ALGORITHM}']"
     assert str(caught.value) == f"{where}: {text!r} is not random or maglev"
+
+
+@pytest.mark.parametrize(("text", "scope"), [(None, "port"), ("port", "port"), ("service", "service")])
+def test_C11_a_service_says_whether_its_ports_share_their_clients(text: str | None, scope: str) -> None:
+    """Without a word each port has its own."""
+    assert service(text, SCOPE).affinity_scope == scope
+
+
+@pytest.mark.parametrize("text", ["Service", "", "ports"])
+def test_C11_an_unknown_scope_is_refused_in_one_sentence(text: str) -> None:
+    """As above."""
+    with pytest.raises(ManifestError) as caught:
+        service(text, SCOPE)
+    where = f"web.yaml: Service default/web: metadata.annotations['{SCOPE}']"
+    assert str(caught.value) == f"{where}: {text!r} is not port or service"
 
 
 def test_C12_a_slice_gives_weights_by_address() -> None:

@@ -300,6 +300,17 @@ def test_S78_a_change_of_affinity_is_one_write() -> None:
     assert planned == Change(services={FRONTENDS[0]: Called(Run(0, 2), Run(0, 2), 1, affinity=60)})
 
 
+def test_C11_ports_that_share_their_clients_name_their_services_oldest_port() -> None:
+    """Each service's own; a port with another setting has none, and the oldest's end is the next one's turn."""
+    cluster = Cluster()
+    ports = [replace(port("a", str(at), str(at), affinity=60), port=f"p{at}", shared=True) for at in range(3)]
+    ports += [replace(port("b", "3", "3", affinity=60), shared=True), replace(port("c", "4", "4"), shared=True)]
+    cluster.apply(ports)
+    assert [cluster.maps.services[at].shared for at in FRONTENDS] == [1, 1, 1, 4, 0]
+    cluster.apply([*ports[1:3], replace(ports[3], shared=False), ports[4]], everything=True)
+    assert [cluster.maps.services[at].shared for at in FRONTENDS[1:]] == [2, 2, 0, 0]
+
+
 def test_numbers_that_were_never_given_come_first() -> None:
     """A freed number is given again only when no other is left, and then under the next generation."""
     cluster = Cluster(Maps(backend_limit=5))

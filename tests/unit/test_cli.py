@@ -15,6 +15,7 @@ import click
 import pytest
 import yaml
 
+from pydatapath import timers
 from pydatapath.cli import COMMANDS, SUMMARIES, cli, main
 from pydatapath.cli.node import _print_status
 from pydatapath.cli.service import backend_rows
@@ -120,6 +121,8 @@ def test_the_version_is_said(run: Run) -> None:
         ["load", "--algorithm", "round-robin"],
         ["apply"],
         ["apply", "-f"],
+        ["diff"],
+        ["diff", "-f", "x.yaml", "-o", "table"],
         ["delete"],
         ["delete", "-f", "x.yaml", "service", "web"],
         ["service"],
@@ -197,6 +200,12 @@ def test_apply_on_what_is_not_loaded(run: Run, tmp_path: Path) -> None:
     assert run(*ABSENT, "apply", "-f", str(tmp_path / "web.yaml")) == (1, "", NOT_LOADED)
 
 
+def test_an_error_of_diff_is_no_difference(run: Run, tmp_path: Path) -> None:
+    """Scripts take exit code 1 for differences."""
+    (tmp_path / "web.yaml").write_text(MANIFEST)
+    assert run(*ABSENT, "diff", "-f", str(tmp_path / "web.yaml")) == (2, "", NOT_LOADED)
+
+
 @pytest.mark.parametrize("form", ["json", "yaml"])
 def test_status_tells_a_program_that_nothing_is_loaded(run: Run, form: str) -> None:
     """For a script that is an answer, not an error."""
@@ -205,6 +214,20 @@ def test_status_tells_a_program_that_nothing_is_loaded(run: Run, form: str) -> N
     found = json.loads(out) if form == "json" else yaml.safe_load(out)
     assert (found["instance"], found["netns"], found["loaded"]) == (ABSENT[1], "", False)
     assert list(found) == [field.name for field in dataclasses.fields(Status)]
+
+
+@pytest.mark.parametrize(
+    ("wide", "line"),
+    [(False, "timers     udp 180 s"), (True, "timers     tcp-opening 120 s, tcp-established 432000 s, ")],
+)
+def test_C14_status_tells_the_timers(capsys: pytest.CaptureFixture[str], wide: bool, line: str) -> None:
+    """Those that are other than usual, or with `-o wide` all."""
+    times = timers.named(timers.read(["udp=180"]))
+    _print_status(Status("default", "", timers=times), wide=wide)
+    out, _ = capsys.readouterr()
+    assert any(one.startswith(line) for one in out.splitlines())
+    _print_status(Status("default", "", timers=timers.named(timers.read(()))), wide=False)
+    assert "timers" not in capsys.readouterr().out
 
 
 def test_S70_status_tells_of_services_that_claim_one_address(capsys: pytest.CaptureFixture[str]) -> None:

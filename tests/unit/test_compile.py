@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
-from pydatapath.kernel import layout, source
+from pydatapath.kernel import cache, layout, source
 from pydatapath.kernel.compile import (
     HALVES,
-    SERVICE_GATEWAYS,
     Egress,
     Masquerade,
     Program,
@@ -26,6 +25,7 @@ from pydatapath.kernel.compile import (
     _part,
     definitions,
 )
+from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family, Hook
 
 PROGRAM = Program(
@@ -173,11 +173,20 @@ def test_every_number_of_the_layout_is_given() -> None:
         **{f"ENDPOINT_{one.name}": one for one in layout.EndpointKind},
         **{one.name: one for one in layout.Counter},
         **{f"TIMEOUT_{name}": seconds for name, seconds in layout.TIMEOUTS.items()},
-        "TIMEOUT_SHORTEST": min(layout.TIMEOUTS.values()),
+        "TIMEOUT_SHORTEST": layout.TIMEOUTS["ICMP_NEW"],
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
         "COUNTERS": len(layout.Counter),
     }
     assert {name: given()[name] for name in expected} == {name: str(int(value)) for name, value in expected.items()}
+
+
+def test_C14_the_times_that_are_said_are_compiled() -> None:
+    """As constants, the shortest of them, too; so what is kept of an earlier compilation is another's."""
+    said = replace(PROGRAM, timeouts={**layout.TIMEOUTS, "UDP_ESTABLISHED": 50})
+    found = definitions(said, Family.IPV4)
+    assert (found["TIMEOUT_UDP_ESTABLISHED"], found["TIMEOUT_SHORTEST"]) == ("50", "50")
+    parts = [[_part(one, Family.IPV4, "WITH_WALK")] for one in (PROGRAM, said)]
+    assert cache.key_of(parts[0]) != cache.key_of(parts[1])
 
 
 def test_every_map_has_its_size() -> None:
@@ -271,9 +280,10 @@ def test_every_program_is_compiled_once(family: Family) -> None:
     """The two halves share no program, and each has the maps of its family and those of both."""
     walk, others = (_part(PROGRAM, family, half) for half in HALVES)
     hooks = [hook.program for hook in PROGRAM.hooks]
-    assert (sorted(walk["programs"]), sorted(others["programs"])) == (["walk"], sorted(["leave", "nat", *hooks]))
+    more = ["leave", "search", "nat", *hooks]
+    assert (sorted(walk["programs"]), sorted(others["programs"])) == (["walk"], sorted(more))
     assert {pin for part in (walk, others) for pin in part["programs"].values()} == {
-        f"{name}{family.suffix}" for name in ("walk", "leave", "nat", *hooks)
+        f"{name}{family.suffix}" for name in ("walk", *more)
     }
     wanted = {name for name, contract in layout.MAPS.items() if contract.is_of([family])}
     assert set(walk["maps"]) == set(others["maps"]) == wanted

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pydatapath.cli.flow import list_
-from pydatapath.datapath import FlowFilter
 from pydatapath.guarding import SourceRange
 from pydatapath.kernel import clock, layout, tables
 from pydatapath.kernel.flowtable import Entry, _clients_of, _family, _paired, _protocol, _reverse, unpack_tuple
 from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag
 from pydatapath.kernel.maps import Maps
 from pydatapath.plan import Address
+from pydatapath.tracking import FlowFilter
 from pydatapath.views import Flow, Tuple
 
 CLIENT, VIP = ("10.244.1.11", 40000), ("10.96.0.10", 80)

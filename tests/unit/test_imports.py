@@ -74,6 +74,25 @@ def test_a_reading_command_imports_neither_bcc_nor_pyroute2_nor_yaml(command: li
     }
 
 
+def test_apply_imports_what_it_needs(tmp_path: Path) -> None:
+    """One slice's change is most of all imports: what looks at hosts, flows and options stays outside."""
+    path = tmp_path / "one.json"
+    path.write_text('{"apiVersion": "v1", "kind": "Service"}')
+    modules = imported("--instance", ABSENT, "apply", "-f", str(path))
+    assert not strangers(modules) - {"click", "pydatapath"}
+    assert not modules & {"asyncio", "hashlib", "shutil", "subprocess"}
+    assert not ours(modules) & {
+        "pydatapath.editing",
+        "pydatapath.egress",
+        "pydatapath.kernel.flowtable",
+        "pydatapath.kernel.host",
+        "pydatapath.loading",
+        "pydatapath.node",
+        "pydatapath.views",
+    }
+    assert "pydatapath.applying" in ours(modules)
+
+
 def test_the_package_itself_imports_nothing() -> None:
     """`import pydatapath` is free; each public name is imported when it is asked for."""
     code = "import sys; before = set(sys.modules); import pydatapath; print(*sorted(set(sys.modules) - before))"
@@ -141,7 +160,7 @@ def test_only_the_command_line_knows_click() -> None:
 def test_the_plan_is_pure() -> None:
     """What decides imports neither a map, nor a file, nor a process: it is given all that it decides on."""
     allowed = {"__future__", "collections", "dataclasses", "ipaddress", "pydatapath", "typing"}
-    for name in ("plan", "model", "serving", "guarding"):
+    for name in ("plan", "model", "serving", "guarding", "membership"):
         assert imports_of(PACKAGE / f"{name}.py") <= allowed
     for name in ("slots", "maglev"):
         assert imports_of(PACKAGE / f"{name}.py") <= allowed | {"hashlib", "heapq", "math"}

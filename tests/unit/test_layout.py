@@ -101,7 +101,7 @@ def test_fields_are_packed_in_the_order_of_the_struct() -> None:
     assert IPV6.transport_address.struct.pack(six, b"\x1f\x90", 6) == six + bytes.fromhex("1f90 06 00")
     assert IPV4.tuple.struct.pack(b"abcd", b"efgh", b"ij", b"kl", 17) == b"abcdefghijkl\x11\0\0\0"
     assert IPV6.tuple.struct.pack(six, six, b"ij", b"kl", 132) == six + six + b"ijkl\x84\0\0\0"
-    assert SERVICE.pack(RUN.pack(1, 2), RUN.pack(3, 4), 5, 6, 2) == struct.pack("=8I", 1, 2, 3, 4, 5, 6, 2, 0)
+    assert SERVICE.pack(RUN.pack(1, 2), RUN.pack(3, 4), 5, 6, 2, 7) == struct.pack("=8I", 1, 2, 3, 4, 5, 6, 2, 7)
     backend = BACKEND.pack(six, b"\x1f\x90", 6, 1, 7, 9)
     assert backend == six + bytes.fromhex("1f90 06 01") + struct.pack("=III", 7, 9, 0)
     assert ENDPOINT.pack(5, b"MACMAC", 1) == struct.pack("=I", 5) + b"MACMAC\x01\0"
@@ -112,7 +112,7 @@ def test_fields_are_packed_in_the_order_of_the_struct() -> None:
 @pytest.mark.parametrize(
     "called",
     [
-        Called(Run(7, 2), Run(9, 1), 5, affinity=10_800),
+        Called(Run(7, 2), Run(9, 1), 5, affinity=10_800, shared=3),
         Called(Run(), Run(), 5, flags=ServiceFlag.DROP_INSIDE | ServiceFlag.DROP_OUTSIDE),
         Called(Run(1, 1), Run(), 1 << 31, flags=ServiceFlag.DROP_OUTSIDE),
     ],
@@ -184,7 +184,8 @@ def test_the_hooks_are_those_of_the_c_code() -> None:
     body = re.search(r"enum hook {(.*?)}", c_text("forward.h"), re.DOTALL)
     assert body is not None
     assert re.findall(r"\w+", body[1]) == [hook.name for hook in Hook]
-    programs = re.findall(r"^int (\w+)\(struct __sk_buff \*skb\)", c_text("datapath.c"), re.MULTILINE)
+    text = c_text("datapath.c") + c_text("walk.h")
+    programs = re.findall(r"^int (\w+)\(struct __sk_buff \*skb\)", text, re.MULTILINE)
     assert sorted(programs) == sorted([*layout.TAILS, *(hook.program for hook in Hook)])
     for hook in Hook:
         direction, _, role = hook.program.partition("_")
@@ -214,7 +215,9 @@ def test_N34_to_N38_a_flow_lives_as_long_as_the_rfcs_ask(
 
 def test_the_c_code_asks_for_the_same_timeouts() -> None:
     """Every timeout is used, and no other but the least of them."""
-    assert set(re.findall(r"TIMEOUT_(\w+)", c_text("flow.h"))) - {"SHORTEST"} == layout.TIMEOUTS.keys()
+    assert (
+        set(re.findall(r"TIMEOUT_(\w+)", c_text("flow.h") + c_text("nat.h"))) - {"SHORTEST"} == layout.TIMEOUTS.keys()
+    )
 
 
 @pytest.mark.parametrize(

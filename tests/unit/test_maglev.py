@@ -35,6 +35,14 @@ def test_S26_of_a_hundred_backends_each_has_an_even_share() -> None:
     assert all(share([one], table) == pytest.approx(0.01, rel=0.02) for one in HUNDRED)
 
 
+def test_C11_a_pod_has_the_same_slots_for_each_port_that_shares_its_clients() -> None:
+    """Whatever it listens on; it is where a client's pod is looked for."""
+    other = {one._replace(port=8443, protocol="UDP"): 1 for one in reversed(HUNDRED)}
+    one, two = (maglev_table(backends, by_pod=True) for backends in (HUNDRED, other))
+    assert [at.address for at in one] == [at.address for at in two]
+    assert slots_of(HUNDRED, "maglev", by_pod=True) == one != maglev_table(HUNDRED)
+
+
 @pytest.mark.parametrize("gone", range(0, 100, 9))
 def test_S26_a_backend_that_goes_leaves_the_others_where_they_are(gone: int) -> None:
     """Of the slots that were not its own at most 2 % move (seen: 1.2 to 1.6 %, 1.4 % in the mean of all hundred)."""

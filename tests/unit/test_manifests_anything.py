@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import SERVICE, SLICE, at
+from samples import NODE, SERVICE, SLICE, at
 
 from pydatapath.documents import documents
 from pydatapath.errors import ManifestError
@@ -71,7 +71,7 @@ def test_any_document_gives_an_object_or_a_manifest_error(document: object) -> N
 
 @settings(unhurried, max_examples=300)
 @given(
-    st.sampled_from([SERVICE, SLICE]).flatmap(
+    st.sampled_from([SERVICE, SLICE, NODE]).flatmap(
         lambda document: st.tuples(
             st.just(document), st.lists(st.tuples(st.sampled_from(places(document)), VALUES), min_size=1, max_size=3)
         )

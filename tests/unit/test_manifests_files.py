@@ -88,7 +88,7 @@ class TestRead:
             "all.yaml",
             {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}},
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-1", "namespace": "shop"}},
-            {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"}},
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}},
             {"apiVersion": "serving.knative.dev/v1", "kind": "Service", "metadata": {"name": "web"}},
             {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "\x1b[31m", "namespace": "a\nb"}},
             {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"generateName": "job-"}},
@@ -99,7 +99,7 @@ class TestRead:
             [
                 "Deployment default/web",
                 "Pod shop/web-1",
-                "Node node1",
+                "Namespace shop",
                 "Service.serving.knative.dev web",
                 r"Secret 'a\nb'/'\x1b[31m'",
                 "Job default/without a name",

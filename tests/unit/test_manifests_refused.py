@@ -36,7 +36,7 @@ REFUSED_NAMELESS: list[tuple[Edit, str]] = [
     (at("kind", value="Zzz"), "kind: 'Zzz' is not a kind of Kubernetes"),
     (at("kind", value="a\x1b]0;"), r"kind: 'a\x1b]0;' is not the name of a kind"),
     (at("kind", value=["Service"]), "kind: ['Service'] is not the name of a kind"),
-    (at("kind", value="Pod"), "Pod shop/web: neither a Service nor an EndpointSlice"),
+    (at("kind", value="Pod"), "Pod shop/web: neither a Service, an EndpointSlice nor a Node"),
 ]
 
 REFUSED_SERVICES: list[tuple[Edit, str]] = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from pydatapath.egress import Masquerade
+from pydatapath.egress import Masquerade, few_ports
 from pydatapath.errors import DatapathError
 from pydatapath.kernel.host import Host, Interface
-from pydatapath.kernel.layout import MAPS, Family, NatType
+from pydatapath.kernel.layout import MAPS, TIMEOUTS, Family, NatType
 from pydatapath.kernel.nattable import is_there
 from pydatapath.node import Node, Options, resolve
 
@@ -52,7 +52,13 @@ def refusal(found: Host = HOST, **options: Any) -> tuple[str, str]:
         pytest.param(HOST, {"masquerade": True}, [4, 6], id="asked for"),
         pytest.param(GLOBAL, {"masquerade": True}, [4, 6], id="global pods, asked for"),
         pytest.param(HOST, {"snat_address": ["2001:db8::11"]}, [6], id="an address named"),
+        pytest.param(HOST, {"cluster_cidr": ["10.244.0.0/16"]}, [4], id="the cluster's networks of one family"),
+        pytest.param(HOST, {"cluster_cidr": ["10.244.0.0/16", "fd00:10::/32"]}, [4, 6], id="of both"),
+        pytest.param(
+            HOST, {"cluster_cidr": ["10.244.0.0/16"], "snat_address": ["2001:db8::11"]}, [4, 6], id="one of each"
+        ),
         pytest.param(HOST, {"masquerade": False}, [], id="not wanted"),
+        pytest.param(HOST, {"masquerade": False, "cluster_cidr": ["10.244.0.0/16"]}, [], id="all the same not wanted"),
         pytest.param(replace(HOST, default_interfaces=()), {"masquerade": True}, [], id="no uplink"),
         pytest.param(replace(HOST, default_interfaces=("eth1",)), {"masquerade": True}, [4], id="an uplink of IPv4"),
         pytest.param(
@@ -64,7 +70,7 @@ def refusal(found: Host = HOST, **options: Any) -> tuple[str, str]:
     ],
 )
 def test_which_families_are_masqueraded(found: Host, options: dict[str, Any], families: list[int]) -> None:
-    """Where it is asked for, both; or that of which an address is named."""
+    """Where it is asked for, both; or that of which the cluster's networks or an address are named."""
     node = resolve(Options.from_mapping(options), found, "worker")
     assert [int(family) for family in node.masqueraded] == families
     for family in Family:
@@ -129,6 +135,48 @@ def test_how_it_is_done() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param({}, [], id="the default"),
+        pytest.param({"snat_ports": "20000-20099"}, [], id="few were asked for"),
+        pytest.param({"snat_ports": "27233-32767"}, ["of the 5,535 ports of --snat-ports 27233-32767 only 2,767 may"]),
+        pytest.param({"snat_ports": "27232-32767"}, [], id="half of them"),
+        pytest.param({"nodeport_range": "2000-65000"}, ["of the 64,512 ports of --snat-ports 1024-65535 only 1,511"]),
+    ],
+)
+def test_N19_who_asks_for_ports_of_which_most_may_not_be_used_is_told(options: dict[str, Any], said: list[str]) -> None:
+    """In one sentence, with how many are left."""
+    found = few_ports(resolved(**options).masquerade)
+    assert [one[: len(part)] for one, part in zip(found, said, strict=True)] == said
+
+
+def test_N19_ports_that_nobody_needs_are_not_looked_at() -> None:
+    """A node that does not masquerade may have all its ports for services."""
+    assert resolved(masquerade=False, nodeport_range="1024-65535").masquerade.node_ports == (1024, 65_535)
+
+
+def test_N24_how_many_flows_a_pod_may_begin() -> None:
+    """As many as it wants, unless said."""
+    assert resolved().masquerade.pod_flows is None
+    assert resolved(pod_flow_rate=" 20000 / 120 ").masquerade.pod_flows == (20_000, 120)
+
+
+@pytest.mark.parametrize("text", ["20000", "0/60", "10/0", "10/3601", "100001/60", "10/1m", "-1/60", "/", "10/60/2"])
+def test_N24_what_is_no_rate_is_said_in_one_sentence(text: str) -> None:
+    """With the form, and the bounds."""
+    message, hint = refusal(pod_flow_rate=text)
+    assert message == f"--pod-flow-rate {text!r} is no rate of flows"
+    assert "such as 20000/120" in hint
+
+
+def test_C14_how_long_flows_live() -> None:
+    """As said; what is not said stays."""
+    assert resolved(timeout=["udp=180"]).timeouts == {**TIMEOUTS, "UDP_ESTABLISHED": 180}
+    said, _ = refusal(timeout=["udp=0"])
+    assert said == "--timeout 'udp=0' is no time"
+
+
+@pytest.mark.parametrize(
     ("options", "message", "hint"),
     [
         (
@@ -170,6 +218,16 @@ def test_how_it_is_done() -> None:
         ({"snat_ports": "9-8"}, "--snat-ports '9-8' is no range of ports", "the first is less than the last"),
         ({"snat_ports": "9-9"}, "--snat-ports '9-9' is no range of ports", "the first is less than the last"),
         ({"nodeport_range": "1-70000"}, "--nodeport-range '1-70000' is no range of ports", "the first is less"),
+        (
+            {"snat_ports": "30000-32767"},
+            "--snat-ports 30000-32767: all of these are node ports (30000-32767) or tunnels'",
+            "another range",
+        ),
+        (
+            {"snat_ports": "8471-8472", "nodeport_range": "8000-8471"},
+            "--snat-ports 8471-8472: all of these are node ports (8000-8471) or tunnels'",
+            "another range",
+        ),
         (
             {"nat_type": "restricted"},
             "option 'nat_type' must be endpoint-independent or symmetric or full-cone, not 'restricted'",

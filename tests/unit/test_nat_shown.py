@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from pydatapath import egress
 from pydatapath.applying import Edit, here, want
+from pydatapath.egress import usable_ports
 from pydatapath.errors import DatapathError
 from pydatapath.forwarding import KIND, NAMESPACE, Forward, check, plan_forward
 from pydatapath.kernel.layout import Family
 from pydatapath.kernel.nattable import ends_of, ports_used, top_sources
 from pydatapath.plan import Address
 from pydatapath.records import Records, Stored, titled
+from pydatapath.reference import nat
 from pydatapath.serving import Here
 from pydatapath.views import End, Flow, NatMapping, PortsUsed, Tuple
 
@@ -52,6 +55,7 @@ def mapping(
         pytest.param((POD, SERVER), (SERVER, NODE), id="outwards"),
         pytest.param((POD, VIP), (SERVER, NODE), id="outwards by a service"),
         pytest.param((SERVER, NODE), (POD, SERVER), id="from outside, in full-cone"),
+        pytest.param((POD, ("192.0.2.11", 443)), (SERVER, NODE), id="to another pod, by its end outside"),
     ],
 )
 def test_whose_ends_a_flow_has(
@@ -63,6 +67,7 @@ def test_whose_ends_a_flow_has(
 
 def test_used_ports_are_counted_once() -> None:
     """A port of TCP may be there for many servers; an address where nothing is used is shown, too, IPv4 first."""
+    ports = {*range(20_000, 20_100)}
     found = ports_used(
         [
             mapping(POD, NODE, SERVER),
@@ -71,18 +76,34 @@ def test_used_ports_are_counted_once() -> None:
             mapping(POD, ("192.0.2.11", 7), ("203.0.113.7", 0), kind="icmp"),
         ],
         ["2001:db8::11", "192.0.2.11"],
-        (1_024, 65_535),
-        NODE_PORTS,
+        lambda address, protocol: ports - {20_099} if (address, protocol) == ("192.0.2.11", "udp") else ports,
     )
-    room = 65_535 - 1_024 + 1 - 2_768
     assert found == [
-        PortsUsed("192.0.2.11", "icmp", 1, 65_536),
-        PortsUsed("192.0.2.11", "tcp", 1, room),
-        PortsUsed("192.0.2.11", "udp", 1, room),
-        PortsUsed("2001:db8::11", "tcp", 0, room),
-        PortsUsed("2001:db8::11", "udp", 0, room),
+        PortsUsed("192.0.2.11", "icmp", 0, 100, 1),
+        PortsUsed("192.0.2.11", "tcp", 1, 100),
+        PortsUsed("192.0.2.11", "udp", 1, 99),
+        PortsUsed("2001:db8::11", "tcp", 0, 100),
+        PortsUsed("2001:db8::11", "udp", 0, 100),
     ]
-    assert ports_used([], ["192.0.2.11"], (20_000, 20_099), NODE_PORTS)[0].of == 100
+
+
+def test_N19_no_more_ports_are_used_than_there_are() -> None:
+    """A pod's own port that was kept, and is none of the range, or has become a service's, is counted beside it."""
+    usable = usable_ports((29_998, 30_010), NODE_PORTS)
+    assert usable == {29_998, 29_999}
+    kept = (29_997, 29_998, 29_999, 30_000, 40_000)
+    found = ports_used(
+        [mapping(POD, ("192.0.2.11", port), SERVER) for port in kept],
+        ["192.0.2.11"],
+        lambda *_: usable - {29_999},
+    )
+    assert found[0] == PortsUsed("192.0.2.11", "tcp", 1, 1, 4)
+
+
+def test_N19_what_is_reserved_is_what_the_model_reserves() -> None:
+    """Tunnels' ports and DHCP's; of the range that is the default all others but node ports."""
+    assert egress.RESERVED == nat.RESERVED
+    assert len(usable_ports((1_024, 65_535), NODE_PORTS)) == 65_535 - 1_023 - 2_768 - 4
 
 
 def test_the_sources_with_the_most_flows() -> None:
@@ -157,6 +178,7 @@ def test_a_forward_is_kept_beside_services(tmp_path: Path) -> None:
         assert wanted.ports == plan_forward(WEB, here(records))
         assert records.holders([Address("192.0.2.11", 8080, "TCP")]) == ["port-forward 0.0.0.0:8080/tcp"]
         assert records.holders([Address("192.0.2.11", 8080, "UDP")]) == []
+        assert records.ports_of_services(["192.0.2.11", "192.0.2.12"]) == {("192.0.2.11", "tcp"): {8080}}
         (port,) = records.ports().values()
         assert str(port) == "port-forward 0.0.0.0:8080/tcp"
         assert titled("default/web") == "Service default/web"

@@ -13,10 +13,10 @@ from pydatapath.cli.node import load
 from pydatapath.egress import Masquerade
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface, Neighbour
-from pydatapath.kernel.layout import ENDPOINT, EndpointKind, Family, Hook, NatType
+from pydatapath.kernel.layout import ENDPOINT, TIMEOUTS, EndpointKind, Family, Hook, NatType
 from pydatapath.kernel.tables import unpack_ip
-from pydatapath.loading import _endpoints
 from pydatapath.node import LIMITS, WORDS, Node, Options, Scope, resolve
+from pydatapath.seeding import _endpoints
 
 
 def interface(index: int, name: str, kind: str = "veth", master: int = 0, *addresses: str) -> Interface:
@@ -89,6 +89,7 @@ def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
         },
         zone="",
         masquerade=Masquerade(NatType.ENDPOINT_INDEPENDENT, (1024, 65535), (30000, 32767)),
+        timeouts=TIMEOUTS,
     )
 
 
@@ -167,6 +168,7 @@ def test_options_take_both_families() -> None:
         cluster_cidr=["fd00:8::/48", "10.0.0.0/11"],
         service_cidr=["172.20.0.0/16", "fd00:20::/112", "fd00:21::/112"],
         nodeport_addresses=["fd00:50::/64"],
+        masquerade=False,
     )
     assert found.scopes == {
         Family.IPV4: Scope(

@@ -344,6 +344,14 @@ def test_S73_S75_affinity_is_the_service_ports() -> None:
     assert plan(pod(1)).affinity == 0
 
 
+def test_C11_a_service_says_that_its_ports_share_their_clients() -> None:
+    """All of them do, then."""
+    ports = (HTTP, ServicePort("dns", "UDP", 53))
+    for scope, shared in (("port", False), ("service", True)):
+        service = replace(WEB, affinity=600, affinity_scope=scope, ports=ports)
+        assert [one.shared for one in plan_service(service, [a_slice(pod(1))], HERE)] == [shared, shared]
+
+
 # Who rests: serves, and takes no new flows
 
 
@@ -367,7 +375,7 @@ def test_S37_an_address_is_a_cluster_IP_to_all_services_that_share_it() -> None:
     own = Guard(1, {"10.96.0.10": VipKind.CLUSTER})
     other = Guard(2, {"10.96.0.10": VipKind.EXTERNAL})
     for wanted in ([own, other], [other, own]):
-        change = guard_change(wanted, {1, 2}, (), Guards(), whole=True)
+        change = guard_change(wanted, {1, 2}, (), (), Guards(), whole=True)
         assert change.vips == {"10.96.0.10": VipKind.CLUSTER}
     live = Guards(vips={"10.96.0.10": VipKind.CLUSTER})
-    assert guard_change([other], {2}, ["10.96.0.10"], live, whole=False, others=["10.96.0.10"]).vips == {}
+    assert guard_change([other], {2}, (), ["10.96.0.10"], live, whole=False, others=["10.96.0.10"]).vips == {}

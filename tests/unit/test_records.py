@@ -37,8 +37,8 @@ def port(service: str, *called: str, name: str = "http", kind: FrontendKind = "c
 
 def register(records: Records, service: str, *ports: PortPlan) -> dict[str, int]:
     """Gives a service these ports, as applying does: released first. Returns their numbers by port name."""
-    records.release("shop", service)
-    return {key[2]: number for key, number in records.register("shop", service, list(ports)).items()}
+    records.release([("shop", service)])
+    return {key[2]: number for key, number in records.register({("shop", service): [*ports]}).items()}
 
 
 def fail_after(path: Path, change: Callable[[Records], None]) -> None:
@@ -61,7 +61,7 @@ def test_objects_are_kept_as_they_were_stored(path: Path) -> None:
         assert records.object("Service", "shop", "absent") is None
         assert records.objects("Service") == [WEB]
         assert [one.name for one in records.objects()] == ["other-1", "web-1", "web"]
-        assert records.slices("shop", "web") == [SLICE]
+        assert records.slices([("shop", "web")]) == {("shop", "web"): [SLICE.key]}
         assert records.keys() == {WEB.key, SLICE.key, ("EndpointSlice", "shop", "other-1")}
 
 
@@ -113,8 +113,8 @@ def test_an_error_undoes_all_of_a_block(path: Path) -> None:
     fail_after(path, change)
     with Records(path) as records:
         assert records.objects() == [WEB]
-        assert records.frontends_of("shop", "web") == {1: [Address("10.96.0.10", 80, "TCP")]}
-        assert records.frontends_of("shop", "api") == {}
+        assert records.frontends_of([("shop", "web")]) == {1: [Address("10.96.0.10", 80, "TCP")]}
+        assert records.frontends_of([("shop", "api")]) == {}
 
 
 def test_commit_keeps_and_rollback_undoes_what_is_done_so_far(path: Path) -> None:
@@ -141,7 +141,7 @@ def test_S11_a_service_port_has_one_number_as_long_as_it_is_there(path: Path) ->
         first = register(records, "web", port("web", "10.96.0.10:80"), port("web", "10.96.0.10:443", name="https"))
         assert first == {"http": 1, "https": 2}
         assert register(records, "web", port("web", "10.96.0.11:80")) == {"http": 1}
-        assert records.frontends_of("shop", "web") == {1: [Address("10.96.0.11", 80, "TCP")]}
+        assert records.frontends_of([("shop", "web")]) == {1: [Address("10.96.0.11", 80, "TCP")]}
         assert records.ports() == {1: RecordedPort("shop", "web", "http", "TCP", 80)}
         assert records.used_addresses() == {"10.96.0.11"}
 
@@ -162,10 +162,42 @@ def test_release_tells_what_a_service_had(path: Path) -> None:
     """Each number with its addresses, also a number that has none; after it the addresses are free."""
     with Records(path) as records:
         register(records, "web", port("web", "10.96.0.10:80", "10.96.0.11:80"), port("web", name="none"))
-        had = records.release("shop", "web")
+        had = records.release([("shop", "web")])
         assert had == {1: [Address("10.96.0.10", 80, "TCP"), Address("10.96.0.11", 80, "TCP")], 2: []}
         assert records.used_addresses() == set()
         assert {str(one) for one in records.ports().values()} == {"shop/web:http", "shop/web:none"}
+
+
+def test_services_at_once_are_as_one_after_the_other(path: Path, tmp_path: Path) -> None:
+    """Numbers, who is called where, who is not, and what each had before."""
+    shared = port("api", "10.96.0.10:80", "10.96.0.11:80")
+    before = {("shop", "web"): [port("web", "10.96.0.10:80")], ("shop", "old"): [port("old", "10.96.0.12:80")]}
+    after = {
+        ("shop", "web"): [port("web", "10.96.0.10:80", "10.96.0.12:80"), port("web", "10.96.0.10:443", name="https")],
+        ("shop", "api"): [shared, port("api", name="none")],
+        ("shop", "old"): [],
+    }
+
+    def change(records: Records, steps: list[dict[tuple[str, str], list[PortPlan]]]) -> tuple[object, ...]:
+        had = [records.release(step) for step in steps]
+        numbers = [records.register(step) for step in steps]
+        records.settle()
+        return (
+            {number: at for each in had for number, at in each.items()},
+            {key: number for each in numbers for key, number in each.items()},
+            records.ports(),
+            holders(records),
+            records.shadowed(),
+        )
+
+    found = []
+    for name, together in (("state.db", True), ("other.db", False)):
+        with Records(tmp_path / name, create=True) as records:
+            store(records, ("web", OLD), ("api", NEW), ("old", OLD))
+            steps = ([one] if together else [{key: ports} for key, ports in one.items()] for one in (before, after))
+            found.append([change(records, step) for step in steps])
+    assert found[0] == found[1]
+    assert found[0][1][-1] == {5: {Address("10.96.0.10", 80, "TCP")}}, "web is older, and has it"
 
 
 def store(records: Records, *services: tuple[str, str]) -> None:
@@ -177,7 +209,7 @@ def holders(records: Records) -> dict[str, str]:
     """Who is called where."""
     found = {}
     for port in records.ports().values():
-        for addresses in records.frontends_of(port.namespace, port.service).values():
+        for addresses in records.frontends_of([(port.namespace, port.service)]).values():
             found |= {str(at): port.service for at in addresses}
     return found
 
@@ -222,7 +254,7 @@ def had_before(records: Records, service: str) -> dict[int, list[Address]]:
     """What a service had before it got the address that all claim."""
     return {
         number: [at for at in addresses if at.address != "192.0.2.1"]
-        for number, addresses in records.frontends_of("shop", service).items()
+        for number, addresses in records.frontends_of([("shop", service)]).items()
     }
 
 
@@ -247,15 +279,15 @@ def test_claims_are_kept_by_service(path: Path) -> None:
     web, node_port = Claim("10.96.0.10", 80, "TCP"), Claim("", 30080, "TCP")
     with Records(path) as records:
         store(records, ("web", OLD), ("api", ""))
-        records.claim("shop", "web", {web: "cluster-ip", node_port: "node-port"})
-        records.claim("shop", "api", {node_port: "health-check"})
+        records.claim({("shop", "web"): {web: "cluster-ip", node_port: "node-port"}})
+        records.claim({("shop", "api"): {node_port: "health-check"}})
         assert records.holdings([web, node_port]) == {
             web: [Holding("shop/web", OLD, "cluster-ip")],
             node_port: [Holding("shop/api", "", "health-check"), Holding("shop/web", OLD, "node-port")],
         }
-        records.claim("shop", "web", {})
+        records.claim({("shop", "web"): {}})
         records.forget([("Service", "shop", "api")])
-        assert records.holdings([web, node_port]) == {web: [], node_port: []}
+        assert records.holdings([web, node_port]) == {}
 
 
 def test_S14_one_address_and_number_in_two_protocols_is_no_conflict(path: Path) -> None:
@@ -273,12 +305,12 @@ def test_addresses_move_between_services_in_one_transaction(path: Path) -> None:
         register(records, "api", port("api", "10.96.0.11:80"))
     with Records(path) as records:
         for service in ("web", "api"):
-            records.release("shop", service)
-        records.register("shop", "web", [port("web", "10.96.0.11:80")])
-        records.register("shop", "api", [port("api", "10.96.0.10:80")])
+            records.release([("shop", service)])
+        records.register({("shop", "web"): [port("web", "10.96.0.11:80")]})
+        records.register({("shop", "api"): [port("api", "10.96.0.10:80")]})
     with Records(path) as records:
-        assert records.frontends_of("shop", "web") == {1: [Address("10.96.0.11", 80, "TCP")]}
-        assert records.frontends_of("shop", "api") == {2: [Address("10.96.0.10", 80, "TCP")]}
+        assert records.frontends_of([("shop", "web")]) == {1: [Address("10.96.0.11", 80, "TCP")]}
+        assert records.frontends_of([("shop", "api")]) == {2: [Address("10.96.0.10", 80, "TCP")]}
 
 
 def test_a_port_without_a_name_is_shown_by_its_number(path: Path) -> None:
@@ -297,7 +329,7 @@ def test_a_node_port_is_not_the_name_of_a_port(path: Path) -> None:
     with Records(path) as records:
         register(records, "web", PortPlan("shop", "web", "", "TCP", called, ()))
         assert [str(one) for one in records.ports().values()] == ["shop/web:60000"]
-        assert records.frontends_of("shop", "web") == {1: sorted(one.address for one in called)}
+        assert records.frontends_of([("shop", "web")]) == {1: sorted(one.address for one in called)}
 
 
 def test_host_changes_are_known_even_after_an_error(path: Path) -> None:
@@ -337,7 +369,7 @@ def test_F25_a_damaged_file_is_one_error(path: Path, garbage: bytes) -> None:
 def test_F25_damage_found_later_is_one_error_too(path: Path) -> None:
     """A good first page and garbage behind it: found in the middle of a command, and still one sentence."""
     with Records(path) as records:
-        records.store([Stored("Service", "shop", f"web-{number}", None, "x" * 500) for number in range(200)])
+        records.store([Stored("Service", "shop", f"web-{number}", None, f'"{"x" * 500}"') for number in range(200)])
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
@@ -401,9 +433,9 @@ def test_load_brings_older_records_up_to_date(tmp_path: Path, version: int) -> N
     for create in (True, False):
         with Records(path, create=create) as records:
             assert [(one.name, one.made) for one in records.objects("Service")] == [("old", OLD), ("web", "")]
-            assert records.slices("shop", "web") == [SLICE]
+            assert records.slices([("shop", "web")]) == {("shop", "web"): [SLICE.key]}
             assert [str(one) for one in records.ports().values()] == ["shop/web:80"]
-            assert records.frontends_of("shop", "web") == {7: [Address("10.96.0.10", 80, "TCP")]}
+            assert records.frontends_of([("shop", "web")]) == {7: [Address("10.96.0.10", 80, "TCP")]}
             assert register(records, "web", port("web", "192.168.50.11:30080", name="", kind="node-port")) == {"": 7}
             register(records, "old", port("old", "192.168.50.11:30080"))
             assert [shadow.service for shadow in records.shadows()] == ["shop/web"]
@@ -419,7 +451,7 @@ def test_a_number_that_older_records_gave_is_never_given_again(tmp_path: Path) -
         database.execute("DELETE FROM service_ports WHERE number = 9")
     database.close()
     with Records(path, create=True) as records:
-        assert records.numbers_of("shop", "web") == {("shop", "web", "", "TCP", "IPv4"): 7}
+        assert records.numbers_of([("shop", "web")]) == {("shop", "web", "", "TCP", "IPv4"): 7}
         assert register(records, "new", port("new", "10.96.0.11:80")) == {"http": 10}
 
 
@@ -428,16 +460,16 @@ def test_S8_each_family_of_a_service_port_has_its_own_number(path: Path) -> None
     four = port("web", "10.96.0.10:80")
     six = replace(four, frontends=(Frontend(Address("fd00::10", 80, "TCP")),), family=Family.IPV6)
     with Records(path) as records:
-        first = records.register("shop", "web", [four])
+        first = records.register({("shop", "web"): [four]})
         for _ in range(2):
-            records.release("shop", "web")
-            both = records.register("shop", "web", [four, six])
+            records.release([("shop", "web")])
+            both = records.register({("shop", "web"): [four, six]})
             assert both[four.key] == first[four.key] != both[six.key]
-            assert records.frontends_of("shop", "web") == {
+            assert records.frontends_of([("shop", "web")]) == {
                 both[one.key]: [frontend.address for frontend in one.frontends] for one in (four, six)
             }
-            records.release("shop", "web")
-            assert records.register("shop", "web", [four]) == first
+            records.release([("shop", "web")])
+            assert records.register({("shop", "web"): [four]}) == first
 
 
 def test_a_second_reader_sees_the_last_whole_change(path: Path) -> None:

@@ -53,6 +53,22 @@ def test_S75_S79_all_addresses_and_both_sets_share_what_binds_a_client(talk: Tal
     assert talk.model.choices(replace(SYN, destination=EXTERNAL), Hook.FROM_POD, talk.now) == (OTHER,)
 
 
+def test_C11_ports_that_share_their_clients_share_the_pod(talk: Talk) -> None:
+    """Whichever was called; a port without it chooses anew, and that binds the client then."""
+    secure = replace(WEB, port=443)
+    ours, theirs = (replace(one, port=8443, number=one.number + 10) for one in (FIRST, OTHER))
+    talk.put(WEB, Service.for_all(1, FIRST, OTHER, affinity=10, shared=1))
+    talk.put(secure, Service.for_all(2, ours, theirs, affinity=10, shared=1))
+    call = replace(SYN, destination_port=443)
+    talk.goes_to(SYN, OTHER)
+    assert talk.model.choices(call, Hook.FROM_POD, talk.now) == (theirs,)
+    talk.put(secure, Service.for_all(2, ours, affinity=10, shared=1))
+    talk.goes_to(call, ours)
+    assert talk.model.choices(replace(SYN, source_port=2), Hook.FROM_POD, talk.now) == (FIRST,)
+    talk.put(secure, Service.for_all(2, ours, affinity=10))
+    assert talk.model.choices(replace(call, source_port=2), Hook.FROM_POD, talk.now) == (ours,)
+
+
 def test_S76_a_backend_that_left_the_set_binds_nobody(talk: Talk) -> None:
     """The client is balanced again at once, and does not return."""
     sticky(talk, FIRST, OTHER)

@@ -126,14 +126,19 @@ def test_C8_a_connection_gives_its_tuple_to_no_newcomer(talk: Talk) -> None:
 
 
 def test_N22_N23_only_a_flow_whose_ports_are_taken_may_be_dropped(talk: Talk) -> None:
-    """Its own port, and at least one more."""
+    """Its own port, and four of five others."""
     given_up = Choice(gave_up=True)
     with pytest.raises(Impossible, match="N22"):
         talk.send(SYN, chosen=given_up)
     talk.send(DIRECT)
     with pytest.raises(Impossible, match="N22"):
         talk.send(SYN, chosen=given_up)
-    talk.send(replace(DIRECT, source_port=50000))
+    enough = PORTS[: len(PORTS) * 4 // 5 + 1]
+    for port in enough[1:]:
+        talk.send(replace(DIRECT, source_port=port))
+    with pytest.raises(Impossible, match="N22"):
+        talk.send(SYN, chosen=given_up)
+    talk.send(replace(DIRECT, source_port=enough[0]))
     assert talk.send(SYN, chosen=given_up).counted == ("drop_ports_taken",)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from talking import BACKEND, SYN, V4, V6, VERSIONS, WORLD, Places, Talk
 
-from pydatapath.kernel.compile import SERVICE_GATEWAYS
-from pydatapath.reference import Backend, Choice, Hook, Route, Service
+from pydatapath.kernel.gateway import SERVICE_GATEWAYS
+from pydatapath.reference import Backend, Choice, Hook, Machine, Route, Service
 
 
 @pytest.fixture
@@ -70,6 +70,16 @@ def test_S50_S54_who_is_in_the_cluster_is_told_by_address(talk: Talk, at: Places
     talk.put(at.web, Service(1, inside=(at.first,), drop_outside=True))
     assert talk.send(replace(at.syn, source=at.REMOTE), Hook.FROM_UPLINK).kind == "forward"
     assert talk.send(replace(at.syn, source=at.OUTSIDE), Hook.FROM_UPLINK).reason == "drop_policy"
+
+
+@VERSIONS
+def test_S52_S54_pods_that_Node_objects_tell_of_are_inside(talk: Talk, at: Places) -> None:
+    """The nodes themselves are not, wherever their addresses are."""
+    talk.put(at.web, Service(1, inside=(at.first,), drop_outside=True))
+    within = Machine(pod_networks=("192.0.2.0/24", "2001:db8::/64"))
+    for nodes, reason in (((within,), ""), ((within, Machine(frozenset({at.OUTSIDE}))), "drop_policy")):
+        talk.model.world = replace(talk.model.world, nodes=nodes)
+        assert talk.send(replace(at.syn, source=at.OUTSIDE), Hook.FROM_UPLINK).reason == reason
 
 
 def test_S62_C6_ranges_of_one_version_close_the_other(talk: Talk) -> None:

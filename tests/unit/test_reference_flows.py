@@ -79,6 +79,19 @@ def test_N38_N101_a_RST_that_its_sender_did_not_send_is_forgotten(talk: Talk) ->
     assert not talk.send(client("A")).opened
 
 
+def test_N38_N101_a_RST_is_forgotten_also_by_who_only_answers(talk: Talk) -> None:
+    """The caller speaks first each time; the answer that follows at once shows that the RST was forged."""
+    there = talk.open(SYN)
+    talk.answer(there, "R")
+    talk.now += 1.5
+    talk.send(client("A"))
+    talk.now += 0.01
+    talk.answer(there, "A")
+    assert not talk.model.flows.main[there.packet.tuple.reverse].rst
+    talk.now += 241
+    assert not talk.send(client("A")).opened
+
+
 def test_a_RST_ends_a_half_open_flow(talk: Talk) -> None:
     """Refused or given up: the next attempt is a new flow."""
     there = talk.send(SYN)
@@ -123,7 +136,8 @@ def test_N37_a_claim_that_nobody_answered_is_forgotten(talk: Talk) -> None:
 def test_N37_what_was_never_answered_does_not_close() -> None:
     """Whatever stands in its way."""
     entry = Entry(SYN.tuple)
-    assert [replace(entry, state=state).timeout(closing=True) for state in (State.NEW, State.ESTABLISHED)] == [120, 240]
+    found = [replace(entry, state=one).timeout(TIMEOUTS, closing=True) for one in (State.NEW, State.ESTABLISHED)]
+    assert found == [120, 240]
 
 
 def test_N34_to_N39_the_models_timeouts_are_the_kernels() -> None:

@@ -9,19 +9,24 @@ from talking import HIDDEN, OUTSIDE, UPLINK, V4, V6, VERSIONS, Places, Talk
 
 from pydatapath.kernel import compile
 from pydatapath.reference import (
+    TIMEOUTS,
     Address,
     Backend,
     Choice,
     Egress,
+    Entry,
     Hook,
     Impossible,
+    Machine,
     Masquerade,
     NatType,
     Packet,
     Protocol,
     Service,
+    State,
     Verdict,
 )
+from pydatapath.reference.nat import Inside, inside_end
 from pydatapath.reference.world import NEVER_TRANSLATED
 
 HOW = Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)))
@@ -82,6 +87,19 @@ def test_N85_networks_that_are_not_masqueraded(talk: Talk) -> None:
     talk.model.world = replace(HIDDEN, masquerade=replace(HOW, unmasqueraded=("192.0.2.8/29",)))
     for hook in (Hook.FROM_POD, Hook.TO_UPLINK):
         assert talk.send(calls(V4), hook).packet == calls(V4)
+
+
+@VERSIONS
+@PROTOCOLS
+def test_N85_nobody_is_hidden_from_the_nodes_that_Node_objects_name(talk: Talk, at: Places, protocol: Protocol) -> None:
+    """Nor from their pods; as long as these objects are there."""
+    call = calls(at, protocol)
+    for node in (Machine(frozenset({at.OUTSIDE})), Machine(pod_networks=(f"{at.OUTSIDE}/{128 if at is V6 else 32}",))):
+        talk.model.world = replace(HIDDEN, nodes=(Machine(), node))
+        assert talk.send(call) == Verdict("pass", call, "stack")
+        assert talk.send(call, Hook.TO_UPLINK) == Verdict("pass", call, "stack")
+    talk.model.world = HIDDEN
+    assert seen(talk.send(call)).address == at.UPLINK
 
 
 @VERSIONS
@@ -176,12 +194,30 @@ def test_N15_N17_N19_which_port_is_the_kernels_to_choose(talk: Talk) -> None:
     assert seen(talk.send(calls(V4, source=V4.BACKEND), chosen=Choice(source_port=6000))).port == 6000
 
 
-@pytest.mark.parametrize("port", [0, 4789, 6081, 8472, 30080, 32767, 51820])
+@pytest.mark.parametrize("port", [68, 546, 4789, 6081, 8472, 30080, 32767, 51820])
 def test_N19_reserved_ports_are_not_kept(talk: Talk, port: int) -> None:
-    """Of tunnels and node ports; but the identifier of an echo may be any number."""
+    """Of tunnels and node ports; but the identifier of an echo may be any number but 0."""
     assert seen(talk.send(calls(V4, port=port))).port != port
-    if port:
-        assert seen(talk.send(calls(V4, "ICMP", port=port))).port == port
+    assert seen(talk.send(calls(V4, "ICMP", port=port))).port == port
+
+
+@pytest.mark.parametrize(
+    ("own", "others"), [(100, (1, 512, 600, 2000)), (700, (2, 598, 1024, 2000)), (1024, (1022, 700))]
+)
+def test_N16_a_low_port_stays_low(own: int, others: tuple[int, ...]) -> None:
+    """In its class, unless a range was asked for; an identifier has none."""
+    for port in others:
+        talk = Talk(HIDDEN)
+        talk.send(calls(V4, port=own))
+        with pytest.raises(Impossible, match="no port"):
+            talk.send(calls(V4, source=V4.BACKEND, port=own), chosen=Choice(source_port=port))
+    for protocol, how in (("UDP", replace(HOW, ports=range(7000, 7100))), ("ICMP", HOW)):
+        talk = Talk(replace(HIDDEN, masquerade=how))
+        for pod in (V4.CLIENT, V4.BACKEND):
+            there = talk.send(
+                calls(V4, protocol, pod, port=own), chosen=Choice(source_port=7002 if pod != V4.CLIENT else None)
+            )
+        assert seen(there).port == 7002
 
 
 def test_N18_N19_nor_are_ports_of_the_nodes_own(talk: Talk) -> None:
@@ -223,31 +259,67 @@ def test_N20_N46_the_nodes_own_call_has_another_port(talk: Talk, at: Places, pro
 
 
 @VERSIONS
-def test_N20_the_nodes_own_datagram_from_a_port_that_is_a_pods(talk: Talk, at: Places) -> None:
-    """To another place than the pod's: it keeps its port, and its answer is not taken for a stranger's to the pod."""
+def test_N1_N20_a_mapped_port_is_the_pods_at_every_server(talk: Talk, at: Places) -> None:
+    """The node's own datagram to another place leaves by another port, and the pod may call there, too."""
     talk.send(calls(at))
-    own = node_calls(calls(at, called=54))
+    call = calls(at, called=54)
+    own = node_calls(call)
     nodes = talk.send(own, Hook.TO_UPLINK)
-    assert nodes == Verdict("pass", own, "stack", opened=True)
-    back = talk.answer(nodes, hook=Hook.FROM_UPLINK)
-    assert (back.kind, back.packet.tuple) == ("pass", own.tuple.reverse)
+    assert (seen(nodes).address, seen(nodes).port == 5000) == (at.UPLINK, False)
+    assert talk.answer(nodes, hook=Hook.FROM_UPLINK).packet.tuple == own.tuple.reverse
+    pods = talk.send(call)
+    assert seen(pods).port == 5000
+    assert talk.answer(pods, hook=Hook.FROM_UPLINK).packet.tuple == call.tuple.reverse
 
 
-FEW = replace(HOW, ports=range(7000, 7008))
+@VERSIONS
+def test_N1_N20_where_its_port_is_the_nodes_already_a_pod_has_another_for_that_server(talk: Talk, at: Places) -> None:
+    """For that flow alone: all others go by its mapping."""
+    talk.send(calls(at))
+    port = seen(talk.send(node_calls(calls(at, called=54)), Hook.TO_UPLINK)).port
+    pod = {"source": at.SECOND, "port": port}
+    assert seen(talk.send(calls(at, **pod))).port == port
+    there = talk.send(calls(at, called=54, **pod))
+    assert seen(there).port != port
+    assert talk.answer(there, hook=Hook.FROM_UPLINK).packet.tuple.called.port == port
+    assert seen(talk.send(calls(at, called=55, **pod))).port == port
+
+
+@VERSIONS
+@pytest.mark.parametrize("side", ["inside", "outside"])
+def test_N5_a_lost_half_of_a_mapping_is_made_anew(talk: Talk, at: Places, side: str) -> None:
+    """By the next packet of its flow; what the socket begins then goes by the same port."""
+    talk.send(calls(at))
+    call = calls(at, source=at.SECOND)
+    port = seen(talk.send(call)).port
+    inside = Inside(inside_end(call), at.UPLINK)
+    talk.model.mappings.forget(inside if side == "inside" else Address(at.UPLINK, port, "UDP"))
+    talk.send(call)
+    assert talk.model.mappings.inside_of(Address(at.UPLINK, port, "UDP"), talk.now) == inside.end
+    assert talk.model.mappings.outside_of(inside, talk.now) == Address(at.UPLINK, port, "UDP")
+    assert seen(talk.send(calls(at, source=at.SECOND, called=54))).port == port
+
+
+MANY = [f"10.1.0.{number}" for number in range(20, 26)]  # pods
+FEW_PORTS = replace(
+    HIDDEN,
+    masquerade=replace(HOW, ports=range(7000, 7008)),
+    interfaces=HIDDEN.interfaces | {f"veth of {pod}" for pod in MANY},
+)
 
 
 def test_N22_N23_where_no_port_is_free_only_the_new_flow_fails() -> None:
     """By name; those that live, live on. Nobody else may be dropped so."""
-    talk = Talk(replace(HIDDEN, masquerade=FEW))
-    pods = [f"10.1.0.{number}" for number in range(20, 26)]
-    left = [talk.send(calls(V4, source=pod)) for pod in pods[:5]]
+    talk = Talk(FEW_PORTS)
+    left = [talk.send(calls(V4, source=pod)) for pod in MANY[:5]]
     with pytest.raises(Impossible, match="N22"):
         talk.send(calls(V4, source="10.1.0.99", port=7001), chosen=Choice(gave_up=True))
-    talk = Talk(replace(HIDDEN, masquerade=FEW))
-    left = [talk.send(calls(V4, source=pod)) for pod in pods]
+    talk = Talk(FEW_PORTS)
+    left = [talk.send(calls(V4, source=pod)) for pod in MANY]
     assert [one.reason for one in left] == ["", "", "", "", "", "drop_ports_taken"]
-    assert talk.send(calls(V4, source=pods[5]), chosen=Choice(gave_up=True)).reason == "drop_ports_taken"
-    for there, pod in zip(left[:5], pods, strict=False):
+    assert left[5].refused
+    assert talk.send(calls(V4, source=MANY[5]), chosen=Choice(gave_up=True)).reason == "drop_ports_taken"
+    for there, pod in zip(left[:5], MANY, strict=False):
         assert talk.answer(there, hook=Hook.FROM_UPLINK).packet.destination == pod
 
 
@@ -263,6 +335,27 @@ def test_N1_N8_a_datagram_socket_has_one_port_outside(talk: Talk) -> None:
         replace(calls(V4, source=V4.BACKEND), destination="192.0.2.8"),
     ):
         assert seen(talk.send(call)) == first
+
+
+def test_N1_by_two_uplinks_a_socket_has_a_port_behind_each() -> None:
+    """The address is that of the uplink by which it leaves; each port is kept for itself, and by itself (N35)."""
+    both = (Egress(UPLINK), Egress("198.51.100.1", "uplink2"))
+    talk = Talk(replace(HIDDEN, masquerade=replace(HOW, egress=both)))
+
+    def sent(pod: str, uplink: str, chosen: int | None = None, called: int = 53) -> Address:
+        call, told = calls(V4, source=pod, called=called), Choice(source_port=chosen)
+        return seen(talk.model.receive(Hook.TO_UPLINK, call, talk.now, chosen=told, interface=uplink))
+
+    for uplink in ("uplink", "uplink2"):
+        sent(V4.CLIENT, uplink)
+        talk.model.flows.main.clear()
+        talk.model.flows.half_open.clear()
+    ends = [sent(V4.BACKEND, "uplink", 6000), sent(V4.BACKEND, "uplink2", 6002, 54)]
+    assert ends == [Address(UPLINK, 6000, "UDP"), Address("198.51.100.1", 6002, "UDP")]
+    for called in (55, 57):
+        talk.now += 299
+        assert sent(V4.BACKEND, "uplink2", called=called) == ends[1]
+    assert sent(V4.BACKEND, "uplink", called=58).port == 5000  # where nobody has sent anything for ten minutes
 
 
 def test_a_symmetric_one_has_as_many_as_it_needs() -> None:
@@ -317,7 +410,112 @@ def test_N34_N42_a_mapping_ends_with_its_time(talk: Talk) -> None:
     assert lives(talk, there)
     talk.now += 1
     assert not lives(talk, there)
+    talk.now += 120  # N25
     assert seen(talk.send(calls(V4, source=V4.BACKEND))).port == 5000
+
+
+# How many
+
+
+@VERSIONS
+@PROTOCOLS
+def test_N24_one_pod_cannot_take_all(at: Places, protocol: Protocol) -> None:
+    """Ten flows at once and one more every six seconds; what it has goes on, and others are not asked to pay."""
+    talk = Talk(replace(HIDDEN, masquerade=replace(HOW, pod_flows=(10, 60))))
+
+    def begins(port: int, source: str = "") -> bool:
+        verdict = talk.send(calls(at, protocol, source=source, port=port))
+        assert verdict.kind == "forward" or (verdict.reason, verdict.refused) == ("drop_pod_limit", True)
+        return verdict.kind == "forward"
+
+    assert [begins(5000 + number) for number in range(12)] == [True] * 10 + [False] * 2
+    assert all(begins(5000 + number) for number in range(10)), "those are there already"
+    assert begins(5000, at.BACKEND)
+    for seconds, more in ((7, 1), (12, 2), (600, 10)):
+        talk.now += seconds
+        assert [begins(6000 + seconds * 20 + number) for number in range(more + 1)] == [True] * more + [False]
+
+
+# What was freed lately
+
+
+def answered(talk: Talk, call: Packet) -> Verdict:
+    """A pod's first packet, as it left; it was answered."""
+    there = talk.send(call)
+    assert talk.answer(there, hook=Hook.FROM_UPLINK).packet.tuple == call.tuple.reverse
+    return there
+
+
+@PROTOCOLS
+def test_N25_a_freed_port_is_no_other_pods_for_two_minutes(talk: Talk, protocol: Protocol) -> None:
+    """After its end, which is a timeout's. Its own pod has it at once."""
+    answered(talk, calls(V4, protocol))
+    talk.now += TIMEOUTS[protocol, State.ESTABLISHED] + 1
+    for later, kept in ((0, False), (118, False), (2, True)):
+        talk.now += later
+        other = talk.send(calls(V4, protocol, source=V4.BACKEND), chosen=None if kept else Choice(source_port=6000))
+        assert seen(other).port == (5000 if kept else 6000)
+        talk.model.flows.end(calls(V4, protocol, source=V4.BACKEND).tuple, Entry(other.packet.tuple))
+        talk.model.mappings.outside.clear()
+    own = Talk(HIDDEN)
+    answered(own, calls(V4, protocol))
+    own.now += TIMEOUTS[protocol, State.ESTABLISHED] + 1
+    assert seen(own.send(calls(V4, protocol))).port == 5000
+
+
+@pytest.mark.parametrize(("later", "port"), [(0, 6000), (119, 6000), (121, 5000)])
+def test_N25_a_closed_connections_port_is_another_pods_after_two_minutes(talk: Talk, later: float, port: int) -> None:
+    """As long as its server may remember it; its own pod may open it again at once (N95)."""
+    call = calls(V4, "TCP")
+    there = answered(talk, call)
+    talk.send(replace(call, flags="FA"))
+    talk.answer(there, "FA", Hook.FROM_UPLINK)
+    talk.now += later
+    assert seen(talk.send(calls(V4, "TCP", source=V4.BACKEND), chosen=Choice(source_port=port))).port == port
+    if port != 5000:
+        assert seen(talk.send(call)).port == 5000
+
+
+def test_N25_what_was_another_pods_is_taken_where_there_is_little_else() -> None:
+    """Rather than that a call fails; but not where more than half of the ports are free."""
+    talk = Talk(FEW_PORTS)
+    answered(talk, calls(V4, source=MANY[0]))
+    assert seen(talk.send(calls(V4, source=MANY[1]), chosen=Choice(source_port=7000))).port == 7000
+    talk.now += 301
+    with pytest.raises(Impossible, match="N25"):
+        talk.send(calls(V4, source=MANY[2]), chosen=Choice(source_port=7000))
+    talk = Talk(FEW_PORTS)
+    for pod in MANY[:5]:
+        answered(talk, calls(V4, source=pod))
+    talk.now += 301
+    assert seen(talk.send(calls(V4, source=MANY[5]), chosen=Choice(source_port=7002))).port == 7002
+
+
+@pytest.mark.parametrize("life", [300, 130], ids=["default", "said"])
+def test_C14_N34_N35_an_idle_mapping_goes_and_a_busy_one_stays_for_an_hour(talk: Talk, life: float) -> None:
+    """One packet a second before each end of its time keeps it, and its port; then silence, and it is gone."""
+    times = {**TIMEOUTS, ("UDP", State.ESTABLISHED): life}
+    talk.model.world = replace(HIDDEN, timeouts=times)
+    talk.send(calls(V4, source=V4.BACKEND))
+    there = talk.send(calls(V4))
+    outside, began = seen(there), talk.now
+    assert outside.port != 5000
+    while talk.now - began <= 3600:
+        talk.now += life - 1
+        assert seen(talk.send(calls(V4))) == outside
+    talk.now += life
+    assert lives(talk, there)
+    talk.now += 1
+    assert not lives(talk, there)
+    assert talk.send(stranger(there), Hook.FROM_UPLINK).kind == "pass"
+
+
+def test_C14_a_change_of_the_times_counts_at_once(talk: Talk) -> None:
+    """Also for what is there: the time is counted from its last packet."""
+    there = talk.send(calls(V4))
+    talk.now += 200
+    talk.model.world = replace(HIDDEN, timeouts={**TIMEOUTS, ("UDP", State.ESTABLISHED): 190})
+    assert talk.send(stranger(there), Hook.FROM_UPLINK).kind == "pass"
 
 
 @pytest.mark.parametrize("between", [0.0, 200.0])

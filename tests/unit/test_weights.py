@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pydatapath.datapath import _backends
 from pydatapath.kernel.layout import ServiceFlag
+from pydatapath.listing import _backends
 from pydatapath.model import Algorithm, Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
 from pydatapath.plan import Address, Here, PortPlan, plan_service, used_endpoints
 

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
+/*
+ * Flows that wait for their reply: claim its tuple, find a port for it, follow. Maps: flows, half_open; counters.
+ *
+ * Half-open, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
+ * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a connection costs to open.
+ * UDP's and SCTP's are two (FLOW_PAIRED): one-way traffic lives there for long, and keeps its backend while others come
+ * and go. So are those of TCP whose port was chosen by chance (nat.h), which a SYN that is sent again must find.
+ */
+#ifndef PYDATAPATH_CLAIM_H
+#define PYDATAPATH_CLAIM_H
+
+/* A first packet that is sent again finds its own claim; its backend may have another number by now */
+static inline void flow_claimed_before(struct flow *claim, const struct flow *again)
+{
+	claim->last_seen = again->last_seen;
+	claim->backend = again->backend;
+	claim->generation = again->generation;
+	__sync_fetch_and_add(&claim->packets, again->packets);
+	__sync_fetch_and_add(&claim->bytes, again->bytes);
+}
+
+enum claim { TAKEN, CLAIMED, CLAIMED_BEFORE };
+
+/*
+ * Takes a half-open tuple whose holder was over when it was `seen`, or is gone. False: another CPU does, or has. An update has
+ * no condition: who may do it is told by a ticket, an entry that only one CPU can insert.
+ */
+static inline bool flow_take_over(const struct tuple *reply_key, struct flow *reply, const struct flow *holder, u64 seen)
+{
+	struct tuple other_key;
+
+	if (holder) {
+		/* Its other half must not stay: found to be over, it would take our reply with it */
+		other_key = tuple_reverse(&holder->to);
+		half_open.delete(&other_key);
+	}
+	other_key = *reply_key;
+	other_key.zero[0] = 1; /* no packet's tuple */
+	if (half_open.insert(&other_key, reply))
+		return false;
+	holder = half_open.lookup((struct tuple *)reply_key);
+	if (holder && holder->last_seen != seen) {
+		half_open.delete(&other_key);
+		return false;
+	}
+	half_open.update((struct tuple *)reply_key, reply);
+	half_open.delete(&other_key);
+	return true;
+}
+
+/*
+ * Claims the reply's tuple. TAKEN: a live flow has it, such as a direct connection with the same ports (N93), or one of
+ * another pod had it until lately.
+ * half_open is the one gate: whoever has claimed there looks into the main table, so of two CPUs one sees the other.
+ */
+static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *reply, u8 tcp_flags, s64 quarantine)
+{
+	enum claim claim = CLAIMED;
+	struct flow *holder;
+	struct tuple holder_key;
+	u64 seen;
+
+	if (half_open.insert(reply_key, reply)) {
+		holder = half_open.lookup(reply_key);
+		/* Before it is looked at: what another CPU puts in its place has another stamp */
+		seen = holder ? holder->last_seen : 0;
+		if (holder && tuple_equal(&holder->to, &reply->to)) {
+			flow_claimed_before(holder, reply);
+			claim = CLAIMED_BEFORE;
+		} else if (holder && (!flow_is_over(holder, tcp_flags) ||
+				      flow_is_kept(holder, &reply->to.destination, quarantine))) {
+			return TAKEN;
+		} else if (!flow_take_over(reply_key, reply, holder, seen)) {
+			return TAKEN;
+		}
+	}
+	holder = flows.lookup(reply_key);
+	if (!holder)
+		return claim;
+	/* Ours already: another CPU has promoted the flow just now, or the LRU has kept this half of it */
+	if (tuple_equal(&holder->to, &reply->to))
+		return CLAIMED;
+	if (flow_is_over(holder, tcp_flags) && !flow_is_kept(holder, &reply->to.destination, quarantine)) {
+		holder_key = tuple_reverse(&holder->to);
+		flows.delete(reply_key);
+		flows.delete(&holder_key);
+		return CLAIMED;
+	}
+	half_open.delete(reply_key);
+	return TAKEN;
+}
+
+/*
+ * A half-open flow's reply is refreshed with it; one that is gone, or another's by now, is claimed anew (N5, N93).
+ * False: another has it.
+ */
+static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_key, const struct flow *flow,
+				   u8 tcp_flags, struct flow *again)
+{
+	struct flow *reply = half_open.lookup(reply_key);
+	struct tuple answered = tuple_reverse(key);
+
+	if (reply && tuple_equal(&reply->to, &answered)) {
+		reply->last_seen = flow->last_seen;
+		return true;
+	}
+	flow_opposite(flow, key, again);
+	return flow_claim_reply(reply_key, again, tcp_flags, 0) != TAKEN;
+}
+
+enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
+
+/* A packet of a flow that has had no reply yet; the reply itself promotes it. */
+static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found,
+						  struct flow *other)
+{
+	struct flow *flow = half_open.lookup(key);
+	struct tuple other_key;
+
+	if (!flow)
+		return NOT_FOUND;
+	other_key = tuple_reverse(&flow->to);
+	if (flow_begins_anew(flow, packet->tcp_flags)) {
+		half_open.delete(&other_key);
+		half_open.delete(key);
+		return NOT_FOUND;
+	}
+	*found = *flow;
+	if (packet->tcp_flags & TCP_RST) {
+		/* Refused, or given up: the next attempt is a new flow, with a new choice */
+		half_open.delete(&other_key);
+		half_open.delete(key);
+		return FOLLOWED;
+	}
+	if (found->flags & FLOW_REPLY)
+		return flow_promote(key, found, packet, other) ? FOLLOWED : TOO_LATE;
+	flow->last_seen = now();
+	flow_count(flow, packet);
+	found->last_seen = flow->last_seen;
+	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags, other))
+		return FOLLOWED;
+	half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
+	return NOT_FOUND;
+}
+
+/* Enters a new flow whose reply's tuple is claimed */
+static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple *reply_key, enum claim claim, u8 tcp_flags)
+{
+	struct flow *winner;
+
+	if (tcp_flags & TCP_RST) {
+		half_open.delete(reply_key); /* given up: nothing is left to wait for */
+		return;
+	}
+	if (claim == CLAIMED)
+		count(NEW_FLOW);
+	if (!(flow->flags & FLOW_PAIRED))
+		return;
+	/*
+	 * N6: another CPU may have entered the same flow just now, or even have seen it answered. Its choice holds, ours is
+	 * taken back. A flow moves from half_open to flows, so looking in that order finds it.
+	 */
+	winner = half_open.insert(key, flow) ? half_open.lookup(key) : NULL;
+	if (!winner)
+		winner = flows.lookup(key);
+	if (winner && !tuple_equal(&winner->to, &flow->to)) {
+		half_open.delete(reply_key);
+		*flow = *winner;
+	}
+}
+
+/*
+ * Enters a new flow by a port that is free. Where the reply's tuple is taken, another source port is tried, the same ones
+ * for the same tuple (RFC 6056 3.3.3), so that a first packet that is sent again finds its own: the peer sees that one, the
+ * sender never learns of it. False: none found in so many tries, CLAIM_TRIES at most, of which the first has this number.
+ */
+static inline bool flow_claim(struct tuple *key, struct flow *flow, u8 tcp_flags, struct flow *reply, u32 first, u32 tries)
+{
+	struct tuple reply_key;
+	enum claim claim;
+
+	for (u32 try = 0; try < CLAIM_TRIES && try < tries; try++) {
+		flow_opposite(flow, key, reply);
+		if (!(flow->flags & FLOW_PAIRED)) {
+			reply->packets = flow->packets;
+			reply->bytes = flow->bytes;
+		}
+		reply_key = tuple_reverse(&flow->to);
+		claim = flow_claim_reply(&reply_key, reply, tcp_flags, 0);
+		if (claim != TAKEN) {
+			flow_enter(key, flow, &reply_key, claim, tcp_flags);
+			return true;
+		}
+		flow->to.source_port = bpf_htons(CLAIM_FIRST_PORT + (tuple_hash(key, first + try) & CLAIM_PORT_MASK));
+		flow->flags &= ~FLOW_PLAIN;
+	}
+	return false;
+}
+
+/* Begins a new flow, by its own port if that is free; as flow_claim */
+static inline bool flow_begin(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *reply, u32 tries)
+{
+	flow->last_seen = now();
+	flow->packets = 1;
+	flow->bytes = packet->length;
+	return flow_claim(key, flow, packet->tcp_flags, reply, 1, tries);
+}
+
+#endif

@@ -1,0 +1,294 @@
+"""What open connections rely on, carried from the maps that run to others: of other sizes, or of another layout.
+
+The new maps are made beside those that run and get their entries before the programs are exchanged; what has happened
+to these meanwhile is carried afterwards. A map that keeps its size is the same one on both sides.
+
+    maps_vN             the maps of layout N, which commands open
+    maps_vN_next_*      some that are being made
+    maps_vN_before_*    what maps_vN was, while programs are exchanged. A load that was killed leaves it, and the next
+                        one carries what it holds: the programs that run may still write there
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from pydatapath.errors import LayoutError
+from pydatapath.instance import Instance
+from pydatapath.kernel import bpffs, flowtable
+from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, MapContract, MapType
+from pydatapath.kernel.maps import Map, Maps, possible_cpus, share
+
+__all__ = ["MIGRATIONS", "Convert", "Move", "changed", "prepare"]
+
+Entries: TypeAlias = dict[bytes, bytes]
+# An entry of an earlier layout as this one has it; None: it is left behind
+Convert: TypeAlias = Callable[[bytes, bytes], tuple[bytes, bytes] | None]
+
+# How maps of other layouts become this one's: {their version: {map: how}}. A map that is not named is taken as it is,
+# and must have the sizes that it has now. What is not here breaks flows.
+MIGRATIONS: Final[dict[int, Mapping[str, Convert]]] = {}
+
+# These refer to each other by numbers: of another size, or not, they are new together, so that the programs that run
+# never see a plan that is not theirs
+_PLAN: Final = ("services", "targets", "slots", "backends")
+# What packets change while programs are exchanged
+_WRITTEN: Final = ("flows", "half_open", "fragments", "affinities", "mappings", "endpoints")
+_FLOWS: Final = ("flows", "half_open")
+_CARRIED: Final = (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE, MapType.ARRAY)
+# An LRU map gives entries to CPUs by so many at a time (LOCAL_FREE_TARGET in kernel/bpf/bpf_lru_list.h)
+_AT_A_TIME: Final = 128
+
+
+@dataclass
+class _Source:
+    """A folder from which entries are carried: those of these maps. `taken`: what was, as it was written."""
+
+    directory: Path
+    names: tuple[str, ...]
+    converts: Mapping[str, Convert] | None = None  # None: of this layout
+    taken: dict[str, Entries] = field(default_factory=dict)
+
+    def entries(self, name: str, into: Map) -> Entries:
+        """What the map holds, as this layout has it, where there is room for it."""
+        contract = MAPS[name]
+        with Map.as_found(self.directory / name, contract) as table:
+            found = dict(_array(table, into) if contract.type is MapType.ARRAY else table.items())
+        convert = (self.converts or {}).get(name)
+        if convert is None:
+            return found
+        return dict(one for key, value in found.items() if (one := convert(key, value)) is not None)
+
+
+@dataclass
+class Move:
+    """Which maps a load makes anew, and from where their entries come. With no source nothing moves."""
+
+    instance: Instance
+    directory: Path
+    sources: list[_Source]
+    aside: Path | None = None  # where the maps that ran are, once the others are in their place
+    switched: bool = False
+
+    def carry(self, maps: Maps) -> None:
+        """Before the exchange: all entries. Raises KernelError where a map is full."""
+        for source in self.sources:
+            for name in source.names:
+                source.taken[name] = _carry(source.entries(name, maps[name]), {}, maps[name])
+        _drop_lost_slots(maps, self.sources)
+
+    def switch(self) -> None:
+        """The new maps are in the place where commands look for them. (Two steps: see `_restore`.)"""
+        running = self.instance.map_pins
+        if self.directory == running:
+            return
+        if running.exists():
+            self.aside = self.instance.pins / f"{running.name}_before_{time.monotonic_ns()}"
+            self._rename(running, self.aside)
+        self.directory.rename(running)
+        self.switched = True
+
+    def _rename(self, directory: Path, now: Path) -> None:
+        directory.rename(now)
+        for source in self.sources:
+            if source.directory == directory:
+                source.directory = now
+
+    def catch_up(self, maps: Maps) -> None:
+        """After the exchange: what packets have changed since."""
+        for source in self.sources:
+            for name in source.names:
+                if MAPS[name].in_c in _WRITTEN:
+                    _carry(source.entries(name, maps[name]), source.taken[name], maps[name])
+
+    def switch_back(self) -> None:
+        """The exchange has failed: the maps that ran are where they were."""
+        if self.switched:
+            self.instance.map_pins.rename(self.directory)
+        if self.aside and self.aside.exists():
+            self._rename(self.aside, self.instance.map_pins)
+
+    def take_back(self) -> None:
+        """The programs that ran do so again: what the others have done meanwhile is not lost."""
+        if self.directory == self.instance.map_pins:
+            return
+        for source in self.sources if self.switched else ():
+            if source.directory == self.instance.map_pins:
+                with Maps(self.directory) as made, Maps(source.directory) as running:
+                    for name in source.names:
+                        if MAPS[name].in_c in _WRITTEN:
+                            _carry(dict(made[name].items()), source.taken[name], running[name], forget=False)
+        bpffs.remove_tree(self.directory)
+
+
+def prepare(
+    instance: Instance, sizes: Mapping[str, int], timeouts: Mapping[str, int], *, break_flows: bool = False
+) -> Move:
+    """Looks at what is there and says what must move, where maps of these sizes (-D name to entries) are asked for.
+
+    Raises LayoutError where connections would break, unless that is asked for; then nothing is changed.
+    """
+    _restore(instance)
+    running = instance.map_pins
+    sources = [_Source(path, _left(path, running)) for path in sorted(instance.pins.glob(f"{running.name}_before_*"))]
+    fresh = instance.pins / f"{running.name}_next_{os.getpid()}_{time.monotonic_ns()}"
+    if not running.exists() and (others := _other_layouts(instance)):
+        return Move(instance, fresh, _from_other_layouts(others, break_flows=break_flows))
+    with Maps(running) as maps:
+        other = changed(maps, sizes)
+        if not other:
+            return Move(instance, running, sources)
+        if not break_flows:
+            _refuse_loss(maps, sizes, timeouts)
+    bpffs.make_private(fresh)
+    for pin in running.iterdir():
+        if pin.name not in other:
+            share(pin, fresh / pin.name)
+    return Move(instance, fresh, [*sources, _Source(running, other)])
+
+
+def _restore(instance: Instance) -> None:
+    """After a load that was killed between the two steps of `switch`."""
+    left = sorted(instance.pins.glob(f"{instance.map_pins.name}_before_*"))
+    if left and not instance.map_pins.exists():
+        left[-1].rename(instance.map_pins)
+
+
+def _left(aside: Path, running: Path) -> tuple[str, ...]:
+    """The maps of a killed load's other side that packets write, and that are not in use on this one."""
+    names = [name for name, one in MAPS.items() if one.in_c in _WRITTEN and (aside / name).exists()]
+    with Maps(aside) as before, Maps(running) as now:
+        return tuple(
+            name for name in names if not (running / name).exists() or now[name].info.id != before[name].info.id
+        )
+
+
+def changed(maps: Maps, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The maps that are there in another size, and those that must be new with them."""
+    there = [one for one in MAPS.values() if (maps.directory / one.name).exists()]
+    resized = {one.name for one in there if maps[one.name].info.max_entries != sizes[one.size]}
+    plan = {one.name for one in there if one.in_c in _PLAN}
+    return tuple(sorted(resized | plan if resized & plan else resized))
+
+
+def _refuse_loss(maps: Maps, sizes: Mapping[str, int], timeouts: Mapping[str, int]) -> None:
+    """Raises LayoutError where the new maps have no room for what is open."""
+    open_flows, lost = Tally[int](), 0
+    for flow, (backend, _), _ in flowtable.read_flows(maps, timeouts):
+        open_flows[flow.family] += 1
+        lost += backend >= sizes["MAX_BACKENDS"]
+    entries = sizes["MAX_FLOW_ENTRIES"]
+    room = (entries - min(_AT_A_TIME * possible_cpus(), entries // 4)) // 2
+    most = max(open_flows.values(), default=0)
+    if most > room:
+        raise LayoutError(
+            f"{most:,} connections are open, and --max-flows {entries // 2:,} has room for {room:,} of them:"
+            f" the {most - room:,} that have been idle longest would be forgotten",
+            hint="load with a larger --max-flows, or with --break-flows",
+        )
+    if lost:
+        raise LayoutError(
+            f"{lost:,} open connections go to backends whose numbers --max-backends {sizes['MAX_BACKENDS']:,} has no"
+            " room for, and would be forgotten",
+            hint="load with a larger --max-backends, or with --break-flows",
+        )
+
+
+def _other_layouts(instance: Instance) -> dict[int, Path]:
+    """The folders of maps of other layouts."""
+    found = ((re.fullmatch(r"maps_v(\d+)", path.name), path) for path in instance.pins.glob("maps_v*"))
+    return {int(match[1]): path for match, path in found if match and any(path.iterdir())}
+
+
+def _from_other_layouts(others: Mapping[int, Path], *, break_flows: bool) -> list[_Source]:
+    sources = []
+    for version, path in others.items():
+        if version in MIGRATIONS:
+            names = tuple(name for name, one in MAPS.items() if one.type in _CARRIED and (path / name).exists())
+            sources.append(_Source(path, names, MIGRATIONS[version]))
+        elif not break_flows:
+            raise LayoutError(
+                f"what is loaded keeps its connections in layout {version}, and this version's is {LAYOUT_VERSION}:"
+                " all open connections would break",
+                hint="load with --break-flows, or with the version that is loaded",
+            )
+    return sources
+
+
+def _array(table: Map, into: Map) -> Iterable[tuple[bytes, bytes]]:
+    """The entries of an array that are not all zeros, as far as another one has room; a new one is all zeros."""
+    size, values = table.contract.value_size, table.values()
+    for number in range(min(len(values) // size, into.info.max_entries)):
+        value = values[number * size : (number + 1) * size]
+        if any(value):
+            yield number.to_bytes(4, "little"), value
+
+
+def _carry(found: Entries, known: Mapping[bytes, bytes], into: Map, *, forget: bool = True) -> Entries:
+    """Writes what is new, or has changed since it was as `known`, and (`forget`) deletes what is gone since. Returns
+    `found`. The longest idle come first: if somebody must leave a table that is too small, it is they.
+    """
+    here = dict(into.items()) if into.contract.type is not MapType.ARRAY else {}
+    written: Entries = {}
+    for key, value in sorted(found.items(), key=_seen_of(into.contract)):
+        before, current = known.get(key), here.get(key)
+        if value == before or (before is not None and current is None):
+            continue  # nothing has happened, or it has ended on the other side
+        if current is None or current == before:
+            written[key] = value
+        elif into.contract.in_c in _FLOWS and (latest := into.lookup(key)) is not None:
+            # One by one: a packet may be counted between this reading and the writing, but hardly
+            into.update(key, _joined(into.contract, before, value, latest))
+    into.update_many(written)
+    if forget:
+        into.delete_many(key for key, value in known.items() if key not in found and here.get(key) == value)
+    return found
+
+
+def _seen_of(contract: MapContract) -> Callable[[tuple[bytes, bytes]], int]:
+    """When an entry was used last, for flows; all others are as good as each other."""
+    if contract.in_c not in _FLOWS or contract.family is None:
+        return lambda _: 0
+    flow = LAYOUTS[contract.family].flow.struct
+    return lambda entry: int(flow.unpack(entry[1])[1])
+
+
+def _joined(contract: MapContract, before: bytes | None, one: bytes, other: bytes) -> bytes:
+    """A flow's entry that two programs have written, each on its side, since it was as `before` on both: both have
+    counted, and each may have seen an end. Without a `before` the newer one holds.
+    """
+    assert contract.family is not None
+    flow = LAYOUTS[contract.family].flow.struct
+    to, seen, packets, size, backend, generation, state, flags = flow.unpack(one)
+    here = flow.unpack(other)
+    if to != here[0]:
+        return other
+    if before is None:
+        return one if seen > here[1] else other
+    _, _, counted, counted_size, *_ = flow.unpack(before)
+    return flow.pack(
+        to,
+        max(seen, here[1]),
+        here[2] + packets - counted,
+        here[3] + size - counted_size,
+        backend,
+        generation,
+        max(state, here[6]),
+        flags | here[7],
+    )
+
+
+def _drop_lost_slots(maps: Maps, sources: Iterable[_Source]) -> None:
+    """Slots that lead to a backend's number for which there is no room lead nowhere, until all is planned anew."""
+    limit = maps["backends"].info.max_entries if any("slots" in one.names for one in sources) else 0
+    for source in sources:
+        slots = source.taken.get("slots", {})
+        lost = {key: bytes(4) for key, value in slots.items() if int.from_bytes(value, "little") >= limit}
+        maps["slots"].update_many(lost)

@@ -1,0 +1,124 @@
+"""The copy of the records beside them, which follows each change: `load` takes it where they are gone or damaged.
+
+SQLite notes which rows a command changes (temporary triggers); at its end these alone are written to the copy, in one
+transaction. So the copy costs what the change does, however many objects there are, and damage elsewhere in the records
+does not get into it. A count of changes, a fact of both, tells whether the copy has all before; where a command was
+killed in between it has not, and is made anew of the whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pydatapath.record_faults import SQLITE_ERRORS, copy_of, count_of, damage_in, damaged, remove_database
+from pydatapath.record_tables import SCHEMA_VERSION
+
+__all__ = ["follow", "watch"]
+
+COPIED_BY_MEMORY: Final = 1 << 30  # bytes
+_KEYS: Final[Mapping[str, str]] = {
+    "facts": "name",
+    "objects": "kind, namespace, name",
+    "service_ports": "number",
+    "frontends": "address, port, protocol, number",
+    "claims": "address, port, protocol, namespace, service",
+    "members": "network, node",
+    "host_changes": "kind, subject",
+}
+
+
+_NOTE: Final = "CREATE TEMP TABLE changed_{table} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID;"
+_NOTED_AT: Final = """
+CREATE TEMP TRIGGER {event}_{table} AFTER {event} ON main.{table}
+BEGIN INSERT OR IGNORE INTO changed_{table} SELECT {row}.{keys}; END;
+"""
+_REMOVE: Final = "DELETE FROM copy.{table} WHERE ({keys}) IN changed_{table}"
+_ADD: Final = "INSERT INTO copy.{table} SELECT now.* FROM changed_{table} CROSS JOIN main.{table} AS now USING ({keys})"
+# All that is over goes first: an address may have gone from one row to another
+_FOLLOW: Final = (
+    *(_REMOVE.format(table=table, keys=keys) for table, keys in _KEYS.items()),
+    *(_ADD.format(table=table, keys=keys) for table, keys in _KEYS.items()),
+    "DELETE FROM copy.sqlite_sequence",
+    "INSERT INTO copy.sqlite_sequence SELECT * FROM main.sqlite_sequence",
+)
+
+
+def _noting(table: str, keys: str) -> str:
+    """A table of keys, and the triggers that fill it."""
+    events = (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD"))
+    triggers = (
+        _NOTED_AT.format(table=table, event=event, row=row, keys=keys.replace(", ", f", {row}."))
+        for event, row in events
+    )
+    return "".join((_NOTE.format(table=table, keys=keys), *triggers))
+
+
+_WATCH: Final = f"PRAGMA temp_store = MEMORY; BEGIN; {''.join(map(_noting, _KEYS, _KEYS.values()))} COMMIT"
+
+
+def watch(records: sqlite3.Connection) -> None:
+    """Has this connection note what is changed from now on."""
+    records.executescript(_WATCH)
+
+
+def follow(path: Path, records: sqlite3.Connection, since: int) -> None:
+    """Brings the copy up to date; it must be as the records were after `since` changes.
+
+    A full disk does not matter: then the copy is the one of before. Raises DamagedRecords where a whole copy would have
+    to be made of records that are damaged; then it stays as it was. Damage in the copy itself is seen by `load`.
+    """
+    if not _followed(path, records, since):
+        _copy_whole(path, records)
+
+
+def _followed(path: Path, records: sqlite3.Connection, since: int) -> bool:
+    if not copy_of(path).exists():
+        return False
+    try:
+        records.execute("PRAGMA foreign_keys = OFF")  # all rows come from where they hold
+        records.execute("ATTACH ? AS copy", (str(copy_of(path)),))
+        records.execute("PRAGMA copy.synchronous = OFF")
+        version = records.execute("PRAGMA copy.user_version").fetchone()[0]
+        if version != SCHEMA_VERSION or count_of(records, "copy") != since:
+            return False
+        records.execute("BEGIN")
+        for statement in _FOLLOW:
+            records.execute(statement)
+        records.execute("COMMIT")
+    except SQLITE_ERRORS:
+        return False
+    else:
+        return True
+    finally:
+        with contextlib.suppress(*SQLITE_ERRORS):
+            if records.in_transaction:
+                records.execute("ROLLBACK")
+            records.execute("DETACH copy")
+
+
+def _copy_whole(path: Path, records: sqlite3.Connection) -> None:
+    fresh, found = path.with_name(f"{path.name}.copy.new"), ""
+    with contextlib.suppress(OSError, *SQLITE_ERRORS):
+        remove_database(fresh)
+        with contextlib.closing(sqlite3.connect(fresh)) as made:
+            fresh.chmod(0o600)
+            made.execute("PRAGMA synchronous = OFF")
+            made.execute("PRAGMA journal_mode = OFF")
+            records.execute(f"PRAGMA mmap_size = {COPIED_BY_MEMORY}")  # a third less to do than page by page
+            records.backup(made)
+            made.execute("PRAGMA journal_mode = DELETE")  # it has one reader, and no log to leave behind
+            found = damage_in(made)
+        if not found:
+            # It before its journal: with that it is what it was, without it could be torn
+            copy_of(path).unlink(missing_ok=True)
+            remove_database(copy_of(path))
+            fresh.rename(copy_of(path))
+            return
+    with contextlib.suppress(OSError):
+        remove_database(fresh)
+    if found:
+        raise damaged(path, f"{found} (what was to be changed is changed, but is in no copy)")

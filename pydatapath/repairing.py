@@ -1,0 +1,68 @@
+"""`repair`: what has drifted is made as `load` and `apply` left it; without a compiler where the programs are there."""
+
+from __future__ import annotations
+
+from pydatapath import drift, loading
+from pydatapath.drift import Look
+from pydatapath.errors import DatapathError, KernelError, NotLoaded
+from pydatapath.instance import Instance
+from pydatapath.interrupts import deferred
+from pydatapath.kernel import bpffs, netns, restoring, tc
+from pydatapath.kernel.maps import Maps
+from pydatapath.node import Node, options_of
+from pydatapath.records import Records
+from pydatapath.wiring import maps_of, places_of
+
+__all__ = ["repair"]
+
+
+def repair(instance: Instance) -> list[str]:
+    """Mends all drift. Returns a sentence about each thing that was not as it should be; none: nothing was to do.
+
+    Raises KernelError where something is left, and what `load` raises.
+    """
+    loading.require_root("repair")
+    bpffs.ensure_mounted()
+    with netns.entered(instance.netns_path), instance.locked():
+        if not instance.records.exists():
+            raise NotLoaded(f"instance {instance.name!r} is not loaded", hint="`pydatapath load` loads it")
+        found = _look(instance)
+        if not found.found:
+            return []
+        if found.node is None:  # says why
+            raise DatapathError(found.found[0], hint="`pydatapath load` with other options, or the host as it was")
+        with deferred():
+            _restore_pins(instance, found.node)
+            _mend(instance)
+        left = _look(instance).found
+        if left:
+            raise KernelError(f"not all could be mended: {'; '.join(left)}", hint="`pydatapath unload` and `load`")
+        return found.found
+
+
+def _look(instance: Instance) -> Look:
+    with Records(instance.records) as records, Maps(instance.map_pins) as maps:
+        return drift.look(records, maps, instance)
+
+
+def _restore_pins(instance: Instance, node: Node) -> None:
+    """By what still hangs at interfaces, what it uses and where its tail calls lead."""
+    hooked = {}
+    for one in node.attachments:
+        for hung in tc.filters(one.interface.index):
+            if tc.is_at_its_place(hung, instance.name, one.hook):
+                hooked[one.hook.program] = hung.id
+    for folder in (instance.map_pins, instance.program_pins):
+        bpffs.make_private(folder)
+    restoring.restore(instance.map_pins, instance.program_pins, maps_of(node), hooked, places_of(node))
+
+
+def _mend(instance: Instance) -> None:
+    """With what is pinned, where that is all that is needed; else as `load` does."""
+    with Records(instance.records) as records, Maps(instance.map_pins) as maps:
+        options = options_of(records)
+        now = drift.look(records, maps, instance, entries=False)
+        if now.is_whole and now.node is not None:
+            loading.reconcile(records, maps, instance, now.node, now.seen, options, instance.program_pins)
+            return
+    loading.exchange(instance, options)

@@ -1,0 +1,16 @@
+"""The fault tests play on the scene of the traffic tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+# Test folders are no packages (import mode importlib): what the tests share is found beside them
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "traffic")]
+pytest.register_assert_rewrite("calls", "scene", "streaming")
+
+from figures import figure, pytest_terminal_summary  # noqa: E402
+
+__all__ = ["figure", "pytest_terminal_summary"]

@@ -1,0 +1,338 @@
+"""`load` with other sizes, or over another layout: open connections live on, or it says what would break."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calls import KINDS, ask, ask_many, dial, volley
+from scene import VIP_PORT, Cluster, cluster_up, pydatapath
+from streaming import say
+
+from pydatapath import Datapath, Options, carrying, connecting
+from pydatapath.errors import KernelError, LayoutError
+from pydatapath.kernel import libbpf
+from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, Family, FlowFlag
+from pydatapath.kernel.maps import Map, Maps
+
+VIP = ("10.96.0.91", VIP_PORT)
+FLOW = LAYOUTS[Family.IPV4].flow.struct
+Sockets = dict[str, Any]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A loaded node with a service of two backends, that hides its pods from the outside."""
+    with cluster_up(f"carry-{os.getpid()}", nodes=1, masquerade=True) as made:
+        made.serve(*made.lab.pods[1:])
+        made.apply("web", VIP[0], made.lab.pods[1:])
+        yield made
+
+
+@pytest.fixture
+def later() -> Iterator[Sockets]:
+    """Room for connections that begin in the middle of a load."""
+    made: Sockets = {}
+    yield made
+    for one in made.values():
+        one.close()
+
+
+@pytest.fixture
+def sockets(cluster: Cluster) -> Iterator[Sockets]:
+    """Connections of both protocols that have talked."""
+    kinds = [*KINDS.items()] * 10
+    made = {f"{name} {place}": dial(cluster.lab.pod(1, 1), VIP, kind) for place, (name, kind) in enumerate(kinds)}
+    talk(made)
+    yield made
+    for one in made.values():
+        one.close()
+
+
+def talk(sockets: Sockets) -> dict[str, str]:
+    """Who answers on each; when that returns, TCP's last acknowledgement is sent, too."""
+    names = {label: ask(one, label).name for label, one in sockets.items()}
+    for one in sockets.values():
+        if one.type == socket.SOCK_STREAM:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    return names
+
+
+def load(cluster: Cluster, *, break_flows: bool = False, **more: Any) -> None:
+    node = cluster.lab.node(1).netns
+    options = Options(node_name=node, cluster_cidr=("10.244.0.0/16",), masquerade=True, **more)
+    Datapath.load(options, netns=node, break_flows=break_flows).close()
+
+
+def pins(cluster: Cluster) -> Path:
+    return cluster.datapaths[1].instance.pins
+
+
+def folders(cluster: Cluster) -> set[str]:
+    return {path.name for path in pins(cluster).iterdir()}
+
+
+def sizes(cluster: Cluster) -> tuple[int, int]:
+    """How many entries `flows` and `backends` hold."""
+    with Maps(cluster.datapaths[1].instance.map_pins) as maps:
+        return maps["flows"].info.max_entries, maps["backends"].info.max_entries
+
+
+def packets(cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """Of each flow, by its client's end."""
+    flows = cluster.datapaths[1].flows()
+    return {f"{one.protocol} {one.original.src}:{one.original.sport}": one.packets for one in flows}
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"max_flows": 4096}, (8192, 65_536)),
+        ({"max_flows": 200_000}, (400_000, 65_536)),
+        ({"max_backends": 1024}, (262_144, 1024)),
+        ({"max_backends": 100_000, "max_flows": 2048, "algorithm": "maglev"}, (4096, 100_000)),
+    ],
+)
+def test_connections_live_on_in_maps_of_another_size(
+    cluster: Cluster, sockets: Sockets, options: dict[str, Any], wanted: tuple[int, int]
+):
+    """Each has its backend and its counts still; new ones are answered; what was before is gone; and so it is back."""
+    names, counts = talk(sockets), packets(cluster)
+    for more, size in ((options, wanted), ({}, (262_144, 131_072 // 2))):
+        load(cluster, **more)
+        assert sizes(cluster) == size
+        assert packets(cluster) == counts
+        assert talk(sockets) == names
+        assert folders(cluster) == {f"maps_v{LAYOUT_VERSION}", "programs"}
+        cluster.apply("web", VIP[0], cluster.lab.pods[1:2])  # by a handle that was opened before
+        cluster.apply("web", VIP[0], cluster.lab.pods[1:])
+        for kind in KINDS.values():
+            assert len(ask_many(cluster.lab.pod(1, 1), kind, VIP, 60).names) == 2
+        assert cluster.datapaths[1].status().drift == ()
+        counts = packets(cluster)
+
+
+def test_what_would_break_is_said_first(cluster: Cluster, sockets: Sockets):
+    """Fewer flows than are open: refused, and nothing has changed; with --break-flows the longest idle go."""
+    node = cluster.lab.node(1).netns
+    host = cluster.lab.pod(1, 1)
+    assert ask_many(host, KINDS["UDP"], VIP, 1000, at_once=100).failures == []
+    names, before = talk(sockets), folders(cluster)
+    asked = ("--netns", node, "load", "--node-name", node, "--cluster-cidr", "10.244.0.0/16", "--max-flows", "1024")
+    refused = pydatapath(*asked)
+    assert refused.returncode == 1
+    said = (
+        r"Error: [\d,]+ connections are open, and --max-flows 1,024 has room for (\d+) of them: the \d+ that have been"
+    )
+    found = re.match(said, refused.stderr)
+    assert found, refused.stderr
+    assert 768 <= int(found[1]) < 1024
+    assert refused.stderr.splitlines()[-1] == "Hint: load with a larger --max-flows, or with --break-flows"
+    assert (sizes(cluster), folders(cluster), talk(sockets)) == ((262_144, 65_536), before, names)
+    done = pydatapath(*asked, "--break-flows")
+    assert (done.returncode, sizes(cluster)[0]) == (0, 2048)
+    assert talk(sockets) == names, "they have talked last: others were forgotten"
+    assert ask_many(host, KINDS["TCP"], VIP, 60).failures == []
+
+
+def test_backends_for_which_there_is_no_room_are_told(cluster: Cluster, sockets: Sockets):
+    """Numbers that were given are not given again; one beyond the new size cannot be kept."""
+    for _ in range(20):
+        cluster.apply("web", VIP[0], ())
+        cluster.apply("web", VIP[0], cluster.lab.pods[1:])
+    with dial(cluster.lab.pod(1, 1), VIP) as high:
+        name = ask(high).name
+        with pytest.raises(LayoutError, match=r"1 open connections go to backends whose numbers --max-backends 16 has"):
+            load(cluster, max_backends=16)
+        assert ask(high).name == name
+        load(cluster, max_backends=16, break_flows=True)
+        assert sizes(cluster)[1] == 16
+        for kind in KINDS.values():
+            assert len(ask_many(cluster.lab.pod(1, 1), kind, VIP, 60).names) == 2
+        status = cluster.datapaths[1].status()
+        assert (status.backends, status.drift) == (4, ())
+
+
+def both_have_closed(table: Map, wanted: int, seconds: float = 5.0) -> bool:
+    """Waits until so many connections of a table have had a FIN from either side."""
+    deadline = time.monotonic() + seconds
+    while (found := sum(bool(FLOW.unpack(one)[7] & FlowFlag.FIN) for _, one in table.items())) < 2 * wanted:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return found == 2 * wanted
+
+
+def fails(*_: object) -> None:
+    raise KernelError("cannot be attached")
+
+
+def test_what_happens_while_programs_are_exchanged_is_carried_too(
+    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch
+):
+    """After the copy, and before the new programs are there: what is counted, opened, and closed."""
+    names, counts, real = talk(sockets), packets(cluster), connecting.connect
+
+    def connect(*arguments: Any) -> None:
+        later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
+        names.update(talk(later))
+        talk(sockets)
+        assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 5).failures == []
+        assert both_have_closed(running, 5)
+        real(*arguments)
+        talk(sockets)
+
+    with (
+        monkeypatch.context() as patch,
+        Map(MAPS["flows"], cluster.datapaths[1].instance.map_pins / "flows") as running,
+    ):
+        patch.setattr(connecting, "connect", connect)
+        load(cluster, max_flows=2048)
+    assert sum(one.state == "closing" for one in cluster.datapaths[1].flows()) == 5
+    found = packets(cluster)
+    for flow, (asked, answered) in counts.items():
+        if flow.startswith("UDP"):
+            assert found[flow] == (asked + 2, answered + 2)
+        else:  # delayed acknowledgements come when they like
+            assert found[flow][0] >= asked + 2
+            assert found[flow][1] >= answered + 2
+    assert talk(sockets | later) == names
+    assert len(found) == len(counts) + len(later) + 5
+
+
+@pytest.mark.parametrize("exchanged", [False, True], ids=["before the exchange", "after it"])
+def test_a_move_that_fails_leaves_all_as_it_was(
+    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, exchanged: bool
+):
+    """Whether or not the new programs have run: the old ones do again, and know all connections, the newest, too."""
+    names, before, real = talk(sockets), folders(cluster), connecting.connect
+
+    def connect(*arguments: Any) -> None:
+        if exchanged:
+            real(*arguments)
+            later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
+            names.update(talk(later))
+            assert talk(sockets).items() <= names.items()
+        fails()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connecting, "connect", connect)
+        with pytest.raises(KernelError, match="cannot be attached"):
+            load(cluster, max_flows=2048, max_backends=100)
+    assert (sizes(cluster), folders(cluster)) == ((262_144, 65_536), before)
+    flows = {one.state for one in cluster.datapaths[1].flows()}
+    assert flows == {"established"}
+    assert talk(sockets | later) == names
+    volley({label: one for label, one in (sockets | later).items() if label.startswith("UDP")}, 3)
+    assert all(one.packets[0] >= 3 for one in cluster.datapaths[1].flows() if one.protocol == "UDP")
+
+
+@pytest.mark.parametrize("step", ["switch", "half of it", "connect"])
+def test_a_move_that_is_killed_is_finished_by_the_next_load(
+    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    """Killed before the programs are exchanged: what they do until the next load is carried then."""
+    names = talk(sockets)
+    child = os.fork()
+    if not child:
+        die: Callable[..., None] = lambda *_: os._exit(7)  # noqa: E731
+        if step == "half of it":
+            real = Path.rename
+            monkeypatch.setattr(Path, "rename", lambda self, to: die() if "_next_" in self.name else real(self, to))
+        else:
+            monkeypatch.setattr(*((carrying.Move, "switch", die) if step == "switch" else (connecting, "connect", die)))
+        load(cluster, max_flows=2048)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert talk(sockets) == names
+    later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
+    names.update(talk(later))
+    load(cluster, max_flows=2048)
+    assert (sizes(cluster)[0], folders(cluster)) == (4096, {f"maps_v{LAYOUT_VERSION}", "programs"})
+    tracked = {one.original.sport for one in cluster.datapaths[1].flows()}
+    assert {one.getsockname()[1] for one in (*sockets.values(), *later.values())} <= tracked
+    assert talk(sockets | later) == names
+
+
+def as_another_layout(cluster: Cluster, version: int) -> None:
+    """As if another version had loaded what runs."""
+    pins(cluster).joinpath(f"maps_v{LAYOUT_VERSION}").rename(pins(cluster) / f"maps_v{version}")
+
+
+@pytest.mark.parametrize("version", [LAYOUT_VERSION - 1, LAYOUT_VERSION + 1])
+def test_another_layout_is_refused_unless_flows_may_break(cluster: Cluster, sockets: Sockets, version: int):
+    """Older or newer: what runs goes on; with --break-flows it is exchanged, and services are as they were."""
+    as_another_layout(cluster, version)
+    before = folders(cluster)
+    node = cluster.lab.node(1).netns
+    refused = pydatapath("--netns", node, "load", "--node-name", node)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"Error: what is loaded keeps its connections in layout {version}, and this version's is {LAYOUT_VERSION}: all"
+        " open connections would break\nHint: load with --break-flows, or with the version that is loaded\n"
+    )
+    assert folders(cluster) == before
+    talk(sockets)
+    load(cluster, break_flows=True)
+    assert folders(cluster) == {f"maps_v{LAYOUT_VERSION}", "programs"}
+    assert cluster.datapaths[1].flows() == []
+    for kind in KINDS.values():
+        assert len(ask_many(cluster.lab.pod(1, 1), kind, VIP, 60).names) == 2
+
+
+def test_a_migration_carries_flows_from_another_layout(
+    cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Of a layout whose flows have eight bytes more each, by a function that takes them away."""
+    names, version, counts = talk(sockets), LAYOUT_VERSION - 1, packets(cluster)
+    as_another_layout(cluster, version)
+    folder = pins(cluster) / f"maps_v{version}"
+    contract = MAPS["flows"]
+    wider = libbpf.create_map(contract.type, "flows", contract.key_size, contract.value_size + 8, 4096)
+    with Maps(folder) as maps:
+        for key, value in maps["flows"].items():
+            assert libbpf.update(wider, key, value + b"8 bytes!") == 0
+    (folder / "flows").unlink()
+    libbpf.pin(wider, str(folder / "flows"))
+    os.close(wider)
+    monkeypatch.setitem(carrying.MIGRATIONS, version, {"flows": lambda key, value: (key, value[:-8])})
+    load(cluster)
+    assert folders(cluster) == {f"maps_v{LAYOUT_VERSION}", "programs"}
+    assert packets(cluster) == counts
+    assert talk(sockets) == names
+    for kind in KINDS.values():
+        assert len(ask_many(cluster.lab.pod(1, 1), kind, VIP, 60).names) == 2
+    say(capsys, f"{len(counts)} flows carried from a layout with wider entries: 0 broken")
+
+
+def test_flows_that_change_while_they_move_are_joined():
+    """Each side has counted since, and each has seen an end: both count."""
+    to = bytes(range(16))
+    before = FLOW.pack(to, 100, 10, 1000, 1, 1, 1, 0)
+    one = FLOW.pack(to, 110, 13, 1300, 1, 1, 2, 4)
+    other = FLOW.pack(to, 120, 11, 1100, 1, 1, 2, 8)
+    assert carrying._joined(MAPS["flows"], before, one, other) == FLOW.pack(to, 120, 14, 1400, 1, 1, 2, 12)
+    assert carrying._joined(MAPS["flows"], None, one, other) == other
+    stranger = FLOW.pack(bytes(16), 90, 1, 1, 1, 1, 1, 0)
+    assert carrying._joined(MAPS["flows"], before, one, stranger) == stranger
+
+
+def test_what_keeps_its_size_is_the_same_map(cluster: Cluster):
+    """Nothing is copied that need not be: a map is known by its id."""
+
+    def numbers() -> dict[str, int]:
+        with Maps(cluster.datapaths[1].instance.map_pins) as maps:
+            return {path.name: maps[path.name].info.id for path in maps.directory.iterdir()}
+
+    before = numbers()
+    load(cluster, max_flows=2048)
+    after = numbers()
+    assert {name for name, number in before.items() if after[name] != number} == {"flows"}
+    load(cluster, max_flows=2048)
+    assert numbers() == after

@@ -1,0 +1,373 @@
+"""Floods of all kinds, while connections talk: they lose nothing, and the tables are bounded.
+
+PYDATAPATH_BIG=1 pytest tests/fault/test_flood.py     a million SYNs, a full table of 100,000 connections
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+from calls import KINDS, Address, ask, ask_many, dial
+from flooding import Flood, by_destination_port, by_identification, by_source, ip, mac_of, quoting, tcp, udp
+from scene import BIG, PORT, VIP_PORT, Cluster, cluster_up
+from streaming import Scripts, say
+
+from pydatapath.kernel import libbpf
+from pydatapath.kernel.layout import LAYOUTS, MAPS, Family, MapType
+from pydatapath.kernel.maps import Maps
+from pydatapath.lab import Host
+
+pytestmark = pytest.mark.timeout(900 if BIG else 400)
+
+VIP, BALANCER = ("10.96.0.92", VIP_PORT), ("203.0.113.92", VIP_PORT)
+SYNS = 1_000_000 if BIG else 100_000
+PACKETS = 500_000 if BIG else 50_000  # of the other floods
+FLOWS = 131_072 if BIG else 16_384  # room for so many: less than the flood has
+TALKERS = 100  # inside, and as many outside
+LAPSE = 0.5  # seconds: in eight of them a table is filled one and a half times
+SYN, RST, ACK = 0x02, 0x04, 0x10
+STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000  # RFC 2544: nobody's
+FLOW = LAYOUTS[Family.IPV4].flow.struct
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A loaded node with a service that is called inside by its VIP, and from outside by its balancer's address."""
+    with cluster_up(f"flood-{os.getpid()}", nodes=1, pods=3, masquerade=True, max_flows=FLOWS) as made:
+        made.serve(*made.lab.pods[1:])
+        route = ["ip", "route", "add", f"{BALANCER[0]}/32", "via", made.lab.node(1).address]
+        made.lab.outside.exec(route, check=True)
+        made.serve(made.lab.outside)  # type: ignore[arg-type]
+        try:
+            yield made
+        finally:
+            made.kill(made.lab.outside)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def service(cluster: Cluster) -> Iterator[None]:
+    """No flow is there from before."""
+    cluster.apply("web", VIP[0], cluster.lab.pods[1:], type="LoadBalancer", balancer=BALANCER[0])
+    cluster.datapaths[1].flush_flows()
+    yield
+    cluster.datapaths[1].flush_flows()
+
+
+def maps_of(cluster: Cluster) -> Maps:
+    return Maps(cluster.datapaths[1].instance.map_pins)
+
+
+def fill(cluster: Cluster) -> dict[str, tuple[int, int]]:
+    """How many entries each table has, and for how many it has room."""
+    with maps_of(cluster) as maps:
+        names = [path.name for path in maps.directory.iterdir() if MAPS[path.name].type is MapType.LRU_HASH]
+        return {name: (len(maps[name]), maps[name].info.max_entries) for name in names}
+
+
+def memory(cluster: Cluster) -> int:
+    """Bytes that the kernel has set aside for all maps."""
+    with maps_of(cluster) as maps:
+        return sum(libbpf.map_memory(maps[path.name].descriptor) for path in maps.directory.iterdir())
+
+
+def counters(cluster: Cluster) -> dict[str, int]:
+    return cluster.datapaths[1].status().counters
+
+
+@dataclass
+class Idle:
+    """Connections that are open and silent, and the entries that they have."""
+
+    cluster: Cluster
+    host: Host
+    target: Address
+    kind: socket.SocketKind
+    sockets: list[socket.socket] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+
+    def open(self, count: int) -> None:
+        self.sockets = [dial(self.host, self.target, self.kind) for _ in range(count)]
+        self.names = [ask(one).name for one in self.sockets]
+        for one in self.sockets if self.kind == socket.SOCK_STREAM else ():
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def entries(self) -> dict[bytes, bytes]:
+        """Those of their ports, as they stand in the table."""
+        ports = {one.getsockname()[1].to_bytes(2, "big") for one in self.sockets}
+        with maps_of(self.cluster) as maps:
+            return {key: value for key, value in maps["flows"].items() if key[8:10] in ports or key[10:12] in ports}
+
+    def broken(self) -> list[str]:
+        """What is wrong when all are asked."""
+        found = []
+        for one, name in zip(self.sockets, self.names, strict=True):
+            try:
+                if ask(one, "again").name != name:
+                    found.append(f"{one.getsockname()}: another backend")
+            except (OSError, ValueError) as error:
+                found.append(f"{one.getsockname()}: {error}")
+        return found
+
+    def close(self) -> None:
+        for one in self.sockets:
+            one.close()
+
+
+@pytest.fixture
+def idle(cluster: Cluster) -> Iterator[list[Idle]]:
+    """A hundred silent connections of each protocol, from inside; fifty of each through masquerading."""
+    lab = cluster.lab
+    made = [Idle(cluster, lab.pod(1, 1), VIP, kind) for kind in KINDS.values()]
+    made += [Idle(cluster, lab.pod(1, 1), (lab.outside.address, PORT), kind) for kind in KINDS.values()]
+    for one, count in zip(made, (100, 100, 50, 50), strict=True):
+        one.open(count)
+    yield made
+    for one in made:
+        one.close()
+
+
+@dataclass
+class Seen:
+    """What talkers and silent connections have seen of a flood."""
+
+    talks: list[dict[str, Any]]
+    seconds: float
+    sent: int
+    new_flows: int
+    entries_changed: int
+    entries_lost: int
+    silent_broken: list[str]
+
+    def __str__(self) -> str:
+        calls, failed = (sum(n) for n in zip(*((t["calls"], len(t["failed"])) for t in self.talks), strict=True))
+        broken = sum(len(one["broken"]) for one in self.talks)
+        return (
+            f"{self.sent:,} in {self.seconds:.1f} s, {self.new_flows:,} of them new flows;"
+            f" {broken} of {TALKERS * len(self.talks)} talking connections broken,"
+            f" {len(self.silent_broken)} silent ones, {self.entries_changed} of their entries changed or lost;"
+            f" {calls - failed} of {calls} new calls answered, longest answer"
+            f" {max(one['longest'] for one in self.talks):.0f} ms"
+        )
+
+
+def under(
+    cluster: Cluster, idle: list[Idle], flood: Callable[[], tuple[int, float]], *, forgiving: bool = False
+) -> Seen:
+    """Runs a flood while connections talk inside and from outside, and compares what is silent with before.
+
+    `forgiving`: a silent socket may be told of one error before it is asked.
+    """
+    lab = cluster.lab
+    before = {key: value for one in idle for key, value in one.entries().items()}
+    size, resident = memory(cluster), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Scripts() as scripts:
+        scripts.talk(lab.pod(1, 1), VIP[0], TALKERS)
+        scripts.talk(lab.outside, BALANCER[0], TALKERS)
+        counted = counters(cluster)["new_flow"]
+        sent, seconds = flood()
+        talks = [scripts.end_talk(host) for host in (lab.pod(1, 1), lab.outside)]
+    after = {key: value for one in idle for key, value in one.entries().items()}
+    changed = sum(after.get(key) != value for key, value in before.items())
+    assert memory(cluster) == size, "maps have their memory from the beginning"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident < 100_000, "KiB: nothing of ours grows"
+    lost = len(before.keys() - after.keys())
+    if forgiving:
+        for one in idle:
+            for each in one.sockets:
+                each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    broken = [line for one in idle for line in one.broken()]
+    return Seen(talks, seconds, sent, counters(cluster)["new_flow"] - counted, changed, lost, broken)
+
+
+def assert_nobody_was_hurt(seen: Seen) -> None:
+    assert [one["broken"] for one in seen.talks] == [[], []]
+    assert seen.silent_broken == []
+    assert seen.entries_changed == 0
+
+
+def macs(cluster: Cluster, host: Host) -> tuple[str, str]:
+    """From a host towards the node."""
+    device = "eth0" if host == cluster.lab.outside else "br0"
+    return mac_of(host), mac_of(cluster.lab.node(1), device)
+
+
+def flood_from(host: Host, frame: bytes, vary: Any, count: int, pause: float = 0.0) -> tuple[int, float]:
+    with Flood(host) as flood:
+        return count, flood.send(frame, count, vary, pause=pause)
+
+
+def test_a_flood_of_SYNs_hurts_no_connection(cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]):
+    """From changing sources, more than the table holds, and backends that are alive answer them."""
+    outside = cluster.lab.outside
+    frame = tcp(macs(cluster, outside), (STRANGERS, 1024), BALANCER, SYN)
+    vary = by_source(frame, 50, STRANGERS, STRANGER_COUNT)
+    seen = under(cluster, idle, partial(flood_from, outside, frame, vary, SYNS))
+    say(capsys, f"SYN flood: {seen}; {fill(cluster)['flows']} and {fill(cluster)['half_open']} entries")
+    assert [one["broken"] for one in seen.talks] == [[], []]
+    assert seen.silent_broken == []
+
+
+def test_a_flood_to_all_ports_hurts_no_connection(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+):
+    """UDP to 60,000 ports of a service's address, and from one pod to 60,000 ports outside."""
+    pod = cluster.lab.pod(1, 3)
+    for name, target in (("of the VIP", VIP[0]), ("outside", cluster.lab.outside.address)):
+        frame = udp(macs(cluster, pod), (pod.address, 5000), (target, 1))
+        seen = under(cluster, idle, partial(flood_from, pod, frame, by_destination_port(frame), 60_000))
+        say(capsys, f"UDP to 60,000 ports {name}: {seen}")
+        assert_nobody_was_hurt(seen)
+
+
+def test_a_flood_of_ACKs_hurts_no_connection(cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]):
+    """Of connections that nobody has."""
+    outside = cluster.lab.outside
+    frame = tcp(macs(cluster, outside), (STRANGERS, 1024), BALANCER, ACK)
+    vary = by_source(frame, 50, STRANGERS, STRANGER_COUNT)
+    seen = under(cluster, idle, partial(flood_from, outside, frame, vary, PACKETS))
+    say(capsys, f"ACKs out of state: {seen}; {fill(cluster)['flows']} entries")
+    assert_nobody_was_hurt(seen)
+
+
+def test_forged_errors_and_resets_hurt_no_connection(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+):
+    """From off the path, with right tuples and wrong ones: every kind of ICMP error, and RSTs with a wrong number.
+
+    RFC 5508 REQ-6, RFC 5927; RFC 5961 for the ends. A socket of UDP may be told of an error; its flow lives on.
+    """
+    lab = cluster.lab
+    there, node = macs(cluster, lab.outside), lab.node(1)
+    inside, outside = idle[:2], idle[2:]
+    frames = []
+    for one in outside:
+        protocol = tcp if one.kind == socket.SOCK_STREAM else udp
+        more = (ACK,) if one.kind == socket.SOCK_STREAM else ()
+        for each in one.sockets:
+            for port in (each.getsockname()[1], 1):
+                # As if the server, or a router, had something to say about what the node has sent
+                sent = protocol(there, (node.address, port), (lab.outside.address, PORT), *more)
+                frames += [quoting(there, "198.18.0.1", node.address, (3, code), sent) for code in (0, 1, 2, 3, 10, 13)]
+                frames += [quoting(there, "198.18.0.1", node.address, kind, sent) for kind in ((11, 0), (12, 0))]
+                if one.kind == socket.SOCK_STREAM:
+                    reset = tcp(there, (lab.outside.address, PORT), (node.address, port), RST, 3_000_000_000)
+                    frames += [reset, tcp(there, (lab.outside.address, PORT), (node.address, port), RST | ACK, 7)]
+    pod = lab.pod(1, 3)
+    for one in inside:
+        for each in one.sockets:
+            sent = tcp(there, each.getsockname(), (lab.pod(1, 2).address, PORT), ACK)
+            frames += [quoting(macs(cluster, pod), pod.address, each.getsockname()[0], (3, 1), sent)]
+    times = 10 if BIG else 2
+    before = counters(cluster)
+
+    def flood() -> tuple[int, float]:
+        began = time.monotonic()
+        with Flood(lab.outside) as away, Flood(pod) as near:
+            for _ in range(times):
+                away.frames([one for one in frames if one[:6] == frames[0][:6]])
+                near.frames([one for one in frames if one[:6] != frames[0][:6]])
+        return len(frames) * times, time.monotonic() - began
+
+    seen = under(cluster, idle, flood, forgiving=True)
+    say(capsys, f"forged ICMP errors and RSTs: {seen}")
+    assert [one["broken"] for one in seen.talks] == [[], []]
+    assert seen.silent_broken == []
+    assert seen.entries_lost == 0
+    assert counters(cluster)["drop_untranslated"] - before["drop_untranslated"] < len(frames) * times
+    time.sleep(1.1)
+    assert [line for one in idle for line in one.broken()] == []
+    known = {(each.getsockname()[1], one.target[0]) for one in idle for each in one.sockets if one.kind == KINDS["TCP"]}
+    flows = [one for one in cluster.datapaths[1].flows() if one.protocol == "TCP"]
+    states = [one.state for one in flows if (one.original.sport, one.original.dst) in known]
+    assert states == ["established"] * len(known), "a RST that nobody believed is forgotten"
+
+
+def test_a_flood_of_fragments_hurts_no_connection(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+):
+    """First fragments without an end, later ones without a first, overlapping ones: the table is bounded, and whoever
+    sends large datagrams in order is answered.
+    """
+    lab = cluster.lab
+    there = macs(cluster, lab.outside)
+    first = udp(there, (STRANGERS, 5000), BALANCER, bytes(64), fragment=0x2000)
+    later = ip(there, STRANGERS, BALANCER[0], 17, bytes(64), fragment=0x2000 | 100)
+    overlapping = ip(there, STRANGERS, BALANCER[0], 17, bytes(64), fragment=0x2000 | 4)
+    caller = dial(lab.pod(1, 1), VIP, KINDS["UDP"])
+    large = [0, 0]
+
+    def flood() -> tuple[int, float]:
+        took, parts = 0.0, 10
+        for _ in range(parts):
+            for kind in (first, later, overlapping):
+                took += flood_from(lab.outside, kind, by_identification(kind), PACKETS // 3 // parts)[1]
+            large[0] += 1
+            large[1] += ask(caller, "x" * 1900).name != ""
+        return PACKETS // 3 // parts * parts * 3, took
+
+    seen = under(cluster, idle, flood)
+    caller.close()
+    entries, room = fill(cluster)["fragments"]
+    say(
+        capsys, f"fragments: {seen}; {large[1]} of {large[0]} large datagrams answered; {entries:,} of {room:,} entries"
+    )
+    assert_nobody_was_hurt(seen)
+    assert large[0] == large[1]
+    assert entries <= room
+
+
+def test_a_full_table_forgets_who_has_been_silent_longest(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+):
+    """More connections than it has room for (F16): who talks is not forgotten; who is, and whose service has not
+    changed, goes on all the same, by the same choice. None is refused.
+
+    Not the whole table in a second: of a flow that is used all the time one half may be forgotten, and stays so until
+    its next refresh, within a second.
+    """
+    wanted = FLOWS + FLOWS // 2
+    stranger = cluster.lab.pod(1, 1)
+    failures: list[str] = []
+
+    def flood() -> tuple[int, float]:
+        began = time.monotonic()
+        for part in range(8):
+            time.sleep(max(0.0, began + part * LAPSE - time.monotonic()))
+            failures.extend(ask_many(stranger, KINDS["UDP"], VIP, wanted // 16, at_once=200).failures)
+            failures.extend(ask_many(cluster.lab.outside, KINDS["TCP"], BALANCER, wanted // 16, at_once=200).failures)
+        return wanted // 16 * 16, time.monotonic() - began
+
+    seen = under(cluster, idle, flood)
+    say(capsys, f"full table: {seen}; {len(failures)} failures; {fill(cluster)['flows']} entries")
+    assert failures == []
+    assert [one["broken"] for one in seen.talks] == [[], []]
+    assert seen.silent_broken == []
+
+
+def test_the_bare_bridge_under_the_same_flood(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+    """The control: SYNs straight to a pod, without us."""
+    lab = cluster.lab
+    pod, options = lab.pod(1, 2), {"masquerade": True, "max_flows": FLOWS}
+    cluster.datapaths.pop(1).unload()
+    route = ["ip", "route", "add", pod.node.pod_cidr, "via", pod.node.address]
+    lab.outside.exec(route, check=True)
+    try:
+        frame = tcp(macs(cluster, lab.outside), (STRANGERS, 1024), (pod.address, PORT), SYN)
+        with Scripts() as scripts:
+            for host in (lab.pod(1, 1), lab.outside):
+                scripts.talk(host, pod.address, TALKERS, PORT)
+            sent, seconds = flood_from(lab.outside, frame, by_source(frame, 50, STRANGERS, STRANGER_COUNT), SYNS)
+            talks = [scripts.end_talk(host) for host in (lab.pod(1, 1), lab.outside)]
+    finally:
+        lab.outside.exec(["ip", "route", "del", *route[3:]], check=True)
+        cluster.load(1, **options)
+    say(capsys, f"SYN flood over the bare bridge: {Seen(talks, seconds, sent, 0, 0, 0, [])}")
+    assert [one["broken"] for one in talks] == [[], []]

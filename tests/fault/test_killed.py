@@ -1,0 +1,248 @@
+"""A command is killed before each of its steps (F3, F4): traffic goes on, the same command again does it, and nothing
+is left behind by what was killed.
+
+The steps are what the kernel saw the command change (stepping.py). By default some of them, spread by a seed; all with
+PYDATAPATH_BIG. The same steps again: PYDATAPATH_SEED.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from scene import BIG
+from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up
+from stepping import Stepped, stepped
+
+from pydatapath import Datapath
+from pydatapath.errors import DatapathError
+
+SEED = int(os.environ.get("PYDATAPATH_SEED") or random.SystemRandom().randrange(1 << 32))
+SECONDS = 3000.0 if BIG else 16.0  # for the kills of one command
+FEWEST = 3  # kills of a command, however slow the machine is
+ORPHANS_SECONDS = 30.0  # to compile, on a crowded machine
+ALONE = {"PYDATAPATH_NO_CACHE": "1"}  # compiles, in child processes
+
+pytestmark = pytest.mark.timeout(3600 if BIG else 300)
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """A node with nothing loaded, and the programs kept that its loads need."""
+    with stand_up(f"ki-{os.getpid()}", tmp_path_factory.mktemp("manifests")) as made:
+        made.load(OTHER_OPTIONS)
+        made.load()
+        made.clear()
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def cleared(stand: Stand) -> Iterator[None]:
+    """A test that fails leaves nothing to the next one."""
+    yield
+    stand.clear()
+
+
+@dataclass
+class Trial:
+    """A command that is killed again and again. `prepare` makes what it starts from, `back` the same of what it made;
+    `target` is what must be answered whenever it is killed.
+    """
+
+    stand: Stand
+    arguments: Sequence[str]
+    prepare: Callable[[], object]
+    back: Callable[[], object]
+    target: tuple[str, int]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    fault: str = ""
+    tally: dict[str, int] = field(default_factory=lambda: {"steps": 0, "kills": 0, "too late": 0})
+
+    def run(self, **more: Any) -> Stepped:
+        """The command, step by step."""
+        command = self.stand.command(*self.arguments, fault=self.fault)
+        return stepped(command, environment=self.environment, **more)
+
+    def learn(self) -> list[str]:
+        """The steps of a run without a kill; what it came from, and what it came to, are known then."""
+        self.prepare()
+        self.start = self.stand.settled_state()
+        done = self.run()
+        assert done.code == 0, done.output
+        self.end = self.stand.settled_state()
+        self.back()
+        self.tally["steps"] = len(done.steps)
+        return done.steps
+
+    def kill(self, number: int, *, whole: bool = True) -> list[str]:
+        """What is wrong after a kill before this step, and after the same command again; [] for nothing."""
+        killed = self.run(kill_before=number, whole=whole)
+        self.tally["too late" if len(killed.steps) < number else "kills"] += 1
+        wrong = self.stand.traffic(self.target)
+        if killed.orphans > ORPHANS_SECONDS:
+            wrong.append(f"children lived on for {killed.orphans:.1f} s")
+        wrong += self._told()
+        command = self.stand.command(*self.arguments, fault=self.fault)
+        again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        if again.returncode != 0 or "Traceback" in again.stderr:
+            wrong.append(f"the same command again: {again.returncode}: {again.stderr}")
+        wrong += self.stand.traffic(self.target)
+        wrong += self.stand.differences(self.end)
+        self.back()
+        wrong += [f"after the way back: {one}" for one in self.stand.differences(self.start)]
+        step = killed.steps[-1] if killed.steps else "none"
+        how = "" if whole else "alone "
+        return [f"killed {how}before step {number} of {self.tally['steps']} ({step}): {one}" for one in wrong]
+
+    def _told(self) -> list[str]:
+        """What is wrong with what a reading command says of a half-done change."""
+        try:
+            with Datapath.open(netns=self.stand.node.netns) as datapath:
+                datapath.status()
+                datapath.services  # noqa: B018 - reading is the test
+        except DatapathError:
+            return []
+        except Exception as error:  # noqa: BLE001 - whatever is a traceback to the user
+            return [f"status: {error!r}"]
+        return []
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Steps of 1..count, one of each stretch, in any order; all of them where `wanted` or PYDATAPATH_BIG says so."""
+    chance = random.Random(SEED)
+    if BIG or wanted >= count:
+        found = list(range(1, count + 1))
+    else:
+        edges = [1 + count * place // wanted for place in range(wanted + 1)]
+        found = [chance.randrange(first, after) for first, after in itertools.pairwise(edges)]
+    chance.shuffle(found)
+    return found
+
+
+def killed_everywhere(trial: Trial, figure: Callable[[str], None], wanted: int, *, alone: bool = False) -> None:
+    """Kills the command before its steps; fails with all that was wrong."""
+    begun = time.monotonic()
+    steps = trial.learn()
+    wrong: list[str] = []
+    for done, number in enumerate(spread(len(steps), wanted)):
+        if done >= FEWEST and time.monotonic() - begun > SECONDS:
+            break
+        wrong += trial.kill(number, whole=not alone or number % 2 == 0)
+        if len(wrong) > 30:
+            break
+    tally = ", ".join(f"{count} {name}" for name, count in trial.tally.items())
+    name = " ".join(one for one in trial.arguments[:1])
+    figure(f"killed in {name}: {tally}, {len(wrong)} wrong; {time.monotonic() - begun:.0f} s, seed {SEED}")
+    assert wrong == [], "\n".join(wrong)
+
+
+def nothing() -> None:
+    """Where a command ends, there it began."""
+
+
+def test_the_first_load(stand: Stand, figure: Callable[[str], None]):
+    """The host's own traffic goes on; unloaded after all, the host is as it was."""
+    stand.hold(stand.direct)
+
+    def unload() -> None:
+        stand.do("unload")
+
+    trial = Trial(stand, ["load", *OPTIONS], nothing, unload, stand.direct)
+    killed_everywhere(trial, figure, 9)
+
+
+def test_a_first_load_that_compiles(stand: Stand, figure: Callable[[str], None]):
+    """The compiler's processes end by themselves where their parent alone is killed."""
+    stand.hold(stand.direct)
+
+    def unload() -> None:
+        stand.do("unload")
+
+    trial = Trial(stand, ["load", *OPTIONS], nothing, unload, stand.direct, ALONE)
+    killed_everywhere(trial, figure, 4, alone=True)
+
+
+def loaded(stand: Stand) -> None:
+    stand.load()
+    stand.apply()
+    stand.hold(STEADY)
+
+
+def test_apply(stand: Stand, figure: Callable[[str], None]):
+    """A service that stays as it is does not notice, of the others each is as before or as after."""
+    arguments = ["apply", "--prune", "-f", str(stand.changed)]
+    trial = Trial(stand, arguments, lambda: loaded(stand), stand.apply, STEADY)
+    killed_everywhere(trial, figure, 10)
+
+
+def test_an_upgrade(stand: Stand, figure: Callable[[str], None]):
+    """Other programs, maps, routes and plans: connections go on, whichever half of it is there."""
+    trial = Trial(stand, ["load", *OTHER_OPTIONS], lambda: loaded(stand), stand.load, STEADY)
+    killed_everywhere(trial, figure, 9)
+
+
+def test_unload(stand: Stand, figure: Callable[[str], None]):
+    """The host's own traffic goes on, and unload again takes away what is left."""
+
+    def prepare() -> None:
+        stand.load()
+        stand.apply()
+
+    prepare()
+    stand.hold(stand.direct)
+    trial = Trial(stand, ["unload"], prepare, prepare, stand.direct)
+    killed_everywhere(trial, figure, 9)
+
+
+# The check itself: with a fault put in, it is red
+
+# Takes a filter away before its successor hangs there, as a careless exchange would
+GAP = """
+from pydatapath.kernel.attach import Attacher
+attach = Attacher.attach
+def careless(self, index, name, hook, program, instance):
+    self.detach(index, name, hook, instance)
+    attach(self, index, name, hook, program, instance)
+Attacher.attach = careless
+"""
+# Writes maps without a note that they are behind
+FORGETFUL = """
+from pydatapath import applying
+from pydatapath.records import Records
+put = Records.put
+Records.put = lambda self, facts: put(self, {**facts, **({"unfinished": False} if "unfinished" in facts else {})})
+"""
+
+
+def red(trial: Trial, wanted: str, first: str) -> list[str]:
+    """What the check finds wrong in the steps from the first one that is `first`, up to the first fault."""
+    steps = trial.learn()
+    places = [number for number, step in enumerate(steps, 1) if step == wanted]
+    begin = places.index(next(number for number in places if number > steps.index(first)))
+    for number in places[begin : begin + 6]:
+        if wrong := trial.kill(number):
+            return wrong
+    return []
+
+
+def test_an_exchange_with_a_gap_is_seen(stand: Stand):
+    """Killed between the two halves of a careless exchange, traffic stops."""
+    trial = Trial(stand, ["load", *OPTIONS], lambda: loaded(stand), nothing, STEADY, fault=GAP)
+    attaching = "netlink message 44"  # RTM_NEWTFILTER
+    wrong = red(trial, attaching, "netlink message 45")
+    assert any("no answer" in one or "open connection" in one for one in wrong), wrong
+
+
+def test_a_change_without_a_note_is_seen(stand: Stand):
+    """Killed between records and maps, the same command again does not know that there is something to do."""
+    arguments = ["apply", "--prune", "-f", str(stand.changed)]
+    trial = Trial(stand, arguments, lambda: loaded(stand), stand.apply, STEADY, fault=FORGETFUL)
+    wrong = red(trial, "bpf MAP_UPDATE_BATCH", "bpf MAP_UPDATE_ELEM")
+    assert any("unwritten" in one for one in wrong), wrong

@@ -1,0 +1,175 @@
+"""Who may read what we keep, and what hostile input may do: nothing but a sentence (F25, F26, F28)."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from scene import objects, pydatapath
+from stand import OPTIONS, STEADY, Stand, stand_up
+
+from pydatapath.documents import to_yaml
+from pydatapath.instance import RUN
+from pydatapath.kernel import cache
+
+MOST_MB = 50  # of a command that refuses what would be gigabytes
+LAUGHS = 'a: &a ["lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol"]\n' + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MEASURING = """
+import os, sys
+child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
+_, status, used = os.wait4(child, 0)
+print(os.waitstatus_to_exitcode(status), round(used.ru_maxrss / 1024), round(used.ru_utime + used.ru_stime, 2))
+"""
+HOSTILE = "p\x1b[2J\x07"  # as a name of an interface: the kernel forbids slashes, colons and white space only
+READING = (
+    *(["status"], ["status", "-o", "wide"], ["status", "-o", "json"], ["status", "-o", "yaml"], ["service", "list"]),
+    *(["service", "show", "evil"], ["backend", "list"], ["flow", "list"], ["node", "list"], ["export"]),
+    *(["export", "-o", "json"], ["service", "list", "-o", "json"], ["service", "list", "-o", "yaml"]),
+)
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """A node with nothing loaded."""
+    with stand_up(f"se-{os.getpid()}", tmp_path_factory.mktemp("manifests")) as made:
+        yield made
+
+
+def test_nobody_else_reads_pins_records_and_kept_programs(stand: Stand):
+    """Also where the mask of the process would let them."""
+    command = stand.command("load", *OPTIONS)
+    for _ in range(2):  # compiled, and from what is kept
+        subprocess.run(command, check=True, capture_output=True, timeout=100, preexec_fn=lambda: os.umask(0))
+    arguments = stand.command("apply", "-f", str(stand.base))
+    subprocess.run(arguments, check=True, capture_output=True, timeout=60, preexec_fn=lambda: os.umask(0))
+    which = stand.which
+    for folder in (which.pins, which.map_pins, which.program_pins, which.directory, cache.DIRECTORY):
+        assert oct(folder.stat().st_mode & 0o777) == "0o700", folder
+    pins = [path for path in which.pins.rglob("*") if path.is_file()]
+    assert {which.map_pins, which.program_pins} == {path.parent for path in pins}
+    for path in (*pins, *which.directory.iterdir()):
+        assert oct(path.stat().st_mode & 0o777) == "0o600", path
+    for folder in (RUN, RUN / which.name, which.pins.parent, which.pins.parent.parent):
+        assert not folder.stat().st_mode & 0o022, f"others could put something into {folder}"
+    stand.clear()
+
+
+def test_F25_a_billion_laughs_take_no_memory(stand: Stand, tmp_path: Path, figure: Callable[[str], None]):
+    """They are refused before they are written out; the command is as small as any."""
+    stand.load()
+    path = tmp_path / "laughs.yaml"
+    path.write_text(LAUGHS)
+    # By way of a small process: the memory of who starts one counts as its own until it becomes the command
+    command = [sys.executable, "-I", "-S", "-c", MEASURING, *stand.command("apply", "-f", str(path))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    code, megabytes, seconds = done.stdout.split()[-3:]
+    assert int(code) == 1
+    assert "aliases stand for more than 2 MB of text" in done.stderr
+    figure(f"a billion laughs: refused with {megabytes} MB, {seconds} s")
+    assert float(megabytes) < MOST_MB
+    stand.clear()
+
+
+def obeyed(output: bytes) -> list[bytes]:
+    """The lines with a byte that a terminal would obey."""
+    text = output.decode(errors="surrogateescape")
+    return [
+        line.encode(errors="surrogateescape") for line in text.splitlines() if not line.replace("\t", " ").isprintable()
+    ]
+
+
+def tell(stand: Stand, arguments: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
+    """A command's output, byte by byte."""
+    return subprocess.run(stand.command(*arguments), input=text.encode(), capture_output=True, timeout=150, check=False)
+
+
+def test_F26_hostile_names_never_reach_the_terminal_raw(stand: Stand):
+    """Of an interface, a node, a pod and a zone: shown with what a terminal would obey made harmless."""
+    stand.node.exec(["ip", "link", "set", "pod1", "name", HOSTILE], check=True)
+    try:
+        outputs = [tell(stand, ["load", *OPTIONS])]
+        made = [one.manifest for one in objects("evil", "10.96.0.95", stand.servers)]
+        made[1]["endpoints"][0] |= {
+            "zone": "z\x1b[31m",
+            "targetRef": {"kind": "Pod", "namespace": "default", "name": "pod\x1b]0;title\x07"},
+        }
+        made[1]["endpoints"][1] |= {"nodeName": "node\x1b[31m\r\n2"}
+        text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
+        outputs += [tell(stand, ["apply", "-f", "-"], each) for each in (text, to_yaml(made))]
+        stand.do("apply", "-f", str(stand.base))
+        outputs += [tell(stand, one) for one in READING]
+        hostile = (
+            ("--node-name", "n\x1b[31m"),
+            ("--uplink", "e\x1b[31m"),
+            ("--bridge", HOSTILE),
+            ("--zone", "z\x9b31m"),
+        )
+        outputs += [tell(stand, ["load", *options]) for options in hostile]
+        outputs += [tell(stand, one) for one in READING]
+        for done in outputs:
+            assert b"Traceback" not in done.stderr, done
+            assert obeyed(done.stdout + done.stderr) == [], done.args
+        names = [one["name"] for one in json.loads(stand.do("status", "-o", "json").stdout)["interfaces"]]
+        assert HOSTILE in names, "to a program it is what it is"
+        assert stand.traffic(STEADY) == []
+        stand.clear()
+    finally:
+        stand.node.exec(["ip", "link", "set", HOSTILE, "name", "pod1"], check=True)
+
+
+@pytest.mark.parametrize("command", [["load"], ["unload"], ["status"], ["export"], ["service", "list"]], ids=" ".join)
+def test_F28_who_is_not_root_is_told_so(stand: Stand, command: list[str]):
+    """In one sentence, with nothing changed."""
+    before = stand.state()
+    done = pydatapath(*command, as_nobody_in=stand.node.netns)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["Error", "Hint"]
+    assert stand.differences(before) == []
+
+
+def test_F28_root_without_the_right_to_change_the_network(stand: Stand):
+    """Without CAP_NET_ADMIN and CAP_BPF: one error, and the host as it was."""
+    before = stand.state()
+    command = ["setpriv", "--bounding-set=-net_admin,-bpf,-sys_admin", "--inh-caps=-net_admin,-bpf,-sys_admin"]
+    done = subprocess.run(
+        [*command, *stand.command("load", *OPTIONS)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert stand.differences(before) == []
+
+
+def test_F31_memory_that_is_short(stand: Stand, figure: Callable[[str], None]):
+    """Of an address space of so many MB: a command is done, or has an end that changes nothing that is seen."""
+    stand.load()
+    stand.apply()
+    stand.hold(STEADY)
+    before = stand.state()
+    codes = {}
+    for limit in (40, 80, 160, 320):
+        size = limit << 20
+        done = subprocess.run(
+            stand.command("apply", "-f", str(stand.base)),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_AS, (size, size)),
+        )
+        codes[limit] = done.returncode
+        assert stand.traffic(STEADY) == []
+    figure(f"apply in so many MB of address space, exit codes: {codes}")
+    stand.apply()
+    assert stand.differences(before) == []
+    stand.clear()

@@ -1,0 +1,498 @@
+"""What becomes of an instance whose files, pins or surroundings are not what they should be (F5 to F8, F11, F29, F31).
+
+In each case traffic goes on, a command says in a sentence what is wrong and what to do, and what it says to do leads
+back to a good state, with the objects, where these can be had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scene import BIG
+from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up, unwritten
+from stepping import stepped
+
+from pydatapath.instance import RUN
+from pydatapath.kernel import cache, layout, libbpf
+from pydatapath.kernel.bpffs import BPFFS
+from pydatapath.record_faults import copy_of
+from pydatapath.record_tables import SCHEMA_VERSION
+from pydatapath.records import Records
+
+SEED = int(os.environ.get("PYDATAPATH_SEED") or random.SystemRandom().randrange(1 << 32))
+WRITING = (
+    ("load", *OPTIONS),
+    ("apply", "-f"),
+    ("service", "add", "more", "--port", "81"),
+    ("delete", "service", "web"),
+)
+SECONDS = 1500.0 if BIG else 40.0  # for damage all over a file
+READING = (("status",), ("service", "list"), ("export",), ("flow", "list"), ("node", "list"))
+
+pytestmark = pytest.mark.timeout(1800 if BIG else 300)
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """A node with nothing loaded, and the programs kept that its loads need."""
+    with stand_up(f"sf-{os.getpid()}", tmp_path_factory.mktemp("manifests")) as made:
+        made.load(OTHER_OPTIONS)
+        made.load()
+        made.clear()
+        yield made
+
+
+@pytest.fixture
+def loaded(stand: Stand) -> Iterator[Stand]:
+    """The stand with a service that must go on, over a connection that was open before."""
+    stand.load()
+    stand.apply()
+    stand.hold(STEADY)
+    works(stand)
+    yield stand
+    stand.clear()
+
+
+def works(stand: Stand) -> None:
+    """The steady service is called, and so it was."""
+    assert stand.traffic(STEADY) == []
+
+
+def run(stand: Stand, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
+    """A command that may fail, but with one error and no traceback."""
+    if arguments == ("apply", "-f"):
+        arguments = ("apply", "--prune", "-f", str(stand.changed))
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        stand.command(*arguments), capture_output=True, text=True, timeout=60, check=False, **more
+    )
+    told = f"{arguments}: exit code {done.returncode}: {done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, told
+    assert done.returncode in (0, 1), told
+    if done.returncode:
+        assert re.fullmatch(r"Error: [^\n]+\n(Hint: [^\n]+\n)?", done.stderr), told
+    return done
+
+
+def fails(stand: Stand, *arguments: str, says: str, hints: str = "", **more: object) -> None:
+    """A command that fails with this in its sentence and that in its hint."""
+    done = run(stand, *arguments, **more)
+    told = f"{arguments}: exit code {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.returncode == 1, told
+    error, _, hint = done.stderr.partition("\nHint: ")
+    assert re.search(says, error), told
+    assert re.search(hints, hint), told
+
+
+def same(stand: Stand, wanted: dict[str, Any]) -> None:
+    """All is as it was."""
+    assert stand.differences(wanted) == []
+    works(stand)
+
+
+@contextlib.contextmanager
+def mounted(kind: str, where: Path, options: str) -> Iterator[None]:
+    """Something else lies over a folder."""
+    subprocess.run(["mount", "-t", kind, "-o", options, "tests", str(where)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+# The disk
+
+
+@contextlib.contextmanager
+def loaded_over(stand: Stand, kind: str, where: Path, options: str) -> Iterator[Stand]:
+    """As `loaded`, with a mount of its own over a folder."""
+    with mounted(kind, where, options):
+        stand.load()
+        stand.apply()
+        stand.hold(STEADY)
+        yield stand
+        stand.clear()
+
+
+@pytest.fixture
+def small_disk(stand: Stand) -> Iterator[Stand]:
+    """As `loaded`, with the records on a disk of their own."""
+    RUN.mkdir(mode=0o700, exist_ok=True)
+    with loaded_over(stand, "tmpfs", RUN, "size=2m,mode=700") as made:
+        yield made
+
+
+def fill(folder: Path) -> Path:
+    """Leaves no room at all; the file that takes it."""
+    path = folder / "full"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def test_F6_a_full_disk(small_disk: Stand):
+    """What changes something says so and changes nothing; what reads works; with room again all is as before."""
+    before = small_disk.state()
+    filler = fill(RUN)
+    for command in WRITING:
+        fails(small_disk, *command, says="no room|cannot be written|No space", hints="make room")
+        works(small_disk)
+    for command in READING:
+        assert run(small_disk, *command).returncode == 0
+    filler.unlink()
+    same(small_disk, before)
+    small_disk.apply(small_disk.changed)
+
+
+def test_F6_a_full_disk_does_not_hold_up_unload(stand: Stand):
+    """It makes room itself, and takes back all that was done to the host."""
+    before = stand.state()
+    RUN.mkdir(mode=0o700, exist_ok=True)
+    with mounted("tmpfs", RUN, "size=2m,mode=700"):
+        stand.load()
+        stand.apply()
+        filler = fill(RUN)
+        stand.do("unload")
+        filler.unlink()
+        assert list(RUN.iterdir()) == []
+    RUN.rmdir()
+    assert stand.differences(before) == []
+
+
+def test_F6_a_first_load_on_a_full_disk(stand: Stand):
+    """Nothing is loaded, and the host is as it was."""
+    before = stand.state()
+    RUN.mkdir(mode=0o700, exist_ok=True)
+    with mounted("tmpfs", RUN, "size=64k,mode=700"):
+        filler = fill(RUN)
+        fails(stand, "load", *OPTIONS, says="No space|no room|cannot be written", hints="make room")
+        filler.unlink()
+        with (RUN / "half").open("wb") as file:
+            file.write(bytes(40_000))  # enough for a folder, not for records
+        fails(stand, "load", *OPTIONS, says="No space|no room|cannot be written", hints="make room")
+        (RUN / "half").unlink()
+        assert list(RUN.iterdir()) == []
+    RUN.rmdir()
+    assert stand.differences(before) == []
+
+
+def test_F6_a_disk_that_is_read_only(small_disk: Stand):
+    """As a full one."""
+    before = small_disk.state()
+    subprocess.run(["mount", "-o", "remount,ro", str(RUN)], check=True)
+    try:
+        for command in (*WRITING, ("unload",)):
+            fails(small_disk, *command, says="cannot be written: Read-only file system", hints="make it writable")
+            works(small_disk)
+        for command in READING:
+            assert run(small_disk, *command).returncode == 0
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(RUN)], check=True)
+    same(small_disk, before)
+
+
+# The file system of pins, and pins
+
+
+@pytest.fixture
+def own_pins(stand: Stand) -> Iterator[Stand]:
+    """As `loaded`, with its pins in a file system of their own: those of other tests stay where they are."""
+    with loaded_over(stand, "bpf", BPFFS, "mode=700") as made:
+        yield made
+
+
+def test_F7_no_file_system_of_pins(own_pins: Stand):
+    """Taken away under a loaded instance: what needs the maps says so, and load makes all anew.
+
+    The kernel empties an array of tail calls whose last pin goes, so that services wait for it.
+    """
+    before = own_pins.state()
+    subprocess.run(["umount", "-l", str(BPFFS)], check=True)
+    try:
+        fails(own_pins, "apply", "-f", says="no longer pinned", hints="`pydatapath load`")
+        fails(own_pins, "flow", "list", says="no longer pinned", hints="`pydatapath load`")
+        run(own_pins, "status")
+    finally:
+        # As `load` would mount it, but as a mount of the test run
+        subprocess.run(["mount", "-t", "bpf", "-o", "mode=700", "tests", str(BPFFS)], check=True)
+    own_pins.load()
+    own_pins.held.pop(STEADY).close()  # what was tracked lay in the maps that are gone
+    own_pins.hold(STEADY)
+    same(own_pins, before)
+
+
+def test_F11_pins_that_were_removed(loaded: Stand, figure: Callable[[str], None]):
+    """One map's after the other's: said in a sentence, and load mends it."""
+    before = loaded.state()
+    pins = sorted(one.name for one in loaded.which.map_pins.iterdir())
+    for name in pins if BIG else random.Random(SEED).sample(pins, 4):
+        (loaded.which.map_pins / name).unlink()
+        works(loaded)
+        run(loaded, "apply", "-f")
+        assert "Traceback" not in run(loaded, "status").stderr
+        works(loaded)
+        loaded.load()
+        loaded.held.pop(STEADY).close()
+        loaded.hold(STEADY)
+        loaded.apply()
+        same(loaded, before)
+    figure(f"pins removed: {len(pins)} known, seed {SEED}")
+    for name in ("walk", "from_pod"):
+        (loaded.which.program_pins / name).unlink()
+    works(loaded)
+    loaded.load()
+    same(loaded, before)
+    shutil.rmtree(loaded.which.program_pins)
+    loaded.apply()
+    loaded.load()
+    same(loaded, before)
+
+
+@pytest.mark.parametrize("what", ["map", "folder"])
+def test_F7_what_is_not_ours_at_the_place_of_a_pin(loaded: Stand, what: str):
+    """Said with the way out, and neither used nor taken away."""
+    before = loaded.state()
+    place = loaded.which.map_pins / "services"
+    place.rename(place.with_name("aside"))
+    if what == "map":
+        descriptor = libbpf.create_map(layout.MapType.HASH, "foreign", 4, 4, 10)
+        libbpf.pin(descriptor, str(place))
+        os.close(descriptor)
+    else:
+        place.mkdir()
+    for command in (("load", *OPTIONS), ("apply", "-f"), ("service", "add", "more", "--port", "81")):
+        fails(loaded, *command, says="services", hints="pin" if what == "map" else "")
+        works(loaded)
+    assert place.exists()
+    (place.unlink if what == "map" else place.rmdir)()
+    place.with_name("aside").rename(place)
+    loaded.apply()
+    same(loaded, before)
+
+
+# The records
+
+
+def damage(path: Path, how: Callable[[bytearray], bytearray]) -> None:
+    """Changes the database's bytes, with nothing beside it."""
+    path.write_bytes(how(bytearray(path.read_bytes())))
+
+
+def check_damage(stand: Stand, before: dict[str, Any]) -> str:
+    """With damaged records each command works or says why, load mends them, and nothing is lost. What happened."""
+    for command in (("status",), ("export",), ("apply", "-f")):
+        run(stand, *command)
+    works(stand)
+    done = run(stand, "load", *OPTIONS)
+    if "are of version" in done.stderr:  # that is what its bytes say, and no damage can be seen
+        damage(stand.which.records, lambda _: bytearray(copy_of(stand.which.records).read_bytes()))
+        done = run(stand, "load", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    works(stand)
+    stand.apply()
+    # What follows from the objects has no sums: a bit of it that nothing depends on may stay, in the records alone
+    same(stand, before | {"copied": stand.state()["copied"]})
+    return "copied" if "as their copy" in done.stderr else "unseen"
+
+
+def test_F8_records_cut_off_and_with_flipped_bits(loaded: Stand, figure: Callable[[str], None]):
+    """At places all over the file; what is seen to be damaged is taken from its copy."""
+    before, path, begun = loaded.state(), loaded.which.records, time.monotonic()
+    good = path.read_bytes()
+    texts = [place for place in range(len(good)) if good.startswith(b"steady", place)]
+    chance, size = random.Random(SEED), len(good)
+    cuts = [0, 1, 50, 100, 4095, 4096, *(chance.randrange(size) for _ in range(60))]
+    flips = [
+        18,
+        60,
+        *(2 + place for place in (texts if BIG else chance.sample(texts, 3))),
+        *(chance.randrange(size) for _ in range(200)),
+    ]
+    chance.shuffle(cuts)
+    tally: Counter[str] = Counter()
+    for cut, flip in itertools.zip_longest(cuts, flips):
+        if time.monotonic() - begun > SECONDS:
+            break
+        if cut is not None:
+            damage(path, lambda text, place=cut: text[:place])
+            tally[f"cut off: {check_damage(loaded, before)}"] += 1
+        bit = 1 << chance.randrange(8)
+        damage(path, lambda text, place=flip, bit=bit: flipped(text, place, bit))
+        tally[f"a bit flipped: {check_damage(loaded, before)}"] += 1
+    figure(f"damaged records of {size} bytes: {dict(tally)}; {time.monotonic() - begun:.0f} s, seed {SEED}")
+
+
+def flipped(text: bytearray, place: int, bit: int) -> bytearray:
+    text[min(place, len(text) - 1)] ^= bit
+    return text
+
+
+@pytest.mark.parametrize(
+    "column", ["objects.manifest", "objects.kind", "facts.value", "members.kind", "frontends.kind"]
+)
+def test_F8_values_that_make_no_sense(loaded: Stand, column: str):
+    """Whoever meets one says that the records are damaged, and no more."""
+    before, (table, name) = loaded.state(), column.split(".")
+    with contextlib.closing(sqlite3.connect(loaded.which.records)) as records:
+        records.execute(f"UPDATE {table} SET {name} = '{{' || {name}")  # noqa: S608
+        records.commit()
+    differs = loaded.command("diff", "-f", str(loaded.base))  # which has exit codes of its own
+    assert "Traceback" not in subprocess.run(differs, capture_output=True, text=True, timeout=60, check=False).stderr
+    for command in (*READING, *WRITING[1:], ("repair",)):
+        run(loaded, *command)
+    works(loaded)
+    loaded.load()
+    loaded.apply()
+    same(loaded, before | {"copied": loaded.state()["copied"]})
+
+
+def test_F8_records_that_are_gone(loaded: Stand):
+    """By themselves, their copy serves; with it, what runs is not ended in passing."""
+    before, which = loaded.state(), loaded.which
+    which.records.unlink()
+    assert run(loaded, "apply", "-f").returncode == 1
+    assert "as their copy" in run(loaded, "load", *OPTIONS).stderr
+    same(loaded, before)
+    shutil.rmtree(which.directory)
+    fails(loaded, "load", *OPTIONS, says="lost, without a copy, and 6 addresses", hints="`pydatapath unload` ends it")
+    works(loaded)
+    loaded.do("unload")
+    loaded.load()
+    loaded.apply()
+    loaded.held.pop(STEADY).close()
+    # Who made the qdisc clsact, and who set the sysctl, nobody knew any more
+    same(loaded, before | {"records": before["records"] | {"changes": loaded.state()["records"]["changes"]}})
+
+
+def test_F8_records_that_are_anothers_database(loaded: Stand):
+    """It is not taken for ours, also where it has our version."""
+    before, path = loaded.state(), loaded.which.records
+    for version in (0, SCHEMA_VERSION):
+        path.unlink()
+        with contextlib.closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE books (title TEXT)")
+            other.execute(f"PRAGMA user_version = {version}")
+        fails(loaded, "apply", "-f", says="are damaged and cannot be read", hints="`pydatapath load` takes their copy")
+        works(loaded)
+        assert "as their copy" in run(loaded, "load", *OPTIONS).stderr
+        same(loaded, before)
+
+
+def test_F8_records_of_a_newer_version(loaded: Stand):
+    """They are no damage: nothing is put in their place."""
+    before, path = loaded.state(), loaded.which.records
+
+    def set_version(number: int) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as records:
+            records.execute(f"PRAGMA user_version = {number}")
+
+    set_version(99)
+    for command in (*WRITING, *READING):
+        fails(loaded, *command, says="of version 99, this pydatapath writes", hints="the version that made them")
+        works(loaded)
+    set_version(SCHEMA_VERSION)
+    same(loaded, before)
+
+
+# The process
+
+
+def test_F31_few_descriptors(loaded: Stand):
+    """A limit that cannot be raised is one error; nothing is changed by it."""
+    before = loaded.state()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+
+    for command in (*WRITING, *READING):
+        done = run(loaded, *command, preexec_fn=limit)
+        assert done.returncode == 0 or "Too many open files" in done.stderr, done.stderr
+        works(loaded)
+    loaded.load()
+    loaded.apply()
+    same(loaded, before)
+
+
+def test_F31_a_low_limit_that_can_be_raised(loaded: Stand):
+    """It is."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    done = run(loaded, "load", *OPTIONS, preexec_fn=limit)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_F5_a_signal_in_apply_leaves_it_done_or_not(loaded: Stand, number: int, figure: Callable[[str], None]):
+    """Never half-done, whenever it comes."""
+    before, begun = loaded.state(), time.monotonic()
+    loaded.apply(loaded.changed)
+    after = loaded.state()
+    loaded.apply()
+    command = loaded.command("apply", "--prune", "-f", str(loaded.changed))
+    steps = stepped(command).steps
+    loaded.apply()
+    chance, writes = random.Random(SEED), [place for place, step in enumerate(steps, 1) if step.startswith("bpf MAP")]
+    places = range(1, len(steps) + 1)
+    if not BIG:  # some of all, and of those that would leave the maps half written
+        places = sorted({*chance.sample(places, 5), *chance.sample(writes, 3)})
+    done = 0
+    for place in places:
+        hit = stepped(command, kill_before=place, kill_with=number)
+        assert "Traceback" not in hit.output, hit.output
+        assert not unwritten(loaded.which), f"signal {number} before step {place}: {hit.steps[-1]}"
+        works(loaded)
+        found = loaded.state()
+        assert found["records"] in (before["records"], after["records"]), f"before step {place}: {hit.steps[-1]}"
+        done += found["records"] == after["records"]
+        loaded.apply()
+    figure(
+        f"signal {number} in apply: {len(places)} of {len(steps)} steps, {done} done all the same;"
+        f" {time.monotonic() - begun:.0f} s, seed {SEED}"
+    )
+    same(loaded, before)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "| true", ">/dev/full"])
+def test_F5_output_that_nobody_takes(loaded: Stand, closed: str):
+    """The change is made all the same, and nothing is written where the output would have gone."""
+    before = loaded.state()
+    command = " ".join(loaded.command("apply", "--prune", "-f", str(loaded.changed)))
+    subprocess.run(["bash", "-c", f"{command} {closed}"], timeout=60, check=False, capture_output=True)
+    assert {one.name for one in _services(loaded)} == {"new", "steady", "web"}
+    loaded.apply()
+    same(loaded, before)
+
+
+def _services(stand: Stand) -> list[object]:
+    with Records(stand.which.records) as records:
+        return [*records.objects("Service")]
+
+
+def test_F29_a_clock_that_was_wrong(loaded: Stand):
+    """What says that it was made in the future is no worse for it: nothing compares it with the clock."""
+    before = loaded.state()
+    with Records(loaded.which.records) as records:
+        records.put({"since": "2099-01-01T00:00:00+00:00"})
+    for path in (loaded.which.records, copy_of(loaded.which.records), *cache.DIRECTORY.iterdir()):
+        os.utime(path, (4e9, 4e9))
+    assert "2099" in run(loaded, "status").stdout
+    loaded.load()
+    assert "2099" not in run(loaded, "status").stdout
+    same(loaded, before)

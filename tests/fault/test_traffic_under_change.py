@@ -1,0 +1,215 @@
+"""Backends come and go, programs are exchanged, options change: who is connected does not notice.
+
+PYDATAPATH_BIG=1 pytest tests/fault/test_traffic_under_change.py     200 applies, 50 upgrades, 20 other options
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from scene import BIG, Cluster, cluster_up
+from streaming import SEQUENCE_PORT, THROUGH_SNAT, THROUGH_VIP, Account, Traffic, say, stream_objects
+
+from pydatapath import Datapath, Options, connecting, schema
+from pydatapath.instance import Instance
+from pydatapath.kernel import attach, tables
+from pydatapath.lab import Pod
+from pydatapath.node import Node
+from pydatapath.records import Records
+
+pytestmark = pytest.mark.timeout(900 if BIG else 400)
+
+VIP = "10.96.0.90"
+APPLIES, UPGRADES, OTHERWISE = (200, 50, 20) if BIG else (40, 8, 4)
+DATAGRAMS, RATE = (500_000, 2_500) if BIG else (60_000, 1_250)  # of both streams together; of each a second
+CONTROL = 100_000 if BIG else 10_000
+MOVES = 3 * OTHERWISE
+CLUSTER = ("10.244.0.0/16",)
+# What may change while connections are open: no address
+OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"algorithm": "maglev", "max_flows": 60_000},
+    {"timeout": ("udp=180", "tcp-closing=120")},
+    {"pod_flow_rate": "100000/60"},
+    {"nat_type": "symmetric"},
+    {"nat_type": "full-cone", "algorithm": "maglev", "max_backends": 4096},
+    {},
+)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes; the first is loaded, and hides its pods from the outside."""
+    with cluster_up(f"change-{os.getpid()}", pods=4, masquerade=True) as made:
+        made.serve(*(pod for pod in made.lab.pods if pod.number > 1))
+        yield made
+
+
+def staying(cluster: Cluster) -> Pod:
+    return cluster.lab.pod(1, 2)
+
+
+def coming_and_going(cluster: Cluster) -> list[Pod]:
+    return [cluster.lab.pod(1, 3), cluster.lab.pod(1, 4), cluster.lab.pod(2, 2), cluster.lab.pod(2, 3)]
+
+
+def apply(datapath: Datapath, pods: list[Pod]) -> None:
+    datapath.apply(schema.parse(one, "test") for one in stream_objects("streams", VIP, pods))
+
+
+def load(cluster: Cluster, number: int = 1, **more: Any) -> None:
+    """As Cluster.load, without a handle that stays."""
+    node = cluster.lab.node(number).netns
+    options = Options(node_name=node, cluster_cidr=CLUSTER, masquerade=True, **more)
+    Datapath.load(options, netns=node).close()
+
+
+def traffic(cluster: Cluster, target: str = VIP) -> Traffic:
+    """As the test's first line says; all begin while the backend that stays is the only one."""
+    lab = cluster.lab
+    return Traffic(lab.pod(1, 1), target, staying(cluster), lab.outside, coming_and_going(cluster), RATE)
+
+
+@dataclass
+class Changes:
+    """What is done to a node while traffic runs, evenly over the time that it needs."""
+
+    cluster: Cluster
+    number: int
+    applies: int
+    upgrades: int
+    otherwise: int
+
+    def run(self, seconds: float) -> None:
+        """Does all of it, in an order by chance but the same each time."""
+        chance = Random(1)
+        steps: list[Callable[[], None]] = [self._apply(chance) for _ in range(self.applies)]
+        steps += [partial(load, self.cluster, self.number)] * self.upgrades
+        others = (OTHER_OPTIONS[place % len(OTHER_OPTIONS)] for place in range(self.otherwise))
+        steps += [partial(load, self.cluster, self.number, **more) for more in others]
+        chance.shuffle(steps)
+        began = time.monotonic()
+        for place, step in enumerate(steps, 1):
+            step()
+            time.sleep(max(0.0, began + seconds * place / len(steps) - time.monotonic()))
+
+    def _apply(self, chance: Random) -> Callable[[], None]:
+        others = [pod for pod in coming_and_going(self.cluster) if chance.random() < 0.5]
+        pods = [staying(self.cluster), *others]
+        chance.shuffle(pods)
+
+        def step() -> None:
+            with Datapath.open(netns=self.cluster.lab.node(self.number).netns) as datapath:
+                apply(datapath, pods)
+
+        return step
+
+
+def assert_nothing_noticed(account: Account) -> None:
+    assert account.broken == []
+    assert account.failed == []
+    assert (account.lost, account.strays, account.twice, account.refused) == (0, 0, 0, 0)
+
+
+def test_who_is_connected_notices_no_change(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+    """No connection breaks, no datagram is lost or goes astray, every new call is answered, no count is forgotten."""
+    apply(cluster.datapaths[1], [staying(cluster)])
+    before = cluster.datapaths[1].status().counters
+    with traffic(cluster) as running:
+        apply(cluster.datapaths[1], [staying(cluster), *coming_and_going(cluster)])
+        Changes(cluster, 1, APPLIES, UPGRADES, OTHERWISE).run(DATAGRAMS / RATE / 2)
+        account = running.end()
+    what = f"{APPLIES} applies, {UPGRADES} upgrades, {OTHERWISE} with other options"
+    say(capsys, f"{what}: {account}")
+    assert_nothing_noticed(account)
+    assert account.sent >= DATAGRAMS * 0.9
+    assert len(account.names) > 1, "new calls are shared by all that come and go"
+    with Datapath.open(netns=cluster.lab.node(1).netns) as datapath:
+        # By the number of its port alone a call by TCP could be taken for a stream
+        streams = [one for one in datapath.flows() if one.protocol == "UDP" and one.original.dport == SEQUENCE_PORT]
+        packets = {f"{one.original.src}:{one.original.sport}": one.packets[0] for one in streams}
+        for stream in (THROUGH_VIP, THROUGH_SNAT):
+            # Every packet is counted, once; but for one that comes just when a map of another size takes over
+            missing = account.sent_by[stream] - packets[account.own_ends[stream]]
+            assert 0 <= missing <= MOVES
+        after = datapath.status().counters
+    assert all(after[name] >= count for name, count in before.items())
+    assert after["new_flow"] - before["new_flow"] >= account.calls - len(account.failed)
+
+
+def test_as_much_is_lost_over_the_bare_bridge(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+    """The control: the same traffic on a node without us, while the other node changes as before."""
+    lab = cluster.lab
+    cluster.datapaths.pop(1).unload()
+    cluster.load(2, masquerade=True)
+    apply(cluster.datapaths[2], [staying(cluster)])
+    back = ["ip", "route", "add", lab.node(1).pod_cidr, "via", lab.node(1).address]
+    lab.outside.exec(back, check=True)
+    try:
+        with traffic(cluster, staying(cluster).address) as running:
+            Changes(cluster, 2, APPLIES // 5, UPGRADES // 4, OTHERWISE // 4).run(CONTROL / RATE / 2)
+            account = running.end()
+    finally:
+        lab.outside.exec(["ip", "route", "del", *back[3:]], check=True)
+        cluster.datapaths.pop(2).unload()
+        cluster.load(1, masquerade=True)
+    say(capsys, f"the bare bridge: {account}")
+    assert_nothing_noticed(account)
+
+
+def detach_before_attaching(real: Callable[..., None]) -> Callable[..., None]:
+    """A fault: for a moment no program is there. (One place alone may be empty: another program does its work.)"""
+
+    def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
+        with attach.Attacher() as attacher:
+            for one in node.attachments:
+                attacher.detach(one.interface.index, one.interface.name, one.hook, instance.name)
+        real(records, instance, node, programs)
+
+    return connect
+
+
+def test_an_exchange_that_leaves_a_gap_is_seen(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A test that can fail: with the programs taken away before the new ones are there, datagrams are lost."""
+    apply(cluster.datapaths[1], [staying(cluster)])
+    with monkeypatch.context() as patch, traffic(cluster) as running:
+        patch.setattr(connecting, "connect", detach_before_attaching(connecting.connect))
+        for _ in range(4):
+            load(cluster)
+        account = running.end()
+    say(capsys, f"4 upgrades that detach before they attach: {account}")
+    assert account.lost + account.strays > 0
+
+
+def empty_run_first(real: Callable[..., None]) -> Callable[..., None]:
+    """A fault: services are taken away before they come back changed."""
+
+    def write(maps: Any, change: Any) -> None:
+        keys = [(at.family, tables.pack_address(at)) for at in change.services]
+        tables._delete(maps, "services", keys)
+        time.sleep(0.02)
+        real(maps, change)
+
+    return write
+
+
+def test_a_change_that_is_not_whole_is_seen(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """A test that can fail: with services empty for a fiftieth of a second, new calls are refused."""
+    apply(cluster.datapaths[1], [staying(cluster)])
+    with monkeypatch.context() as patch, traffic(cluster) as running:
+        patch.setattr(tables, "write", empty_run_first(tables.write))
+        Changes(cluster, 1, 20, 0, 0).run(2)
+        account = running.end()
+    say(capsys, f"20 applies with services empty first: {account}")
+    assert account.failed

@@ -1,0 +1,236 @@
+"""Frames cut off, mutated and made up, among the packets of histories: the model's verdict, or they are left alone.
+
+PYDATAPATH_GARBAGE sets how many.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter as Tally
+from ipaddress import ip_address
+from random import Random
+from typing import Final
+from unittest import mock
+
+import garbage
+import pytest
+from garbage import Reading, mutants, off, read, unread, unsummed, written
+from histories import history
+from packetbed import DROP, GATEWAY_MAC, MAC, NODE, PASS, REDIRECT, V4, Bed, Outcome
+from packetbed import Hook as Program
+from steps import Send
+from twins import HERE, HIDDEN, MACS, Differs, Paused, Twins, check, counted, tables_of, ticks
+from wire import ELSEWHERE_MAC, NO_MAC, frame, is_by_bridge
+
+from pydatapath.kernel import clock
+from pydatapath.kernel.layout import Family
+from pydatapath.reference import NODE as THE_NODE
+from pydatapath.reference import Backend, Choice, Hook, Impossible, Model, Packet, Verdict, World
+from pydatapath.reference.services import service_called
+
+COUNT: Final = int(os.environ.get("PYDATAPATH_GARBAGE", "600" if "PYDATAPATH_EMULATED" in os.environ else "3000"))
+FIRST: Final = int(os.environ.get("PYDATAPATH_SEED", "0"))
+EACH: Final = 8  # of every packet of a history
+SOON: Final = 40  # histories within which a fault must show
+# What Linux takes for broadcast, or for the anycast address of a network's routers (RFC 4291 2.6.1)
+NOBODYS: Final = {"10.1.0.255", "192.168.9.255", "fd00:10:1::", "2001:db8:9::"}
+
+
+class Mill(Twins):
+    """Twins that get each packet of a history, and then what was made of it."""
+
+    def __init__(self, bed: Bed, model: Model, rng: Random, kinds: Tally[str]) -> None:
+        super().__init__(bed, model, [])
+        self.rng, self.kinds = rng, kinds
+
+    def _send(self, send: Send) -> None:
+        super()._send(send)
+        for raw in mutants(self.rng, frame(send.packet, NO_MAC, wrong=send.wrong), EACH):
+            if read(raw).destination in NOBODYS:
+                continue  # the model's routes know of no such
+            hook, device = send.hook, send.device
+            if self.rng.randrange(4) == 0:
+                hook = self.rng.choice(list(Hook))
+                device = "pod2" if hook is Hook.FROM_POD else ""
+            try:
+                self.grind(hook, device, delivered(raw, hook, device))
+            except Differs as differs:
+                got = f"{hook.value} by {device!r} got {raw.hex().rstrip('0')}\n  {read(raw, self.model.world)}"
+                raise Differs(f"{got}\n  {differs}") from None
+
+    def grind(self, hook: Hook, device: str, raw: bytes) -> None:
+        """A frame, through both; raises Differs."""
+        self._serve_now()
+        if ticks() - self._stamped > clock.HZ // 50:
+            self._stamp_all()
+        outcome = self.bed.run(Program[hook.name], raw, device=device)
+        self._ran = ticks()
+        if self._ran - self._stamped > clock.HZ / 10:
+            raise Paused
+        now_counted = counted(self.bed)
+        moved = {name: now - self._counted[name] for name, now in now_counted.items() if now != self._counted[name]}
+        self._counted = now_counted
+        reading = read(raw, self.model.world)
+        self.kinds[reading.kind] += 1
+        # What the node sends itself is not looked at behind extension headers: it calls its node ports without
+        if reading.packet is None or (hook is Hook.TO_LOOPBACK and reading.is_extended):
+            self._unread(hook, device, raw, reading, outcome, moved)
+        else:
+            self._packet(hook, device, raw, reading, outcome, moved)
+
+    def _unread(
+        self, hook: Hook, device: str, raw: bytes, reading: Reading, outcome: Outcome, moved: dict[str, int]
+    ) -> None:
+        """What is no packet of a flow is left as it came, or dropped by name."""
+        names = unread(hook, raw, reading, self.model.world)
+        dropped = any(name.startswith("drop_") for name in names)
+        check("counted", moved, dict.fromkeys(names, 1))
+        check("verdict", outcome.verdict, DROP if dropped else PASS)
+        check("left as", outcome.packet, raw)
+        learns = reading.kind == "query" or (reading.kind == "arp" and len(raw) >= 32)
+        if hook is Hook.FROM_POD and learns:
+            source = reading.source or ".".join(map(str, raw[28:32]))
+            self.model.world = self.model.world.learned(source, device)
+
+    def _packet(
+        self, hook: Hook, device: str, raw: bytes, reading: Reading, outcome: Outcome, moved: dict[str, int]
+    ) -> None:
+        """One that the model knows: verdict, counters, tables; what left is the same but for what was translated."""
+        packet = reading.packet
+        assert packet is not None
+        flows = {name: dict(self.bed.maps[name].items()) for name in tables_of(packet.source)}
+        left = read(outcome.packet, self.model.world).packet
+        canonical = frame(left, NO_MAC) if left and not left.error else frame(packet, NO_MAC)
+        chosen = self._chosen(packet, outcome._replace(packet=canonical), flows, moved)
+        if "drop_hops" in moved and chosen == Choice():
+            chosen = Choice(self._lost_on_its_way(hook, packet))
+        # Behind extension headers a flow is always walked, which refreshes it and tells where its sender is
+        if reading.is_extended and hook is Hook.FROM_POD and not packet.is_later:
+            self.model.world = self.model.world.learned(packet.source, device)
+        try:
+            verdict = self.model.receive(hook, packet, self.now, chosen=chosen, interface=device or None)
+        except Impossible as impossible:
+            raise Differs(f"the kernel's choice: {impossible}") from None
+        # Whether Linux has a way for what comes from nobody's address is its own affair
+        if not (verdict.to == "route" and is_nobodys(packet.source)):
+            check("counted", moved, dict.fromkeys(verdict.counted, 1))
+            self._check_left(raw, reading, outcome, verdict)
+        self._flows.update(flows)
+        self._check_flows(Family.of(packet.source))
+        self._check_mappings(Family.of(packet.source))
+        self._check_fragments(Family.of(packet.source))
+        if chosen.gave_up:
+            self._bind_all_the_same(hook, packet)
+        self._check_affinities()
+
+    def _lost_on_its_way(self, hook: Hook, packet: Packet) -> Backend | None:
+        """Of a call that has no hop left, and enters no flow, nothing shows which backend it was for: no node's own."""
+        service = service_called(packet, hook, self.model.world)
+        if service is None:
+            return None
+        kept = self._kept(packet.source, service.clients)[1]
+        away = [
+            one
+            for one in (*service.inside, *service.outside)
+            if self.model.world.endpoints.get(one.address) != THE_NODE
+        ]
+        return next((one for one in away if one.number == kept), next(iter(away), None))
+
+    @staticmethod
+    def _check_left(raw: bytes, reading: Reading, outcome: Outcome, verdict: Verdict) -> None:
+        answers = verdict.refused or verdict.kind == "answer"
+        redirected = answers or verdict.kind == "forward" or verdict.to in {"bridge", "uplink", "loopback"}
+        check("verdict", outcome.verdict, REDIRECT if redirected else DROP if verdict.kind == "drop" else PASS)
+        if answers:
+            back = read(outcome.packet)
+            check("answered", (back.source, back.destination), (reading.destination, reading.source))
+        elif verdict.kind != "drop":
+            check(
+                "left as", unsummed(outcome.packet, reading), unsummed(written(raw, reading, verdict.packet), reading)
+            )
+            check("what its sums are off by", off(outcome.packet, reading), off(raw, reading))
+
+
+def delivered(raw: bytes, hook: Hook, device: str) -> bytes:
+    """The frame with MACs as it has them at a hook; the next hop to services has one of its own."""
+    if hook is Hook.TO_LOOPBACK:
+        return bytes(12) + raw[12:]
+    to = GATEWAY_MAC if is_by_bridge(read(raw).destination or V4.UPLINK) else MAC[NODE]
+    return packed_mac(to) + packed_mac(MACS.get(device, ELSEWHERE_MAC)) + raw[12:]
+
+
+def is_nobodys(address: str) -> bool:
+    """Whether nobody can have it as a source (RFC 1122 3.2.1.3, RFC 4291 2.7)."""
+    one = ip_address(address)
+    return one.is_multicast or one.is_loopback or one.is_unspecified or one.is_reserved
+
+
+def packed_mac(text: str) -> bytes:
+    """A MAC as it stands in a frame."""
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def ground(bed: Bed, seed: int, world: World) -> tuple[Tally[str], str]:
+    """What a history's packets became, by kind, and on what the two differ; it ends where the machine stands still.
+
+    Where the world masquerades pods call outside, too.
+    """
+    kinds = Tally[str]()
+    try:
+        mill = Mill(bed, Model(world), Random(seed), kinds)
+        for step in history(Random(seed), away=world.masquerade is not None):
+            mill.take(step)
+        mill.end()
+    except Paused:
+        pass
+    except Differs as differs:
+        return kinds, f"PYDATAPATH_SEED={seed}: {differs}"
+    return kinds, ""
+
+
+def grind_all(bed: Bed, world: World, count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """So many frames, always the same ones."""
+    found, began, seed = Tally[str](), time.monotonic(), FIRST
+    while found.total() < count:
+        kinds, difference = ground(bed, seed, world)
+        if difference:
+            pytest.fail(difference, pytrace=False)
+        found, seed = found + kinds, seed + 1
+    assert all(found[kind] for kind in ("packet", "malformed", "protocol", "other", "query", "arp", "unreadable"))
+    with capsys.disabled():
+        sys.stdout.write(f"\n{found.total():,} frames, {time.monotonic() - began:.0f} s: {dict(found.most_common())}\n")
+
+
+@pytest.mark.timeout(180 + COUNT // 50)
+def test_N108_what_nobody_should_send_has_the_models_verdict_or_is_left_alone(
+    bed: Bed, capsys: pytest.CaptureFixture[str]
+):
+    """Every frame; and each is counted by name where it is dropped or left unread."""
+    grind_all(bed, HERE, COUNT, capsys)
+
+
+@pytest.mark.timeout(180 + COUNT // 50)
+def test_N108_N84_of_what_nobody_should_send_nothing_leaves_as_it_must_not(
+    masquerading: Bed, capsys: pytest.CaptureFixture[str]
+):
+    """Every frame, where pods are masqueraded."""
+    grind_all(masquerading, HIDDEN, COUNT, capsys)
+
+
+# Readers with one fault each: a comparison that does not see these sees nothing
+FAULTS: Final = {
+    "a length that lies is believed": ("_lies", False),
+    "no packet is of a known protocol": ("_name", None),
+    "no segment has flags": ("_flags", ""),
+    "no error quotes anything": ("_quoted", None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_reader_with_a_fault_is_found_out(bed: Bed, fault: str):
+    """Within a few histories."""
+    name, said = FAULTS[fault]
+    with mock.patch.object(garbage, name, return_value=said):
+        assert any(ground(bed, seed, HERE)[1] for seed in range(SOON))
