@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import BenchError, run
 
-__all__ = ["CONGESTION", "MEASURES", "METRICS", "PORTS", "Measure", "Metric", "Port", "nginx_config", "server_commands"]
+__all__ = ["CONGESTION", "MEASURES", "METRICS", "PORTS", "Ends", "Measure", "Metric", "Port", "server_commands"]
 
 HTTP_PORT = 8080
 IPERF_PORT = 5201
 SOCKPERF_PORT = 11111
+SINK_PORT = 11112
+MUTE_SINK_PORT = 11113
+SMALL_BYTES = 64
+SINK = Path(__file__).with_name("sink.py")
 WRK_CONNECTIONS = 16
 CONGESTION = "cubic"  # Debian's default; some hosts have bbr, whose pacing hides what a path can carry
 GRACE_S = 15.0  # what a tool may take over the measured time: connecting, warm-up (sockperf: 0.4 s), its report
@@ -35,6 +40,8 @@ PORTS = (
     Port("iperf", "tcp", IPERF_PORT, IPERF_PORT),
     Port("sockperf", "tcp", SOCKPERF_PORT, SOCKPERF_PORT),
     Port("sockperf-udp", "udp", SOCKPERF_PORT, SOCKPERF_PORT),
+    Port("sink", "udp", SINK_PORT, SINK_PORT),
+    Port("mute-sink", "udp", MUTE_SINK_PORT, MUTE_SINK_PORT),
 )
 
 
@@ -56,7 +63,18 @@ METRICS = (
     Metric("tcp_p99_us", "tcp p99 us", -1, 1),
     Metric("udp_p50_us", "udp p50 us", -1, 1),
     Metric("udp_p99_us", "udp p99 us", -1, 1),
+    Metric("udp_per_s", "udp/s", 1, 0),
+    Metric("one_way_per_s", "udp one-way/s", 1, 0),
 )
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The namespaces of client and server, and the core that they share in a one-core measure."""
+
+    client: str
+    server: str
+    cpu: int | None
 
 
 @dataclass(frozen=True)
@@ -73,12 +91,33 @@ class Measure:
     parse: Callable[[str], dict[str, float]]
     one_core: bool = False
 
-    def measure(self, netns: str, address: str, port: int, seconds: int, *, cpu: int | None = None) -> dict[str, float]:
-        """Measure from inside `netns`, on core `cpu` for a one-core measure; BenchError when there is no figure."""
+    def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
+        """Measure from inside the client's namespace; BenchError when there is no figure."""
         argv = self.command(address, port, seconds)
         if self.one_core:
-            argv = on_cpu(cpu, argv)
-        return self.parse(run(argv, netns=netns, timeout=seconds + GRACE_S))
+            argv = on_cpu(ends.cpu, argv)
+        return self.parse(run(argv, netns=ends.client, timeout=seconds + GRACE_S))
+
+
+@dataclass(frozen=True)
+class Flood(Measure):
+    """Datagrams to a sink, as fast as one sender can: the tool says how many it sends, the kernel how many come."""
+
+    key: str = "udp_per_s"
+
+    def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
+        """As a Measure."""
+        before = _datagrams(ends.server)
+        sent = super().measure(ends, address, port, seconds)
+        arrived = _datagrams(ends.server) - before
+        return {self.key: arrived / sent["seconds"], "udp_lost": max(0, sent["datagrams"] - arrived)}
+
+
+def _datagrams(netns: str) -> int:
+    """How many datagrams UDP has taken in there, those for full sockets included."""
+    names, figures = re.findall(r"Udp: (.+)", run(["cat", "/proc/net/snmp"], netns=netns))
+    counted = dict(zip(names.split(), map(int, figures.split()), strict=True))
+    return counted["InDatagrams"] + counted["RcvbufErrors"]
 
 
 def _number(pattern: str, text: str, tool: str) -> float:
@@ -121,9 +160,9 @@ def parse_iperf3(text: str) -> dict[str, float]:
         raise BenchError(f"iperf3's JSON is not what it was: {error!r}") from None
 
 
-def _sockperf(*options: str) -> Callable[[str, int, int], list[str]]:
+def _sockperf(mode: str, *options: str) -> Callable[[str, int, int], list[str]]:
     def command(address: str, port: int, seconds: int) -> list[str]:
-        return ["sockperf", "ping-pong", *options, "-i", address, "-p", str(port), "-t", str(seconds)]
+        return ["sockperf", mode, *options, "-i", address, "-p", str(port), "-t", str(seconds)]
 
     return command
 
@@ -140,13 +179,24 @@ def _parse_sockperf(protocol: str) -> Callable[[str], dict[str, float]]:
     return parse
 
 
+def parse_sent(text: str) -> dict[str, float]:
+    """How many datagrams sockperf has sent, and in how many seconds."""
+    return {
+        "datagrams": _number(r"Total of (\d+) messages sent", text, "sockperf"),
+        "seconds": _number(r"messages sent in ([\d.]+) sec", text, "sockperf"),
+    }
+
+
+_FLOOD = _sockperf("throughput", "-m", str(SMALL_BYTES))
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
         Measure("conn", PORTS[0], _wrk, parse_wrk),
         Measure("throughput", PORTS[1], _iperf3, parse_iperf3),
-        Measure("tcp-latency", PORTS[2], _sockperf("--tcp"), _parse_sockperf("tcp"), one_core=True),
-        Measure("udp-latency", PORTS[3], _sockperf(), _parse_sockperf("udp"), one_core=True),
+        Measure("tcp-latency", PORTS[2], _sockperf("ping-pong", "--tcp"), _parse_sockperf("tcp"), one_core=True),
+        Measure("udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), one_core=True),
+        Flood("udp-packets", PORTS[4], _FLOOD, parse_sent),
+        Flood("udp-one-way", PORTS[5], _FLOOD, parse_sent, key="one_way_per_s"),
     )
 }
 
@@ -180,7 +230,7 @@ def on_cpu(cpu: int | None, argv: list[str]) -> list[str]:
 
 
 def server_commands(folder: Path, cpu: int | None) -> dict[str, list[str]]:
-    """The server pod's processes by name, sockperf's on core `cpu`; writes nginx's configuration into `folder`."""
+    """The server's processes by name, sockperf's on core `cpu`; writes nginx's configuration into `folder`."""
     config = folder / "nginx.conf"
     config.write_text(nginx_config(folder))
     return {
@@ -188,4 +238,5 @@ def server_commands(folder: Path, cpu: int | None) -> dict[str, list[str]]:
         "iperf3": ["iperf3", "-s", "-p", str(IPERF_PORT)],
         "sockperf": on_cpu(cpu, ["sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT)]),
         "sockperf-udp": on_cpu(cpu, ["sockperf", "server", "-p", str(SOCKPERF_PORT)]),
+        "sink": [sys.executable, str(SINK), str(SINK_PORT), str(MUTE_SINK_PORT)],
     }

@@ -23,7 +23,7 @@ from typing import TypeAlias
 from pydatapath import Datapath, Options, schema
 from pydatapath.kernel import libbpf
 from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FlowFlag, FlowState
-from pydatapath.lab import Lab, LabSpec
+from pydatapath.lab import Host, Lab, LabSpec
 
 Cost: TypeAlias = Callable[[Family], float]
 
@@ -31,6 +31,8 @@ VIPS = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd00:10:96::10"}
 TARGET, CALLED, IPERF, SPORT = 8080, 80, 5201, 40000
 REPEAT, ROUNDS, OPENINGS, SECONDS = 100_000, 9, 4000, 4
 FAR_AWAY = {Family.IPV4: "198.51.100.77", Family.IPV6: "2001:db8:99::77"}
+CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
+HOPS = 50  # that a packet has left where each run takes one
 
 
 class _Statistics(libbpf._ProgramInfo):
@@ -95,11 +97,11 @@ def documents(lab: Lab, port: int, target: int, name: str) -> list[dict[str, obj
 
 
 @contextlib.contextmanager
-def bench() -> Iterator[Bench]:
+def bench(*, masquerade: bool = False) -> Iterator[Bench]:
     """The node, for the length of the block."""
     with Lab.up(LabSpec(f"costs{os.getpid()}", nodes=1, pods=2, dual_stack=True)) as lab:
         name = lab.node(1).netns
-        datapath = Datapath.load(Options(node_name=name), netns=name)
+        datapath = Datapath.load(Options(node_name=name, masquerade=masquerade, cluster_cidr=CLUSTER), netns=name)
         try:
             for title, port, target in (("web", CALLED, TARGET), ("iperf", IPERF, IPERF)):
                 datapath.apply([schema.parse(one, "bench") for one in documents(lab, port, target, title)])
@@ -174,10 +176,9 @@ def forget(this: Bench) -> None:
         maps[f"endpoints{family.suffix}"].delete(ip_address(VIPS[family]).packed)
 
 
-def openings(this: Bench, family: Family, protocol: str) -> float:
+def openings(this: Bench, family: Family, protocol: str, called: str) -> float:
     """ns of a flow's first packet: each is another one, run once, the clock's own cost taken off."""
-    client, vip = this.address(family, 1), VIPS[family]
-    frame = bytearray(packet(client, vip, protocol, CALLED, "S"))
+    frame = bytearray(packet(this.address(family, 1), called, protocol, CALLED, "S"))
     ports = 14 + (40 if family is Family.IPV6 else 20)
     empty = bytes(12) + b"\x88\xcc" + bytes(60)  # LLDP: passes at once
     clock_cost = statistics.median(run(this, empty, 1) for _ in range(500)) - run(this, empty)
@@ -188,16 +189,18 @@ def openings(this: Bench, family: Family, protocol: str) -> float:
     return statistics.median(costs)
 
 
+def row(this: Bench, title: str, cost: Cost) -> None:
+    """Prints a row of the first table."""
+    costs = []
+    for family in Family:
+        costs.append(cost(family))
+        forget(this)
+    print(f"{title:48}" + "".join(f"{one:8.0f}" for one in costs))
+
+
 def by_kind(this: Bench) -> None:
     """The first table."""
     print(f"{'ns a packet, by BPF_PROG_TEST_RUN':48}{'IPv4':>8}{'IPv6':>8}")
-
-    def row(title: str, cost: Cost) -> None:
-        costs = []
-        for family in Family:
-            costs.append(cost(family))
-            forget(this)
-        print(f"{title:48}" + "".join(f"{one:8.0f}" for one in costs))
 
     def known(protocol: str, *, plain: bool = False) -> Cost:
         def cost(family: Family) -> float:
@@ -209,13 +212,48 @@ def by_kind(this: Bench) -> None:
     def passing(protocol: str) -> Cost:
         return lambda family: median(this, packet(this.address(family, 1), FAR_AWAY[family], protocol, 9))
 
-    row("known flow, TCP, translated to a pod here", known("TCP"))
-    row("known flow, UDP, translated to a pod here", known("UDP"))
-    row("known flow, TCP, direct to a backend's port", known("TCP", plain=True))
-    row("passing through: TCP to nowhere of ours", passing("TCP"))
-    row("passing through: UDP to nowhere of ours", passing("UDP"))
-    row("new flow, TCP (SYN)", lambda family: openings(this, family, "TCP"))
-    row("new flow, UDP", lambda family: openings(this, family, "UDP"))
+    row(this, "known flow, TCP, translated to a pod here", known("TCP"))
+    row(this, "known flow, UDP, translated to a pod here", known("UDP"))
+    row(this, "known flow, TCP, direct to a backend's port", known("TCP", plain=True))
+    row(this, "passing through: TCP to nowhere of ours", passing("TCP"))
+    row(this, "passing through: UDP to nowhere of ours", passing("UDP"))
+    row(this, "new flow, TCP (SYN)", lambda family: openings(this, family, "TCP", VIPS[family]))
+    row(this, "new flow, UDP", lambda family: openings(this, family, "UDP", VIPS[family]))
+
+
+def enter_masqueraded(this: Bench, family: Family) -> None:
+    """As `enter`: a pod's packet to the outside becomes the node's, and that the pod's again."""
+    layout, maps = LAYOUTS[family], this.datapath._maps
+    node, outside = (outside_of(family, host) for host in (this.lab.node(1), this.lab.outside))
+    client, far = ip_address(this.address(family, 1)).packed, ip_address(outside).packed
+    ports = struct.pack("!H", SPORT), struct.pack("!H", CALLED)
+    keys = [layout.tuple.struct.pack(one, far, *ports, PROTOCOLS["UDP"]) for one in (client, ip_address(node).packed)]
+    flags, last_seen = FlowFlag.PAIRED | FlowFlag.MASQUERADED, kernel_now(this)
+    for key, to in (keys, keys[::-1]):
+        value = layout.flow.struct.pack(to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags)
+        maps[f"flows{family.suffix}"].update(key, value)
+
+
+def outside_of(family: Family, host: Host) -> str:
+    """A host's address in the uplink's network."""
+    return str(host.address6 if family is Family.IPV6 else host.address)
+
+
+def leaving(this: Bench) -> None:
+    """The rows of who leaves the cluster: every run asks for the route, and takes a hop."""
+
+    def known(family: Family) -> float:
+        enter_masqueraded(this, family)
+        frame = packet(this.address(family, 1), outside_of(family, this.lab.outside), "UDP", CALLED)
+        return statistics.median(run(this, frame, HOPS) for _ in range(OPENINGS))
+
+    row(this, "known flow, UDP, masqueraded", known)
+    for protocol in ("TCP", "UDP"):
+        row(
+            this,
+            f"new flow, {protocol}, masqueraded",
+            lambda family, kind=protocol: openings(this, family, kind, outside_of(family, this.lab.outside)),
+        )
 
 
 @contextlib.contextmanager
@@ -260,13 +298,16 @@ def under_load(this: Bench, family: Family) -> None:
 
 
 def main() -> None:
-    """Both tables."""
+    """All tables."""
     with bench() as this:
         by_kind(this)
         print(f"\n{'under iperf3':16}{'family':9}{'packets':>12}{'ns a packet':>12}{'Gbit/s':>12}")
         with statistics_on():
             for family in Family:
                 under_load(this, family)
+    with bench(masquerade=True) as this:
+        print(f"\n{'ns a packet that leaves the cluster':48}{'IPv4':>8}{'IPv6':>8}")
+        leaving(this)
 
 
 if __name__ == "__main__":

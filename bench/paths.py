@@ -1,4 +1,4 @@
-"""The cases: each one way for a packet from the client pod to the server pod, in a node of its own."""
+"""A case: one way for a packet from the client pod to the server, in a node of its own. And those of `first_look`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.kube_proxy import ServicePort, restore_input
-from bench.measures import PORTS, Measure, server_commands
+from bench.kube_proxy_nft import nft_input
+from bench.measures import PORTS, Ends, Measure, server_commands
 from bench.processes import BenchError, run, server
-from bench.topology import BRIDGE, POD_NETWORK, UPLINK, Node, delete, node, stale_nodes
+from bench.topology import BRIDGE, NODE_IP, POD_NETWORK, UPLINK, Node, Where, delete, node, stale_nodes
 
-__all__ = ["CASES", "DIRECT", "Case", "ReadyCase", "find_pydatapath", "ready", "sweep_stale"]
+__all__ = ["CASES", "Case", "ReadyCase", "find_pydatapath", "loaded", "nothing", "ready", "sweep_stale"]
 
-DIRECT = "bridge"
 SERVICE = "default/web"
 CLUSTER_IP = "10.96.0.10"
+SERVICE_NETWORK = "10.96.0.0/16"
 SERVERS_UP_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to the server. `prepare` puts into the node (first argument) what serves the VIP, and takes it away."""
+    """One way to the server. `prepare` puts into the node (first argument) what is measured, and takes it away.
+
+    `tracked`: netfilter tracks connections there. `bridge_netfilter`: also of what crosses the bridge.
+    """
 
     name: str
     text: str
-    to_vip: bool
     prepare: Callable[[Node, Path], AbstractContextManager[None]]
+    to_vip: bool = False
+    where: Where = Where.POD
+    tracked: bool = False
     bridge_netfilter: bool = False
     needs_pydatapath: bool = False
 
@@ -49,22 +55,36 @@ class ReadyCase:
 
     def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
         """Measure once from the client pod, over this case's way."""
-        port = measure.port
+        port, ends = measure.port, Ends(self.node.client, self.node.server, self.cpu)
         if self.case.to_vip:
-            return measure.measure(self.node.client, CLUSTER_IP, port.port, seconds, cpu=self.cpu)
-        return measure.measure(self.node.client, self.node.backends[0], port.target, seconds, cpu=self.cpu)
+            return measure.measure(ends, CLUSTER_IP, port.port, seconds)
+        return measure.measure(ends, self.node.backends[0], port.target, seconds)
 
 
 @contextlib.contextmanager
-def _nothing(_node: Node, _folder: Path) -> Iterator[None]:
-    """A plain bridge needs nothing."""
+def nothing(_node: Node, _folder: Path) -> Iterator[None]:
+    """A plain bridge or router needs nothing."""
     yield
 
 
 @contextlib.contextmanager
 def _iptables(this: Node, _folder: Path) -> Iterator[None]:
     """kube-proxy's rules for the one service; they end with the node's namespace."""
-    services = [
+    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=restore_input(_ports(this), POD_NETWORK))
+    yield
+
+
+@contextlib.contextmanager
+def _nftables(this: Node, _folder: Path) -> Iterator[None]:
+    """As `_iptables`, by kube-proxy's nftables mode."""
+    table = nft_input(_ports(this), POD_NETWORK, SERVICE_NETWORK, [NODE_IP])
+    run(["nft", "-f", "-"], netns=this.netns, stdin=table)
+    yield
+
+
+def _ports(this: Node) -> list[ServicePort]:
+    """The one service, for kube-proxy."""
+    return [
         ServicePort(
             f"{SERVICE}:{port.name}",
             CLUSTER_IP,
@@ -74,9 +94,6 @@ def _iptables(this: Node, _folder: Path) -> Iterator[None]:
         )
         for port in PORTS
     ]
-    rules = restore_input(services, POD_NETWORK)
-    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=rules)
-    yield
 
 
 def _command(this: Node) -> list[str]:
@@ -85,15 +102,12 @@ def _command(this: Node) -> list[str]:
 
 
 @contextlib.contextmanager
-def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
-    """pydatapath loaded into the node, with the one service applied from a manifest."""
+def loaded(this: Node, *options: str) -> Iterator[list[str]]:
+    """pydatapath loaded into the node, with further options; yields the command for its instance."""
     command = _command(this)
-    manifest = folder / "service.json"
-    manifest.write_text(json.dumps(manifests(this.backends), indent=2))
     try:
-        run([*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", "node1"])
-        run([*command, "apply", "-f", str(manifest)])
-        yield
+        run([*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", "node1", *options])
+        yield command
     except BaseException:
         with contextlib.suppress(BenchError):  # what went wrong first is what the user must read
             run([*command, "unload"])
@@ -101,19 +115,38 @@ def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
     run([*command, "unload"])
 
 
+@contextlib.contextmanager
+def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
+    """pydatapath with the one service applied from a manifest."""
+    manifest = folder / "service.json"
+    manifest.write_text(json.dumps(manifests(this.backends), indent=2))
+    with loaded(this) as command:
+        run([*command, "apply", "-f", str(manifest)])
+        yield
+
+
 CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
-        Case(DIRECT, "pod to pod over the plain bridge, no service, nothing loaded", False, _nothing),
-        Case("vip-pydatapath", "pod to VIP, served by pydatapath", True, _pydatapath, needs_pydatapath=True),
-        Case("vip-iptables", "pod to VIP, by kube-proxy's iptables rules", True, _iptables, bridge_netfilter=True),
+        Case("bridge", "pod to pod over the plain bridge, no service, nothing loaded", nothing),
+        Case("vip-pydatapath", "pod to VIP, served by pydatapath", _pydatapath, to_vip=True, needs_pydatapath=True),
         Case(
-            "bridge-loaded",
-            "pod to pod, with pydatapath loaded",
-            False,
-            _pydatapath,
-            needs_pydatapath=True,
+            "vip-iptables",
+            "pod to VIP, by kube-proxy's iptables rules",
+            _iptables,
+            to_vip=True,
+            tracked=True,
+            bridge_netfilter=True,
         ),
+        Case(
+            "vip-nftables",
+            "pod to VIP, by the table of kube-proxy's nftables mode",
+            _nftables,
+            to_vip=True,
+            tracked=True,
+            bridge_netfilter=True,
+        ),
+        Case("bridge-loaded", "pod to pod, with pydatapath loaded", _pydatapath, needs_pydatapath=True),
     )
 }
 
@@ -161,7 +194,7 @@ def find_pydatapath() -> str:
 
 
 def _wait_for_servers(this: Node) -> None:
-    """Return when every port of the server pod is bound."""
+    """Return when every port of the server is bound."""
     wanted = {(port.protocol, port.target) for port in PORTS}
     deadline = time.monotonic() + SERVERS_UP_S
     while True:
@@ -173,6 +206,14 @@ def _wait_for_servers(this: Node) -> None:
             ports = ", ".join(f"{port}/{protocol}" for protocol, port in sorted(missing))
             raise BenchError(f"nothing listens on {ports} in {this.server} after {SERVERS_UP_S:.0f} s")
         time.sleep(0.05)
+
+
+def _check_way(case: Case, this: Node) -> None:
+    """The way leads there and back: where the server has no route to the pods, that is the NAT's proof."""
+    try:
+        run(["ping", "-c1", "-W2", "-q", this.backends[0]], netns=this.client)
+    except BenchError:
+        raise BenchError(f"{case.name}: the client pings {this.backends[0]} and gets no answer") from None
 
 
 def sweep_stale() -> list[str]:
@@ -187,15 +228,16 @@ def sweep_stale() -> list[str]:
 
 @contextlib.contextmanager
 def ready(case: Case, run_id: str, workdir: Path, *, backends: int, cpu: int | None) -> Iterator[ReadyCase]:
-    """Set a case up for the length of the `with`: node, pods, servers, and what serves the VIP."""
+    """Set a case up for the length of the `with`: node, pods, servers, and what is measured."""
     folder = workdir / case.name
     folder.mkdir()
     with ExitStack() as stack:
         this = stack.enter_context(
-            node(f"{run_id}-{case.name}", backends=backends, bridge_netfilter=case.bridge_netfilter)
+            node(f"{run_id}-{case.name}", where=case.where, backends=backends, bridge_netfilter=case.bridge_netfilter)
         )
         for name, argv in server_commands(folder, cpu).items():
             stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
         _wait_for_servers(this)
         stack.enter_context(case.prepare(this, folder))
+        _check_way(case, this)
         yield ReadyCase(case, this, cpu)

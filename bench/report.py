@@ -1,4 +1,4 @@
-"""From raw samples to what a person reads: medians, ratios to the plain bridge, spread; and the JSON file."""
+"""From raw samples to what a person reads: medians, ratios to other cases, spread; and the JSON file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.host import QUIET_CORES
 from bench.measures import METRICS, Metric
-from bench.paths import CASES, DIRECT, ROOT
+from bench.paths import ROOT
 
 __all__ = ["Results", "Sample", "environment"]
 
@@ -25,6 +25,7 @@ VERSIONS = {
     "iperf3": (["iperf3", "--version"], r"iperf (\S+)"),
     "sockperf": (["sockperf", "--version"], r"version (\S+)"),
     "iptables": (["iptables", "-V"], r"iptables (.+)"),
+    "nft": (["nft", "-v"], r"nftables v(\S+)"),
     "commit": (["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], r"(?m)^([0-9a-f]{7,})$"),
 }
 
@@ -82,9 +83,10 @@ def _align(cell: str, width: int, column: int) -> str:
 
 @dataclass
 class Results:
-    """All samples of a run, and what is known about it."""
+    """All samples of a run, and what is known about it. `cases`: the name and what it is, of each that ran."""
 
-    cases: Sequence[str]
+    cases: Mapping[str, str]
+    baselines: Sequence[str]
     arguments: Mapping[str, object]
     environment: Mapping[str, object]
     samples: list[Sample] = field(default_factory=list)
@@ -112,11 +114,11 @@ class Results:
         values = self.by_round(case, key).values()
         return statistics.median(values) if values else None
 
-    def ratio(self, case: str, metric: Metric) -> float | None:
-        """How many times as good as the plain bridge: the median of the ratios within each round, above 1 is better."""
-        direct = self.by_round(DIRECT, metric.key)
+    def ratio(self, case: str, baseline: str, metric: Metric) -> float | None:
+        """How many times as good as another case: the median of the ratios within each round, above 1 is better."""
+        theirs = self.by_round(baseline, metric.key)
         own = self.by_round(case, metric.key)
-        pairs = [(own[r], direct[r]) for r in own.keys() & direct.keys() if own[r] and direct[r]]
+        pairs = [(own[r], theirs[r]) for r in own.keys() & theirs.keys() if own[r] and theirs[r]]
         if not metric.better or not pairs:
             return None
         return statistics.median(mine / base if metric.better > 0 else base / mine for mine, base in pairs)
@@ -135,13 +137,13 @@ class Results:
             f"Medians of {rounds} interleaved rounds, {duration} s each (latency: half the round trip{pinned})",
             self._medians(),
         ]
-        if DIRECT in self.cases and len(self.cases) > 1:
-            parts += [f"\nTimes as good as `{DIRECT}` in the same round (above 1.00 is better, also for latency)"]
-            parts += [self._ratios()]
+        for baseline in self._compared_with:
+            parts += [f"\nTimes as good as `{baseline}` in the same round (above 1.00 is better, also for latency)"]
+            parts += [self._ratios(baseline)]
         if self.arguments["rounds"] != 1:
             parts += ["\nSpread over the rounds, (max - min) / median: a difference smaller than this says little"]
             parts += [self._spreads()]
-        parts += ["", *(f"{name:<15}  {CASES[name].text}" for name in self.cases)]
+        parts += ["", *(f"{name:<15}  {text}" for name, text in self.cases.items())]
         tracked = ", ".join(f"{case} {count}" for case, count in self.conntrack.items())
         parts += [f"connections tracked by netfilter at the end: {tracked}"] if tracked else []
         parts += [self._foreign_load()] if self.samples else []
@@ -164,8 +166,8 @@ class Results:
     def _medians(self) -> str:
         return self._rows(self.metrics, lambda case, m: _show(self.median(case, m.key), m.digits))
 
-    def _ratios(self) -> str:
-        return self._rows(self._judged, lambda case, m: _show(self.ratio(case, m), 2))
+    def _ratios(self, baseline: str) -> str:
+        return self._rows(self._judged, lambda case, m: _show(self.ratio(case, baseline, m), 2))
 
     def _spreads(self) -> str:
         return self._rows(self._judged, lambda case, m: _show(self.spread(case, m.key), 0, percent=True))
@@ -174,6 +176,10 @@ class Results:
     def _judged(self) -> list[Metric]:
         return [metric for metric in self.metrics if metric.better]
 
+    @property
+    def _compared_with(self) -> list[str]:
+        return [name for name in self.baselines if name in self.cases] if len(self.cases) > 1 else []
+
     def write_json(self, path: Path) -> None:
         """Everything: arguments, environment, each sample, and the figures of the tables."""
         keys = [metric.key for metric in self.metrics]
@@ -181,9 +187,9 @@ class Results:
             "arguments": self.arguments,
             "environment": self.environment,
             "medians": {case: {key: self.median(case, key) for key in keys} for case in self.cases},
-            "times_as_good_as_bridge": {
-                case: {metric.key: self.ratio(case, metric) for metric in self.metrics if metric.better}
-                for case in self.cases
+            "times_as_good_as": {
+                baseline: {case: {m.key: self.ratio(case, baseline, m) for m in self._judged} for case in self.cases}
+                for baseline in self._compared_with
             },
             "conntrack": self.conntrack,
             "load_average_end": self.load_average_end,

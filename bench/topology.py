@@ -1,9 +1,13 @@
-"""One node of a cluster out of network namespaces: a bridge, a client pod, a server pod, an uplink that leads nowhere.
+"""One node of a cluster out of network namespaces: a bridge, a client pod, and a server, which is a pod or outside.
 
     NAME-node      br0 10.244.1.1/24, eth0 192.168.50.11/24 and the default route
     NAME-client    eth0 10.244.1.11/24, default route over 10.244.1.1
     NAME-server    eth0 10.244.1.12/24 (and .13, .14... one for each backend), default route over 10.244.1.1
     NAME-uplink    eth0 192.168.50.1/24: somebody has to answer ARP for the default gateway
+
+Outside, the server is at the other end of the uplink, and there is no fourth namespace:
+
+    NAME-server    eth0 192.168.50.1/24; a route to the pods by 192.168.50.11, or none
 
 Every case of the benchmark has such a node for itself, with equal settings, so that nothing of one case (a netfilter
 hook, a filter, a flow) touches another.
@@ -12,14 +16,15 @@ hook, a filter, a flow) touches another.
 from __future__ import annotations
 
 import contextlib
+import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.processes import BenchError, run
 
-__all__ = ["BRIDGE", "CLIENT_IP", "POD_NETWORK", "UPLINK", "Node", "delete", "node", "stale_nodes"]
+__all__ = ["BRIDGE", "CLIENT_IP", "NODE_IP", "POD_NETWORK", "UPLINK", "Node", "Where", "delete", "node", "stale_nodes"]
 
 BRIDGE = "br0"
 UPLINK = "eth0"
@@ -32,8 +37,12 @@ FIRST_BACKEND = 12
 NETNS_DIR = Path("/run/netns")
 
 # nginx closes each short connection, so TIME_WAIT lies with the server; the wide range and the reuse keep the client
-# from running out of ports all the same. IPv6 is off: router solicitations and DAD are noise.
+# from running out of ports all the same. Timestamps are one clock for all connections (2): with an offset for each, as
+# Linux 6.18 has, a NAT that gives a port to another connection meets the old one's TIME_WAIT at the server, which drops
+# the SYN as too old (PAWSTimewait), and the figure is the retransmission timer's. IPv6 is off: router solicitations and
+# DAD are noise.
 POD_SYSCTLS = {
+    "net.ipv4.tcp_timestamps": "2",
     "net.ipv4.ip_local_port_range": "16384 65000",
     "net.ipv4.tcp_tw_reuse": "1",
     "net.ipv4.tcp_max_tw_buckets": "131072",
@@ -48,12 +57,21 @@ NODE_SYSCTLS = {
 }
 
 
+class Where(enum.Enum):
+    """Where the server is."""
+
+    POD = "on the node's bridge"
+    ROUTED = "behind the node's uplink, with a route to the pods"
+    OUTSIDE = "behind the node's uplink, with no route to the pods"
+
+
 @dataclass(frozen=True)
 class Node:
-    """The names and addresses of one node; `backends` are the addresses of the server pod."""
+    """The names and addresses of one node; `backends` are the server's addresses."""
 
     name: str
     backends: tuple[str, ...]
+    where: Where = Where.POD
 
     @property
     def netns(self) -> str:
@@ -67,18 +85,18 @@ class Node:
 
     @property
     def server(self) -> str:
-        """The server pod's namespace."""
+        """The server's namespace."""
         return f"{self.name}-server"
 
     @property
     def uplink(self) -> str:
         """The namespace at the other end of the uplink."""
-        return f"{self.name}-uplink"
+        return f"{self.name}-uplink" if self.where is Where.POD else self.server
 
     @property
     def all_netns(self) -> tuple[str, ...]:
         """Every namespace of this node, pods first: in this order they are deleted."""
-        return (self.client, self.server, self.uplink, self.netns)
+        return tuple(dict.fromkeys((self.client, self.server, self.uplink, self.netns)))
 
     def conntrack_count(self) -> int:
         """How many connections netfilter tracks in the node's namespace; 0 where it takes no part (or is not built)."""
@@ -118,21 +136,27 @@ def _add_links(this: Node) -> None:
         f"route add default via {UPLINK_IP} dev {UPLINK}",
     )
     _ip(this.uplink, f"address add {UPLINK_IP}/24 dev eth0", "link set eth0 up")
-    pods = ((this.client, "veth-client", (CLIENT_IP,)), (this.server, "veth-server", this.backends))
-    for netns, port, addresses in pods:
-        mac = "02:00:" + ":".join(f"{int(octet):02x}" for octet in addresses[0].split("."))
-        _ip(
-            this.netns,
-            f"link add {port} type veth peer name eth0 address {mac} netns {netns}",
-            f"link set {port} master {BRIDGE}",
-            f"link set {port} up",
-        )
-        _ip(
-            netns,
-            *(f"address add {address}/24 dev eth0" for address in addresses),
-            "link set eth0 up",
-            f"route add default via {GATEWAY_IP}",
-        )
+    _add_pod(this, this.client, "veth-client", (CLIENT_IP,))
+    if this.where is Where.POD:
+        _add_pod(this, this.server, "veth-server", this.backends)
+    elif this.where is Where.ROUTED:
+        _ip(this.server, f"route add {POD_NETWORK} via {NODE_IP}")
+
+
+def _add_pod(this: Node, netns: str, port: str, addresses: Sequence[str]) -> None:
+    mac = "02:00:" + ":".join(f"{int(octet):02x}" for octet in addresses[0].split("."))
+    _ip(
+        this.netns,
+        f"link add {port} type veth peer name eth0 address {mac} netns {netns}",
+        f"link set {port} master {BRIDGE}",
+        f"link set {port} up",
+    )
+    _ip(
+        netns,
+        *(f"address add {address}/24 dev eth0" for address in addresses),
+        "link set eth0 up",
+        f"route add default via {GATEWAY_IP}",
+    )
 
 
 def set_bridge_netfilter(netns: str, on: bool) -> None:
@@ -145,17 +169,23 @@ def set_bridge_netfilter(netns: str, on: bool) -> None:
 
 
 @contextlib.contextmanager
-def node(name: str, *, backends: int, bridge_netfilter: bool) -> Iterator[Node]:
-    """A node with its pods for the length of the `with`; nothing of it remains, whatever happens inside."""
-    this = Node(name, tuple(f"10.244.1.{FIRST_BACKEND + i}" for i in range(backends)))
+def node(name: str, *, where: Where, backends: int, bridge_netfilter: bool) -> Iterator[Node]:
+    """A node with its pods for the length of the `with`; nothing of it remains, whatever happens inside.
+
+    `backends` is the number of the server's addresses where it is a pod; outside it has one.
+    """
+    pods = tuple(f"10.244.1.{FIRST_BACKEND + i}" for i in range(backends))
+    this = Node(name, pods if where is Where.POD else (UPLINK_IP,), where)
     try:
         _add_namespaces(this)
         set_bridge_netfilter(this.netns, bridge_netfilter)
         for pod in (this.client, this.server):
             set_sysctls(pod, POD_SYSCTLS)
         _add_links(this)
-        for address in this.backends:  # the node's neighbour table knows every address of the pods from now on
-            run(["ping", "-c1", "-W2", "-q", "-I", address, GATEWAY_IP], netns=this.server)
+        # the node's neighbour table knows every address of the pods and the gateway from now on
+        gateway = GATEWAY_IP if where is Where.POD else NODE_IP
+        for address in this.backends:
+            run(["ping", "-c1", "-W2", "-q", "-I", address, gateway], netns=this.server)
         run(["ping", "-c1", "-W2", "-q", GATEWAY_IP], netns=this.client)
         yield this
     finally:

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""SNAT by pydatapath, beside plain routing without NAT and beside iptables' MASQUERADE: from a pod to a server outside.
+
+Run as root: `.venv/bin/python -m bench.snat`, or `python bench/snat.py`. bench/README.md explains it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: sys.path begins with bench/, and the package's parent is what is wanted
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from bench.measures import MEASURES
+from bench.paths import Case, loaded, nothing
+from bench.processes import run
+from bench.rounds import Comparison, make_parser
+from bench.rounds import main as compare
+from bench.topology import POD_NETWORK, Node, Where
+
+MASQUERADE = f"""\
+*nat
+-A POSTROUTING -s {POD_NETWORK} ! -d {POD_NETWORK} -j MASQUERADE --random-fully
+COMMIT
+"""
+
+
+@contextlib.contextmanager
+def _iptables(this: Node, _folder: Path) -> Iterator[None]:
+    """The rule of flannel and of the CNI plugins; it ends with the node's namespace."""
+    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=MASQUERADE)
+    yield
+
+
+@contextlib.contextmanager
+def _pydatapath(this: Node, _folder: Path) -> Iterator[None]:
+    with loaded(this, "--cluster-cidr", POD_NETWORK, "--masquerade"):
+        yield
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("routed", "pod to a server outside, without NAT, nothing loaded", nothing, where=Where.ROUTED),
+        Case(
+            "snat-pydatapath",
+            "the same, masqueraded by pydatapath",
+            _pydatapath,
+            where=Where.OUTSIDE,
+            needs_pydatapath=True,
+        ),
+        Case("snat-iptables", "the same, by iptables' MASQUERADE", _iptables, where=Where.OUTSIDE, tracked=True),
+    )
+}
+COMPARISON = Comparison("snat", (__doc__ or "").split("\n")[0], CASES, MEASURES, ["routed", "snat-iptables"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code, or 2 for wrong usage."""
+    parser = make_parser(COMPARISON)
+    parser.set_defaults(backends=1)
+    return compare(COMPARISON, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,84 @@
+"""Two runs of a benchmark compared: what differs is found, and noise is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from bench.compare import compare, main, permutation_p
+
+CASES = ("bridge", "vip-pydatapath", "vip-iptables")
+KEYS = {"conn_per_s": 17_000.0, "gbit_per_s": 45.0, "tcp_p50_us": 8.0, "udp_p99_us": 8.0}
+ENVIRONMENT = {"kernel": "6.1", "machine": "x86_64", "cpu": "one", "cores": 2}
+
+
+def run(seed: int, rounds: int = 7, noise: float = 0.02, machine: float = 1.0, slower: float = 1.0) -> dict[str, Any]:
+    """A made-up run; `slower`: by how much our VIP is, in each figure."""
+    chance = Random(seed)
+    samples = []
+    for number in range(1, rounds + 1):
+        for case in CASES:
+            worse = slower if case == "vip-pydatapath" else 1.0
+            values = {
+                key: middle * machine * chance.gauss(1, noise) * (worse if key.endswith("_us") else 1 / worse)
+                for key, middle in KEYS.items()
+            }
+            samples.append({"round": number, "case": case, "values": values})
+    return {
+        "samples": samples,
+        "medians": {case: {} for case in CASES},
+        "times_as_good_as": {"bridge": {}},
+        "environment": ENVIRONMENT,
+    }
+
+
+def verdicts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {one.verdict for one in compare(before, after)}
+
+
+def test_a_datapath_that_is_slower_by_a_tenth_is_found_in_every_figure() -> None:
+    """And nothing else; the other way round it is better."""
+    before, after = run(1), run(2, slower=1.1)
+    found = {(one.case, one.metric.key): one.verdict for one in compare(before, after)}
+    assert {key: verdict for key, verdict in found.items() if verdict != "equal"} == {
+        ("vip-pydatapath", key): "worse" for key in KEYS
+    }
+    assert {one.verdict for one in compare(after, before) if one.case == "vip-pydatapath"} == {"better"}
+
+
+def test_two_runs_of_the_same_are_equal() -> None:
+    """Of a hundred pairs at most some, for that is how sure a verdict is; also where one machine is half as fast."""
+    wrong = sum(verdicts(run(seed), run(1000 + seed, machine=0.5)) != {"equal"} for seed in range(100))
+    assert wrong <= 8
+
+
+def test_a_difference_that_is_sure_and_tiny_is_none() -> None:
+    """One per cent, without any noise."""
+    assert verdicts(run(1, noise=1e-6), run(2, noise=1e-6, slower=1.01)) == {"equal"}
+
+
+def test_p_is_exact_for_few_rounds_and_estimated_for_many() -> None:
+    """Two of the twenty ways to deal three and three differ as much; of many rounds none that was tried does."""
+    assert permutation_p([1, 2, 3], [11, 12, 13]) == pytest.approx(0.1)
+    assert permutation_p([1.0] * 30, [1.0] * 30) == pytest.approx(1.0)
+    assert permutation_p([*range(30)], [*range(100, 130)]) < 0.0002
+
+
+def test_the_command_says_what_is_worse_and_ends_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0, 1, and 2 for what is no result."""
+    paths = [tmp_path / name for name in ("a.json", "b.json", "c.json", "few.json")]
+    for path, made in zip(paths, (run(1), run(2, slower=1.1), [], run(3, rounds=2)), strict=True):
+        path.write_text(json.dumps(made))
+    first, second, none, few = map(str, paths)
+    assert main([first, second]) == 1
+    assert "8 figures: 4 worse, 0 better" in capsys.readouterr().out
+    assert main([second, first]) == 0
+    assert main([first, few]) == 0
+    assert "2 rounds are too few" in capsys.readouterr().out
+    for bad in (none, str(tmp_path / "absent.json")):
+        assert main([first, bad]) == 2
+        assert capsys.readouterr().err.startswith(f"Error: {bad}: ")
