@@ -3,7 +3,8 @@
  * Flows that wait for their reply: claim its tuple, find a port for it, follow. Maps: flows, half_open; counters.
  *
  * Half-open, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
- * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a connection costs to open.
+ * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a SYN costs. Its SYN-ACK makes it
+ * two (FLOW_PAIRED), which wait for the client's ACK.
  * UDP's and SCTP's are two (FLOW_PAIRED): one-way traffic lives there for long, and keeps its backend while others come
  * and go. So are those of TCP whose port was chosen by chance (nat.h), which a SYN that is sent again must find.
  */
@@ -93,7 +94,7 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 
 /*
  * A half-open flow's reply is refreshed with it; one that is gone, or another's by now, is claimed anew (N5, N93).
- * False: another has it.
+ * False: another has it. `again` is that reply.
  */
 static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_key, const struct flow *flow,
 				   u8 tcp_flags, struct flow *again)
@@ -103,6 +104,7 @@ static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_
 
 	if (reply && tuple_equal(&reply->to, &answered)) {
 		reply->last_seen = flow->last_seen;
+		*again = *reply;
 		return true;
 	}
 	flow_opposite(flow, key, again);
@@ -111,7 +113,7 @@ static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_
 
 enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
 
-/* A packet of a flow that has had no reply yet; the reply itself promotes it. */
+/* A packet of a flow that has had no reply yet; the reply itself promotes it, but a SYN-ACK: the client's ACK does. */
 static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found,
 						  struct flow *other)
 {
@@ -133,13 +135,18 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 		half_open.delete(key);
 		return FOLLOWED;
 	}
+	if ((found->flags & FLOW_REPLY) && answers_opening(packet))
+		return flow_note_answer(key, flow, packet, other) ? FOLLOWED : TOO_LATE;
 	if (found->flags & FLOW_REPLY)
 		return flow_promote(key, found, packet, other) ? FOLLOWED : TOO_LATE;
 	flow->last_seen = now();
 	flow_count(flow, packet);
-	found->last_seen = flow->last_seen;
-	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags, other))
+	*found = *flow;
+	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags, other)) {
+		if (found->state == FLOW_ANSWERED && !(packet->tcp_flags & TCP_SYN))
+			flow_confirm(key, found, packet->tcp_flags, &other_key, other);
 		return FOLLOWED;
+	}
 	half_open.delete(key); /* its answers would be another's by now: a new flow, from another port */
 	return NOT_FOUND;
 }

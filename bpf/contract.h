@@ -50,7 +50,7 @@ struct flow {
 	__u64 bytes;	    /* of layer 3, as the packets arrived */
 	__u32 backend;	    /* index into backends; 0: none, a plain flow */
 	__u32 generation;   /* of that backend when it was chosen */
-	__u8 state;	    /* FLOW_NEW, FLOW_ESTABLISHED; closing is told by both directions' flags */
+	__u8 state;	    /* FLOW_NEW, FLOW_ANSWERED, FLOW_ESTABLISHED; closing is told by both directions' flags */
 	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_PAIRED, FLOW_MASQUERADED; FLOW_FIN, FLOW_RST: this direction's */
 	__u8 zero[14];	    /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
 #if FAMILY == 6

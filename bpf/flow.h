@@ -3,8 +3,8 @@
  * The flow table: find, promote, refresh, expire. Maps: flows, half_open, backends; counters.
  *
  * A flow is two entries, one for each direction: key = the tuple as a packet arrives, value = the whole tuple as it
- * must leave. A new flow lives in half_open until its reply is seen, then moves to flows: a flood of first packets can
- * push out other half-open flows, never live ones.
+ * must leave. A new flow lives in half_open until its reply is seen, TCP's until its client has answered that, then moves
+ * to flows: a flood of first packets can push out other half-open flows, never live ones.
  */
 #ifndef PYDATAPATH_FLOW_H
 #define PYDATAPATH_FLOW_H
@@ -78,7 +78,7 @@ static inline s64 flow_timeout(const struct flow *flow, bool closing)
 		return flow->state == FLOW_NEW ? TIMEOUT_ICMP_NEW : TIMEOUT_ICMP_ESTABLISHED;
 	if (flow->to.protocol == IPPROTO_SCTP)
 		return flow->state == FLOW_NEW ? TIMEOUT_SCTP_NEW : TIMEOUT_SCTP_ESTABLISHED;
-	if (flow->state == FLOW_NEW)
+	if (flow->state != FLOW_ESTABLISHED)
 		return TIMEOUT_TCP_NEW;
 	return closing ? TIMEOUT_TCP_CLOSING : TIMEOUT_TCP_ESTABLISHED;
 }
@@ -223,6 +223,23 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
 	return true;
 }
 
+/* Whether a live flow has the client's tuple, to another end. One that is over makes room. */
+static inline bool flow_is_taken(struct tuple *client_key, const struct tuple *to)
+{
+	struct flow *first = flows.lookup(client_key);
+	struct tuple over;
+
+	if (!first || tuple_equal(&first->to, to))
+		return false;
+	if (!flow_is_over(first, TCP_SYN))
+		return true;
+	/* Its other half must not stay: found to be over by another flow, it would take ours with it */
+	over = tuple_reverse(&first->to);
+	flows.delete(&over);
+	flows.delete(client_key);
+	return false;
+}
+
 /*
  * The reply has come: both directions move to the main table. In that order, so that the tuple is never unclaimed.
  * False: a live flow has the sender's tuple by now. The set of backends has changed between two SYNs, and the other
@@ -230,36 +247,32 @@ static inline bool flow_follow(const struct tuple *key, const struct packet *pac
  */
 static inline bool flow_promote(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *other)
 {
-	struct tuple other_key = tuple_reverse(&flow->to), over;
+	struct tuple other_key = tuple_reverse(&flow->to);
 	bool paired = flow->flags & FLOW_PAIRED;
 	struct flow *first;
 
 	flow_opposite(flow, key, other);
-	other->packets = flow->packets;
-	other->bytes = flow->bytes;
-	if (paired) {
-		first = half_open.lookup(&other_key);
-		if (first) {
-			other->packets = first->packets;
-			other->bytes = first->bytes;
-		}
+	if (!paired) {
+		other->packets = flow->packets;
+		other->bytes = flow->bytes;
+		flow->packets = 0;
+		flow->bytes = 0;
+	} else if ((first = half_open.lookup(&other_key))) {
+		other->packets = first->packets;
+		other->bytes = first->bytes;
 	}
 	other->state = FLOW_ESTABLISHED;
+	other->flags |= FLOW_PAIRED;
 	flow->state = FLOW_ESTABLISHED;
+	flow->flags |= FLOW_PAIRED;
 	flow->last_seen = other->last_seen;
-	flow->packets = 1;
-	flow->bytes = packet->length;
+	flow->packets++;
+	flow->bytes += packet->length;
 	flow_note_closing(flow, packet->tcp_flags);
 	if (flows.insert(&other_key, other)) {
-		first = flows.lookup(&other_key);
-		if (first && !tuple_equal(&first->to, &other->to)) {
-			if (!flow_is_over(first, TCP_SYN)) {
-				half_open.delete(key);
-				return false;
-			}
-			/* Its other half must not stay: found to be over by another flow, it would take ours with it */
-			over = tuple_reverse(&first->to);
-			flows.delete(&over);
+		if (flow_is_taken(&other_key, &other->to)) {
+			half_open.delete(key);
+			return false;
 		}
 		flows.update(&other_key, other);
 	}
@@ -268,6 +281,61 @@ static inline bool flow_promote(struct tuple *key, struct flow *flow, const stru
 	if (paired)
 		half_open.delete(&other_key);
 	return true;
+}
+
+/*
+ * A SYN-ACK promotes nothing yet: of a flood of SYNs that are answered, by cookies all of them, it would push live flows
+ * out of the main table. The flow goes on waiting in half_open, as two entries from here on, for the client to speak again:
+ * by its SYN's way alone that would be chosen for anew, and the backends may have changed since. False: as flow_promote.
+ */
+static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *other)
+{
+	struct tuple other_key = tuple_reverse(&flow->to);
+	bool paired = flow->flags & FLOW_PAIRED;
+	struct flow *first;
+
+	flow_opposite(flow, key, other);
+	other->state = FLOW_ANSWERED;
+	other->flags |= FLOW_PAIRED;
+	if (!paired) {
+		other->packets = flow->packets;
+		other->bytes = flow->bytes;
+		flow->packets = 0;
+		flow->bytes = 0;
+	}
+	if (flow_is_taken(&other_key, &other->to)) {
+		half_open.delete(key);
+		return false;
+	}
+	if (half_open.insert(&other_key, other)) {
+		first = half_open.lookup(&other_key);
+		if (first && !tuple_equal(&first->to, &other->to)) {
+			half_open.delete(key);
+			return false;
+		}
+		if (first) {
+			first->last_seen = other->last_seen;
+			first->state = FLOW_ANSWERED;
+		}
+	}
+	flow->last_seen = other->last_seen;
+	flow->state = FLOW_ANSWERED;
+	flow->flags |= FLOW_PAIRED;
+	flow_count(flow, packet);
+	return true;
+}
+
+/* The client has answered the SYN-ACK: both directions, as they stand in half_open, move to the main table */
+static inline void flow_confirm(struct tuple *key, struct flow *flow, u8 tcp_flags, struct tuple *reply_key,
+				struct flow *reply)
+{
+	flow->state = FLOW_ESTABLISHED;
+	reply->state = FLOW_ESTABLISHED;
+	flow_note_closing(flow, tcp_flags);
+	flows.update(key, flow);
+	flows.update(reply_key, reply);
+	half_open.delete(reply_key);
+	half_open.delete(key);
 }
 
 /* Both directions, wherever they stand */

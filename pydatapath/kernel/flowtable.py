@@ -38,6 +38,8 @@ TABLES = ("half_open", "flows")
 ROUNDS: Final = 5
 # A plain number: a flag's own operators are slow, and each entry is asked
 REPLY: Final = int(FlowFlag.REPLY)
+PAIRED: Final = int(FlowFlag.PAIRED)
+ANSWERED: Final = int(FlowState.ANSWERED)
 # A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags
 Entry = tuple[bytes, int, int, int, int, int, int, int]
 # The keys of both directions of a flow
@@ -58,8 +60,8 @@ class TrackedFlow(NamedTuple):
 
 
 class _Live(NamedTuple):
-    """A flow that is not over: its key, the entries of its client's direction and of the reply (None: not in the main
-    table), its state, and the seconds that it has been idle and has left.
+    """A flow that is not over: its key, the entries of its client's direction and of the reply (None: not
+    answered yet), its state, and the seconds that it has been idle and has left.
     """
 
     key: bytes
@@ -195,13 +197,13 @@ def _live(maps: Maps, timeouts: Mapping[str, int]) -> Iterator[_Live]:
 def _paired(
     half_open: Mapping[bytes, Entry], flows: Mapping[bytes, Entry]
 ) -> Iterator[tuple[bytes, Entry, Entry | None, bool]]:
-    """Each flow once: its key, both directions' entries (None: lost), and whether they are in the main table."""
+    """Each flow once: its key, both directions' entries (None: lost), and whether it is answered."""
     seen: set[bytes] = set()
     for entries, answered in ((flows, True), ({**_clients_of(half_open), **half_open}, False)):
         for key, original in entries.items():
             if not original[7] & REPLY and key not in seen:
                 seen.add(key)
-                yield key, original, entries.get(_reverse(original[0])), answered
+                yield key, original, entries.get(_reverse(original[0])), answered or original[6] == ANSWERED
     for entries, answered in ((flows, True), (half_open, False)):
         for key, original, reply in _lost(entries, seen):
             yield key, original, reply, answered
@@ -218,11 +220,11 @@ def _lost(entries: Mapping[bytes, Entry], seen: Collection[bytes]) -> Iterator[t
 
 
 def _clients_of(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
-    """The client's direction of half-open TCP flows, which are their reply's claim alone, with the client's counts."""
+    """The client's direction of TCP flows that are their reply's claim alone, with the client's counts."""
     return {
         _reverse(claim[0]): (_reverse(key), *claim[1:7], claim[7] & ~REPLY)
         for key, claim in entries.items()
-        if _protocol(key) == "TCP" and claim[7] & REPLY
+        if _protocol(key) == "TCP" and claim[7] & REPLY and not claim[7] & PAIRED
     }
 
 

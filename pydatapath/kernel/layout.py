@@ -72,17 +72,21 @@ class Family(IntEnum):
 
 
 class FlowState(IntEnum):
-    """The life of a flow. CLOSING stands in no entry: it is read off both directions' flags."""
+    """The life of a flow. ANSWERED, TCP only: by a SYN-ACK that its client has not confirmed.
+
+    CLOSING stands in no entry: it is read off both directions' flags.
+    """
 
     NEW = 0
     ESTABLISHED = 1
     CLOSING = 2
+    ANSWERED = 3
 
 
 class FlowFlag(IntFlag):
     """REPLY: the answering direction. PLAIN: nothing is rewritten. FIN, RST: this direction has sent one.
 
-    PAIRED: while it is half-open there are entries for both directions. MASQUERADED: it leaves the cluster behind the
+    PAIRED: there are entries for both directions. MASQUERADED: it leaves the cluster behind the
     node's address.
     """
 
@@ -258,6 +262,8 @@ def timeout(protocol: str, state: FlowState, timeouts: Mapping[str, int] = TIMEO
     """Seconds that a flow of this protocol and state lives without a packet."""
     if protocol != "TCP" and state is FlowState.CLOSING:
         state = FlowState.ESTABLISHED
+    if state is FlowState.ANSWERED:
+        state = FlowState.NEW
     return timeouts[f"{protocol}_{state.name}"]
 
 

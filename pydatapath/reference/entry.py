@@ -51,11 +51,11 @@ class Entry:
 
     @property
     def is_paired(self) -> bool:
-        """Whether it waits for its answer as two entries, one for each direction; of TCP there is the claim alone.
+        """Whether it waits as two entries, one for each direction; of TCP there is the claim alone until its SYN-ACK.
 
         A SYN that is sent again finds its claim by a hash, but not by a port that was chosen by chance.
         """
-        return self.to.protocol != "TCP" or self.masqueraded
+        return self.to.protocol != "TCP" or self.masqueraded or self.state is not State.NEW
 
     def opposite(self, key: FlowTuple, now: float) -> Entry:
         """The entry that the other direction must have (N5): it turns the answer's tuple into the caller's reversed."""

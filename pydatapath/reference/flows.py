@@ -1,9 +1,9 @@
 """The flow tables, and a packet of a flow that was answered.
 
 Two tables, so that a flood of first packets pushes out no live flow. `main`: answered flows, both directions of each.
-`half_open`: what still waits for its answer. A TCP flow is there its answer's entry alone, the claim: a SYN that is
-sent again is chosen for anew, the same way (N103). UDP's and SCTP's are there as both: one-way traffic keeps its
-backend (N105).
+`half_open`: what still waits for its answer, and TCP's for its client's word after that: of a flood of SYNs all may be
+answered. A TCP flow is there its answer's entry alone, the claim, until its SYN-ACK: a SYN that is sent again is chosen
+for anew, the same way (N103). UDP's and SCTP's are there as both: one-way traffic keeps its backend (N105).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A packet of a flow that was not answered yet, and the answer, which makes it a live one."""
+"""A packet of a flow that was not answered yet, and the answer: by that it is a live one, TCP by its client's next."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NoReturn
 
 from pydatapath.reference.claims import Claim, claim
 from pydatapath.reference.entry import Dropped, Entry, Moment
@@ -28,12 +29,15 @@ def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
     if "R" in moment.packet.flags:
         remove_both(flows.half_open, key, entry)
         return entry
+    if entry.reply and moment.packet.answers_opening:
+        return _note_answer(flows, key, entry, moment)
     if entry.reply:
         return _promote(flows, key, entry, moment)
     entry = replace(entry, last_seen=moment.now).counting(moment.packet)
     flows.half_open[key] = entry
     if _keep_the_answer(flows, key, entry, moment):
-        return entry
+        confirms = entry.state is State.ANSWERED and not moment.packet.is_syn
+        return _confirm(flows, key, entry, moment) if confirms else entry
     flows.half_open.pop(key, None)  # its answers would be another's by now: a new flow, from another port
     return None
 
@@ -48,30 +52,63 @@ def _keep_the_answer(flows: Flows, key: FlowTuple, entry: Entry, moment: Moment)
 
 
 def _promote(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> Entry:
-    """The answer has come: both directions move to the main table, established, each with its own packets.
-
-    Where the backends changed between two SYNs, two have one connection; who answers first has it. The other one's
-    answer must not reach the client: drop_late_answer.
-    """
+    """The answer has come: both directions move to the main table, established, each with its own packets."""
     caller_key = claimed.to.reverse
-    counted = flows.half_open.get(caller_key, claimed) if claimed.is_paired else claimed
-    caller = replace(
-        claimed.opposite(key, moment.now),
-        state=State.ESTABLISHED,
-        packets=counted.packets,
-        octets=counted.octets,
-    )
-    answer = replace(claimed, state=State.ESTABLISHED, last_seen=moment.now, packets=1, octets=moment.packet.length)
-    answer = answer.noting_its_end(moment.packet)  # N39: it may end its direction at once
-    first = flows.main.get(caller_key)
-    if first is not None and first.to != caller.to:
-        if not flows.is_over(first, moment.world, moment.now, opens=True):
-            del flows.half_open[key]
-            raise Dropped("drop_late_answer")
-        remove_both(flows.main, caller_key, first)
+    caller, answer = _counted(flows, key, claimed, moment)
+    caller = replace(caller, state=State.ESTABLISHED)
+    answer = replace(answer, state=State.ESTABLISHED).noting_its_end(moment.packet)  # N39: it may end it at once
+    _must_be_in_time(flows, key, caller_key, caller, moment)
     flows.main[caller_key] = caller
     flows.main[key] = answer
     flows.half_open.pop(key, None)
     if claimed.is_paired:
         flows.half_open.pop(caller_key, None)
     return answer
+
+
+def _note_answer(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> Entry:
+    """A SYN-ACK: who floods gets one, too, and never answers it. Both directions wait for the client to speak again."""
+    caller_key = claimed.to.reverse
+    caller, answer = _counted(flows, key, claimed, moment)
+    caller = replace(caller, state=State.ANSWERED)
+    _must_be_in_time(flows, key, caller_key, caller, moment)
+    waiting = flows.half_open.get(caller_key)
+    if waiting is not None and waiting.to != caller.to:
+        _is_late(flows, key)
+    flows.half_open[caller_key] = caller
+    flows.half_open[key] = replace(answer, state=State.ANSWERED)
+    return flows.half_open[key]
+
+
+def _confirm(flows: Flows, key: FlowTuple, caller: Entry, moment: Moment) -> Entry:
+    """The client has answered the SYN-ACK: both directions move to the main table."""
+    answer_key = caller.to.reverse
+    flows.main[key] = replace(caller, state=State.ESTABLISHED).noting_its_end(moment.packet)
+    flows.main[answer_key] = replace(flows.half_open[answer_key], state=State.ESTABLISHED)
+    remove_both(flows.half_open, key, caller)
+    return flows.main[key]
+
+
+def _counted(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> tuple[Entry, Entry]:
+    """Both directions, the answering one with this packet more. A claim alone had counted the caller's."""
+    caller, answer = claimed.opposite(key, moment.now), replace(claimed, last_seen=moment.now)
+    if claimed.is_paired:
+        first = flows.half_open.get(claimed.to.reverse, caller)
+    else:
+        first, answer = claimed, replace(answer, packets=0, octets=0)
+    return replace(caller, packets=first.packets, octets=first.octets), answer.counting(moment.packet)
+
+
+def _must_be_in_time(flows: Flows, key: FlowTuple, caller_key: FlowTuple, caller: Entry, moment: Moment) -> None:
+    """Where the backends changed between two SYNs, two have one connection; who answers first has it."""
+    first = flows.main.get(caller_key)
+    if first is not None and first.to != caller.to:
+        if not flows.is_over(first, moment.world, moment.now, opens=True):
+            _is_late(flows, key)
+        remove_both(flows.main, caller_key, first)
+
+
+def _is_late(flows: Flows, key: FlowTuple) -> NoReturn:
+    """The other one's answer must not reach the client."""
+    del flows.half_open[key]
+    raise Dropped("drop_late_answer")

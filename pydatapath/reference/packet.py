@@ -186,6 +186,11 @@ class Packet:
         """SYN without ACK, or INIT: a connection begins here, whatever was known of its tuple (N95, N102)."""
         return "S" in self.flags and "A" not in self.flags
 
+    @property
+    def answers_opening(self) -> bool:
+        """SYN with ACK: said by whoever was called, also where it keeps nothing of that (RFC 4987 3.6: SYN cookies)."""
+        return "S" in self.flags and "A" in self.flags
+
     def readdressed(self, to: FlowTuple) -> Packet:
         """The packet with these addresses and ports; its length never changes (N81)."""
         flags = self.flags

@@ -13,9 +13,12 @@ __all__ = ["TIMEOUTS", "State", "Timeouts"]
 
 
 class State(StrEnum):
-    """The life of a flow: not answered yet, answered, and (TCP only) at its end. CLOSING stands in no entry."""
+    """The life of a flow: not answered yet; of TCP, answered by a SYN-ACK that its client has not confirmed; answered;
+    and (TCP only) at its end. CLOSING stands in no entry.
+    """
 
     NEW = "new"
+    ANSWERED = "answered"
     ESTABLISHED = "established"
     CLOSING = "closing"
 
@@ -31,6 +34,7 @@ TIMEOUTS: Final[Timeouts] = MappingProxyType(
         ("UDP", State.ESTABLISHED): 300,
         ("UDP", State.CLOSING): 300,
         ("TCP", State.NEW): 120,
+        ("TCP", State.ANSWERED): 120,
         ("TCP", State.ESTABLISHED): 432_000,
         ("TCP", State.CLOSING): 240,
         ("SCTP", State.NEW): 120,

@@ -205,14 +205,21 @@ def flood_from(host: Host, frame: bytes, vary: Any, count: int, pause: float = 0
 
 
 def test_a_flood_of_SYNs_hurts_no_connection(cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]):
-    """From changing sources, more than the table holds, and backends that are alive answer them."""
+    """From changing sources, more than either table holds, and backends that are alive answer them, most by cookies.
+
+    What is established is not touched by it.
+    """
     outside = cluster.lab.outside
     frame = tcp(macs(cluster, outside), (STRANGERS, 1024), BALANCER, SYN)
     vary = by_source(frame, 50, STRANGERS, STRANGER_COUNT)
     seen = under(cluster, idle, partial(flood_from, outside, frame, vary, SYNS))
-    say(capsys, f"SYN flood: {seen}; {fill(cluster)['flows']} and {fill(cluster)['half_open']} entries")
-    assert [one["broken"] for one in seen.talks] == [[], []]
-    assert seen.silent_broken == []
+    answered = sum(one.state == "answered" for one in cluster.datapaths[1].flows())
+    entries = (
+        f"{fill(cluster)['flows']} and {fill(cluster)['half_open']} entries, {answered} answered and not confirmed"
+    )
+    say(capsys, f"SYN flood: {seen}; {entries}")
+    assert_nobody_was_hurt(seen)
+    assert answered > SYNS // 100, "a flood that backends do not answer would say little"
 
 
 def test_a_flood_to_all_ports_hurts_no_connection(

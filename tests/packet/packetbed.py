@@ -443,11 +443,17 @@ class Bed:
         """What comes of the answer to a packet that left, sent by the pod that got it."""
         return self.run(Hook.FROM_POD, answer_to(to, flags), device=device)
 
+    def confirm(self, packet: Packet, hook: Hook = Hook.FROM_POD) -> None:
+        """Of TCP the client's word on the answer, by which a flow moves to the main table."""
+        if isinstance(transport_of(packet.payload), TCP):
+            self.run(hook, tcp(*addresses(packet), "A"))
+
     def establish(self, packet: Packet) -> Outcome:
-        """Takes a flow of a pod through its first packet and the answer; gives the first packet as it left."""
+        """Takes a pod's flow through its first packet, the answer, TCP's third; gives the first packet as it left."""
         there = self.run(Hook.FROM_POD, packet)
         back = self.answer(there)
         assert addresses(back) == reverse(addresses(packet))
+        self.confirm(packet)
         assert self.entry(packet) is not None
         return there
 

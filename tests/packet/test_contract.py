@@ -268,6 +268,7 @@ def test_kept_programs_do_the_same(
         there = kept.run(Hook.FROM_POD, packet)
         assert addresses(there) == (CLIENT, 40000, BACKEND, 8080)
         assert addresses(kept.answer(there)) == (VIP, 80, CLIENT, 40000)
+        kept.confirm(packet)
         assert len(kept.entries()) == 2
         assert bed.entries() == {}
         assert set(kept.devices) >= set(DEVICES.values())

@@ -302,13 +302,13 @@ def test_a_SYN_enters_the_claim_of_its_answer(bed: Bed):
     assert bed.entries("flows") == {}
 
 
-def test_the_answer_enters_both_directions(bed: Bed):
+def test_the_answer_and_the_clients_word_enter_both_directions(bed: Bed):
     """With each direction's own packets, and nothing left of the claim."""
     there = bed.establish(SYN)
     forward, back = bed.entry(SYN), bed.entry(answer_to(there))
     assert forward is not None
     assert back is not None
     assert (forward.to, back.to) == ((CLIENT, 40000, BACKEND, 8080), (VIP, 80, CLIENT, 40000))
-    assert (forward.packets, forward.bytes, back.packets, back.bytes) == (1, 40, 1, 40)
+    assert (forward.packets, forward.bytes, back.packets, back.bytes) == (2, 80, 1, 40)
     assert forward.backend == back.backend > 0
     assert bed.entries("half_open") == {}

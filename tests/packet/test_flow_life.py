@@ -69,12 +69,42 @@ def states(bed: Bed, there: Outcome) -> set[int]:
 # What opens and closes a connection
 
 
+def test_N4_a_SYN_ACK_promotes_nothing_but_its_clients_answer_does(bed: Bed):
+    """Who floods gets SYN-ACKs, too. What waits for the client keeps its backend, whatever is changed meanwhile."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    for _ in range(2):
+        assert addresses(bed.answer(there)) == reverse(addresses(SYN))
+    assert bed.entries() == {}
+    assert {half.state for half in halves(bed, there, SYN, "half_open")} == {FlowState.ANSWERED}
+    assert send(bed, SYN) == BACKEND
+    assert bed.entries() == {}
+    bed.serve(ELSEWHERE)
+    assert send(bed, client("A")) == BACKEND
+    assert [half.packets for half in halves(bed, there, SYN)] == [3, 2]
+    assert bed.entries("half_open") == {}
+
+
+def test_N5_what_is_answered_and_has_lost_a_half_goes_on(bed: Bed):
+    """Either half of it, as an LRU that is full of a flood drops them: the client's ACK makes the other anew."""
+    for number, lost in enumerate(("client's", "answer's")):
+        syn = tcp(CLIENT, 40001 + number, VIP, 80)
+        there = bed.run(Hook.FROM_POD, syn)
+        bed.answer(there)
+        bed.maps["half_open"].delete(key_of(syn if lost == "client's" else answer_to(there)))
+        ack = tcp(*addresses(syn), "A")
+        assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
+        assert addresses(bed.answer(there, "PA")) == reverse(addresses(syn))
+
+
 def test_two_FINs_close(bed: Bed):
     """One FIN is a half-closed connection, which may go on for long (N39); with the second it is closing."""
     there = bed.establish(SYN)
     send(bed, client("FA"))
     assert states(bed, there) == {FlowState.ESTABLISHED}
-    assert [half.flags for half in halves(bed, there, SYN)] == [FlowFlag.FIN, FlowFlag.REPLY]
+    assert [half.flags for half in halves(bed, there, SYN)] == [
+        FlowFlag.PAIRED | FlowFlag.FIN,
+        FlowFlag.PAIRED | FlowFlag.REPLY,
+    ]
     bed.answer(there, "FA")
     assert states(bed, there) == {FlowState.CLOSING}
     last = bed.run(Hook.FROM_POD, client("A"))
@@ -198,8 +228,10 @@ def test_N5_a_connection_that_was_over_leaves_no_half_behind(bed: Bed):
     bed.serve(ELSEWHERE)
     second = bed.run(Hook.FROM_POD, SYN)
     bed.answer(second, device="pod4")
+    bed.confirm(SYN)
     bed.answer(second, "R", device="pod4")
     bed.answer(first)  # the second was reset, so the first answer that is late opens the connection
+    bed.confirm(SYN)
     assert set(bed.entries()) == {key_of(SYN), key_of(answer_to(first))}
     direct = tcp(CLIENT, 40000, SECOND, 8080)
     bed.run(Hook.FROM_POD, direct)

@@ -89,6 +89,7 @@ def test_S28_a_pod_reaches_a_service_and_sees_its_answer_come_from_there(bed: Be
     back = bed.answer(there)
     assert addresses(back) == reverse(addresses(packet))
     assert sums_are_right(back.packet)
+    bed.confirm(packet)
     later = tcp(*addresses(packet), "A") if packet.haslayer(TCP) else packet
     assert not bed.run(Hook.FROM_POD, later).walked
 

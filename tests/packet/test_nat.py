@@ -56,6 +56,7 @@ def test_N15_a_pod_leaves_behind_the_nodes_address(masquerading: Bed, where: Pla
     answer = back(masquerading, there)
     assert answer.verdict == REDIRECT
     assert addresses(answer) == (where.FAR, 7000, where.CLIENT, 23456)
+    masquerading.confirm(packet)
     again = masquerading.run(
         Hook.FROM_POD, packet if make is not tcp else tcp(where.CLIENT, 23456, where.FAR, 7000, "A")
     )

@@ -60,10 +60,12 @@ def test_N85_pods_of_a_node_are_the_clusters(masquerading: Bed, where: Places):
 @FAMILIES
 def test_a_known_flow_stays_as_it_is(masquerading: Bed, where: Places):
     """What was masqueraded before its node was known goes on so, in both directions."""
-    there = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 4001, where.FAR, 80))
+    call = tcp(where.CLIENT, 4001, where.FAR, 80)
+    there = masquerading.run(Hook.FROM_POD, call)
     masquerading.join(Node("other", internal_ips=(where.FAR,)))
     back = masquerading.run(Hook.FROM_UPLINK, tcp(where.FAR, 80, where.UPLINK, 4001, "SA"))
     assert (back.verdict, addresses(back)[2:]) == (REDIRECT, (where.CLIENT, 4001))
+    masquerading.confirm(call)
     on = masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 4001, where.FAR, 80, "A"))
     assert addresses(on) == addresses(there)
     assert not on.walked

@@ -65,8 +65,9 @@ def test_N63_S105_also_of_a_flow_that_was_answered(bed: Bed, where: Places, prot
     answer = there.readdressed(there.tuple.reverse)
     answer = replace(answer, flags="SA" if protocol == "TCP" else "")
     run(bed, answer, device="pod3")
-    assert len(bed.entries()) == 2
     more = replace(call, flags="PA" if protocol == "TCP" else "")
+    run(bed, more)
+    assert len(bed.entries()) == 2
     for packet, to, device in ((answer, call.tuple.reverse, "pod3"), (more, there.tuple, "pod2")):
         outcome = run(bed, piece_of(packet, FIRST), device=device)
         want = piece_of(packet, FIRST).readdressed(to)

@@ -74,19 +74,22 @@ def test_the_answer_to_a_client_outside(bed: Bed, packet: Packet):
 
 @BOTH
 def test_the_answer_promotes_the_flow(bed: Bed, packet: Packet):
-    """Both halves move from the half-open table to the main one, with their counts, and are established."""
+    """Both halves move from the half-open table to the main one, with their counts, and are established: of TCP once
+    its client has answered that, too.
+    """
     there, answer, _ = answered(bed, packet, Hook.FROM_POD, Hook.FROM_POD, device="pod3")
+    bed.confirm(packet)
     assert bed.entries("half_open") == {}
     forward, back = bed.entry(packet), bed.entry(answer)
     assert set(bed.entries()) == {key_of(packet), key_of(answer)}
     assert forward is not None
     assert back is not None
     assert forward.state == back.state == FlowState.ESTABLISHED
-    paired = FlowFlag.PAIRED if packet is QUERY else FlowFlag(0)
-    assert (forward.flags, back.flags) == (paired, paired | FlowFlag.REPLY)
+    assert (forward.flags, back.flags) == (FlowFlag.PAIRED, FlowFlag.PAIRED | FlowFlag.REPLY)
     assert forward.to == addresses(there)
     assert back.to == reverse(addresses(packet))
-    assert (forward.packets, forward.bytes) == (1, len(packet) - 14)
+    own = 1 if packet is QUERY else 2
+    assert (forward.packets, forward.bytes) == (own, own * (len(packet) - 14))
     assert (back.packets, back.bytes) == (1, len(answer) - 14)
     assert bed.counted() == {"new_flow": 1}
 
@@ -95,6 +98,8 @@ def test_the_answer_promotes_the_flow(bed: Bed, packet: Packet):
 def test_a_known_flow_never_walks(bed: Bed, packet: Packet):
     """After the answer the hook's own small program does all, in both directions, and counts packets and bytes."""
     there = bed.establish(packet)
+    opened = bed.entry(packet)
+    assert opened is not None
     more = tcp(CLIENT, 40000, VIP, 80, "PA", payload=b"GET /") if packet is SYN else packet
     answer = answer_to(there, "PA")
     for _ in range(3):
@@ -107,7 +112,7 @@ def test_a_known_flow_never_walks(bed: Bed, packet: Packet):
     forward, back = bed.entry(more), bed.entry(answer)
     assert forward is not None
     assert back is not None
-    assert (forward.packets, forward.bytes) == (4, len(packet) - 14 + 3 * (len(more) - 14))
+    assert (forward.packets, forward.bytes) == (opened.packets + 3, opened.bytes + 3 * (len(more) - 14))
     assert (back.packets, back.bytes) == (4, len(answer_to(there)) - 14 + 3 * (len(answer) - 14))
 
 
@@ -148,6 +153,7 @@ def test_S29_N29_a_pod_reaches_itself(bed: Bed, packet: Packet):
     assert there.packet == bytes(leaves(packet, src=NODE, dst=CLIENT, dport=8080, mac=MAC[CLIENT]))
     assert back.packet == bytes(leaves(answer, src=VIP, sport=packet.dport, dst=CLIENT, mac=MAC[CLIENT]))
     assert there.verdict == back.verdict == REDIRECT
+    bed.confirm(packet)
     assert len(bed.entries()) == 2
 
 
@@ -203,11 +209,12 @@ def test_a_direct_connection_to_a_backend_is_left_alone(bed: Bed, packet: Packet
     port = 8080 if packet is SYN else 5353
     direct = leaves(packet, dst=BACKEND, dport=port, mac=MAC[BACKEND])
     answer = leaves(direct, src=BACKEND, dst=CLIENT, sport=port, dport=40000)
-    for sent, device in ((direct, "pod2"), (answer, "pod3"), (direct, "pod2"), (answer, "pod3")):
+    more = tcp(*addresses(direct), "PA", payload=b"more") if packet is SYN else direct
+    for sent, device in ((direct, "pod2"), (answer, "pod3"), (more, "pod2"), (answer, "pod3")):
         outcome = bed.run(Hook.FROM_POD, sent, device=device)
         assert (outcome.packet, outcome.verdict) == (bytes(sent), PASS)
     entries = bed.entries()
-    flags = FlowFlag.PLAIN | (FlowFlag(0) if packet is SYN else FlowFlag.PAIRED)
+    flags = FlowFlag.PLAIN | FlowFlag.PAIRED
     assert {entry.flags for entry in entries.values()} == {flags, flags | FlowFlag.REPLY}
     assert [entry.packets for entry in entries.values()] == [2, 2]
     assert not bed.run(Hook.FROM_POD, udp(CLIENT, 40000, BACKEND, 5353)).walked or packet is SYN

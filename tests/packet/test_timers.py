@@ -102,11 +102,13 @@ def test_C14_N34_N36_N37_a_flow_is_over_at_the_time_that_was_said(
     there = programs.run(Hook.FROM_POD, call)
     if state is not FlowState.NEW:
         programs.answer(there)
+    if state not in {FlowState.NEW, FlowState.ANSWERED}:
+        programs.confirm(call)
     if state is FlowState.CLOSING:
         for key, entry in programs.entries().items():
             programs.amend("flows", key, flags=entry.flags | FlowFlag.FIN)
     programs.age(timeout(protocol, state, times) + (1 if over else -1))
-    back = programs.answer(there, "A")
+    back = programs.answer(there, "PA")
     assert addresses(back) == (reverse(addresses(there)) if over else reverse(addresses(call)))
     assert (key_of(call) in programs.entries()) == (not over)
 
@@ -119,6 +121,7 @@ def answered(programs: Bed, call: Packet) -> None:
     there = programs.run(Hook.FROM_POD, call)
     assert addresses(there)[1] == 5000
     assert addresses(programs.run(Hook.FROM_UPLINK, answer_to(there))) == reverse(addresses(call))
+    programs.confirm(call)
 
 
 def calls_again(programs: Bed, make: Callable[..., Packet], where: Places) -> tuple[int, int]:
@@ -176,8 +179,10 @@ def test_N25_what_was_another_pods_is_taken_where_there_is_little_else(
     """Of few ports, all of which were others' lately: no call fails, and none is found twice."""
     pods = [f"{where.CLIENT[:-1]}{number}" for number in range(20, 30)]
     for pod in pods[:5]:
-        there = timed.run(Hook.FROM_POD, make(pod, 5000, where.FAR, 53))
+        call = make(pod, 5000, where.FAR, 53)
+        there = timed.run(Hook.FROM_POD, call)
         timed.run(Hook.FROM_UPLINK, answer_to(there))
+        timed.confirm(call)
     timed.run(Hook.FROM_POD, make(pods[5], 5000, where.FAR, 53))
     assert timed.counted()["drop_ports_taken"] == 1
     let_pass(timed, OTHER_TIMEOUTS[f"{make.__name__.upper()}_ESTABLISHED"] + 1)

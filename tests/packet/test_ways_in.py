@@ -213,6 +213,7 @@ def test_S31_the_answer_reaches_the_client_from_the_address_that_it_called(bed: 
     back = bed.run(by[0], answer_to(there), device=by[1])
     assert (back.verdict, addresses(back), back.ip.ttl) == (REDIRECT, reverse(addresses(call)), 63)
     again = make(FAR, 40000, BALANCER, 80, "A") if make is tcp else call
+    bed.confirm(call, Hook.FROM_UPLINK)
     assert not bed.run(Hook.FROM_UPLINK, again).walked
     assert not bed.run(by[0], answer_to(there, "A"), device=by[1]).walked
 

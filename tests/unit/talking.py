@@ -147,9 +147,11 @@ class Talk:
         return self.send(answer_to(to.packet, flags), hook)
 
     def open(self, packet: Packet, hook: Hook = Hook.FROM_POD) -> Verdict:
-        """A first packet and its answer; gives the first as it left."""
+        """A first packet, its answer, and TCP's third; gives the first as it left."""
         there = self.send(packet, hook)
         assert self.answer(there).packet.tuple == packet.tuple.reverse
+        if packet.protocol == "TCP":
+            self.send(replace(packet, flags="A"), hook)
         return there
 
 

@@ -16,7 +16,7 @@ from pydatapath.cli.flow import list_
 from pydatapath.guarding import SourceRange
 from pydatapath.kernel import clock, layout, tables
 from pydatapath.kernel.flowtable import Entry, _clients_of, _family, _paired, _protocol, _reverse, unpack_tuple
-from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag
+from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag, FlowState
 from pydatapath.kernel.maps import Maps
 from pydatapath.plan import Address
 from pydatapath.tracking import FlowFilter
@@ -109,6 +109,16 @@ def test_a_flow_is_found_once_wherever_it_stands() -> None:
     datagrams = both_directions("UDP")
     (call, original), (_, back) = datagrams.items()
     assert list(_paired(datagrams, {})) == [(call, original, back, False)]
+
+
+def test_what_a_SYN_ACK_has_answered_shows_both_counts() -> None:
+    """It waits as two entries; of one alone nobody knows what the client had sent."""
+    answered = {
+        key: (*one[:6], int(FlowState.ANSWERED), one[7] | FlowFlag.PAIRED) for key, one in both_directions().items()
+    }
+    (call, original), (key, reply) = answered.items()
+    assert list(_paired(answered, {})) == [(call, original, reply, True)]
+    assert [(found, made[2]) for found, made, *_ in _paired({key: reply}, {})] == [(call, 0)]
 
 
 @pytest.mark.parametrize("where", ["flows", "half_open"])

@@ -28,6 +28,27 @@ def test_N4_a_TCP_flow_waits_as_its_answers_claim_a_UDP_flow_as_both(talk: Talk)
     assert len(talk.model.flows.main) == 4
 
 
+def test_N4_a_SYN_ACK_promotes_nothing_but_its_clients_answer_does(talk: Talk) -> None:
+    """Who floods gets SYN-ACKs, too. What waits for the client keeps its backend, whatever is changed meanwhile."""
+    there = talk.send(SYN)
+    for _ in range(2):
+        assert talk.answer(there).packet.tuple == SYN.tuple.reverse
+    assert (talk.model.flows.main, len(talk.model.flows.half_open)) == ({}, 2)
+    assert talk.goes_to(SYN) == BACKEND
+    assert talk.model.flows.main == {}
+    talk.serve(WEB, OTHER)
+    assert talk.goes_to(client("A")) == BACKEND
+    forward, back = talk.model.flows.main[SYN.tuple], talk.model.flows.main[there.packet.tuple.reverse]
+    assert (forward.packets, back.packets, talk.model.flows.half_open) == (3, 2, {})
+
+
+def test_N4_a_servers_first_word_promotes_where_no_SYN_ACK_was_seen(talk: Talk) -> None:
+    """Such as that of a connection which is older than the programs."""
+    there = talk.send(client("A"))
+    talk.answer(there, "A")
+    assert set(talk.model.flows.main) == {SYN.tuple, there.packet.tuple.reverse}
+
+
 def test_N108_each_direction_counts_its_own_packets(talk: Talk) -> None:
     """Those of layer 3 as they arrive, from the first on."""
     talk.send(QUERY)
@@ -53,6 +74,7 @@ def test_17457_N5_of_a_connection_that_gave_way_nothing_is_left(talk: Talk) -> N
     talk.serve(WEB, OTHER)
     talk.answer(talk.open(SYN), "R")
     assert talk.answer(slow).packet.tuple == SYN.tuple.reverse
+    assert talk.goes_to(client("A")) == BACKEND
     assert set(talk.model.flows.main) == {SYN.tuple, slow.packet.tuple.reverse}
 
 
