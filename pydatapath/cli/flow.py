@@ -11,6 +11,7 @@ import click
 from pydatapath.cli.output import dump, output_option, table
 from pydatapath.cli.target import Target, say
 from pydatapath.cli.types import ADDRESS
+from pydatapath.kernel.layout import FlowState
 
 if TYPE_CHECKING:
     from pydatapath.views import Flow
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["flow"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-STATE = click.Choice(["new", "established", "closing"], case_sensitive=False)
+STATE = click.Choice([state.name.lower() for state in FlowState], case_sensitive=False)
 
 
 def _filters(command: Command) -> Command:

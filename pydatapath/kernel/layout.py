@@ -78,9 +78,9 @@ class FlowState(IntEnum):
     """
 
     NEW = 0
+    ANSWERED = 3
     ESTABLISHED = 1
     CLOSING = 2
-    ANSWERED = 3
 
 
 class FlowFlag(IntFlag):
