@@ -125,17 +125,23 @@ static inline bool icmp_parse_error(struct __sk_buff *skb, const struct packet *
 
 enum found_way { NO_WAY, PLAIN_WAY, TRANSLATED_WAY };
 
-/* Where the direction that answers `tuple` goes. NO_WAY: no flow that lives; PLAIN_WAY: one that is not translated. */
-static inline enum found_way icmp_find_way(const struct tuple *tuple, struct tuple *key, struct tuple *to)
+/* Where the direction that answers the quoted packet goes. NO_WAY: no flow that lives; PLAIN_WAY: one that is not translated. */
+static inline enum found_way icmp_find_way(const struct quoted *quoted, struct tuple *key, struct tuple *to)
 {
 	struct flow *flow;
 
-	*key = tuple_reverse(tuple);
+	*key = tuple_reverse(&quoted->tuple);
 	flow = flows.lookup(key);
 	if (!flow)
 		flow = half_open.lookup(key);
 	if (!flow || flow_has_ended(flow, 0))
 		return NO_WAY;
+#if MASQUERADE
+	/* By the identifier 0 a query has the tuple of the answer to another: the flow found is not its own */
+	if (key->protocol == IPPROTO_FAMILY_ICMP &&
+	    (*(const __u8 *)quoted->ports == ICMP_TYPE_ECHO) != !!(flow->flags & FLOW_REPLY))
+		return NO_WAY;
+#endif
 	*to = flow->to;
 	return flow->flags & FLOW_PLAIN ? PLAIN_WAY : TRANSLATED_WAY;
 }

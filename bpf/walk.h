@@ -282,7 +282,7 @@ int walk(struct __sk_buff *skb)
 #endif
 		if (!icmp_parse_error(skb, &packet, &quoted))
 			return pass_ip(skb, hook, &packet);
-		switch (icmp_find_way(&quoted.tuple, &of->key, &of->to)) {
+		switch (icmp_find_way(&quoted, &of->key, &of->to)) {
 		case NO_WAY:
 			return pass_ip(skb, hook, &packet);
 		case PLAIN_WAY:

@@ -30,14 +30,17 @@ ENOUGH: Final = 8  # bytes of layer 4 by which a flow is known: what RFC 792 pro
 def follow_error(flows: Flows, moment: Moment) -> Entry | None:
     """The direction of a flow that an error is of; None: of none that is known, or it tells too little of the packet.
 
-    It is looked at only: no error refreshes a flow, ends one, or moves it on (N41, N58).
+    It is looked at only: no error refreshes a flow, ends one, or moves it on (N41, N58). By the identifier 0 an echo
+    request has the tuple of the reply to another one: what is found by it is not its own flow.
     """
     error = moment.packet.error
     if error is None or not _is_told(error):
         return None
     key = moment.packet.tuple
     entry = flows.main.get(key) or flows.half_open.get(key)
-    return None if entry is None or flows.has_ended(entry, moment.world, moment.now) else entry
+    if entry is None or (error.about.is_echo and error.about.asks != entry.reply):
+        return None
+    return None if flows.has_ended(entry, moment.world, moment.now) else entry
 
 
 def _is_told(error: Error) -> bool:

@@ -160,6 +160,23 @@ def test_N49_an_error_finds_the_pod(masquerading: Bed, where: Places, make):
 
 
 @FAMILIES
+@pytest.mark.parametrize("answers", [True, False])
+def test_N44_N49_an_error_about_a_query_of_0_is_not_of_the_answers_flow(
+    masquerading: Bed, where: Places, answers: bool
+):
+    """A pod has been asked by 0, and asks the same peer by 0: of what it says of the first nothing is translated."""
+    there = masquerading.run(Hook.FROM_POD, ping(where, where.CLIENT, where.FAR, 0))
+    about = bytes(ping(where, where.FAR, where.CLIENT, 0, answer=answers))[14 : 14 + (48 if where is V6 else 28)]
+    layer = ICMPv6DestUnreach(code=4) if where is V6 else ICMP(type=3, code=3)
+    error = frame(where.CLIENT, where.FAR) / layer / Raw(about)
+    outcome = masquerading.run(Hook.FROM_POD, error)
+    assert outcome.verdict == (REDIRECT if answers else PASS)
+    quoted = outcome.packet[-len(about) :]
+    assert (quoted == about) == (not answers)
+    assert there.ip.payload.id.to_bytes(2) == quoted[-4:-2] or not answers
+
+
+@FAMILIES
 def test_N54_an_error_of_a_pod_leaves_behind_the_nodes_address(masquerading: Bed, where: Places):
     """A closed port of a pod's, told to the server: from whom it has talked to, about what it has sent."""
     there = masquerading.run(Hook.FROM_POD, udp(where.CLIENT, 40000, where.FAR, 80))

@@ -10,6 +10,7 @@ from talking import HIDDEN, VERSIONS, Places, Talk
 from pydatapath.reference import (
     Address,
     Backend,
+    Error,
     FlowTuple,
     Hook,
     Masquerade,
@@ -82,6 +83,19 @@ def test_C13_N44_of_the_identifier_0_a_pods_query_is_no_answer(at: Places) -> No
     assert talk.send(asked.turned_round()) == Verdict("pass", asked.turned_round(), "stack")
     query = calls(at, "ICMP", port=0)
     assert talk.send(query) == Verdict("drop", query, reason="drop_untranslated")
+
+
+@VERSIONS
+def test_N44_N49_an_error_about_a_query_of_0_is_not_of_the_answers_flow(at: Places) -> None:
+    """A pod has been asked by 0, and asks the same peer by 0: of what it says of the first nothing is translated."""
+    talk = Talk(HIDDEN)
+    there = talk.send(calls(at, "ICMP", port=0))
+    answer = talk.answer(there, hook=Hook.FROM_UPLINK).packet
+    for about, told in ((answer, "forward"), (replace(answer, flags=""), "pass")):
+        error = Packet(at.CLIENT, 0, at.OUTSIDE, 0, "ICMP", error=Error("port unreachable", about))
+        verdict = talk.send(error)
+        assert verdict.kind == told
+        assert (verdict.packet == error) == (told == "pass")
 
 
 @VERSIONS
