@@ -55,11 +55,8 @@ def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool,
         except Refused as refused:
             complain(refused)
             sys.exit(1)
-    for one in outcomes:
-        if one.error is None:
-            say(target, f"{one}{' (dry run)' if dry_run else ''}")
-    for title in loaded.skipped:
-        say(target, f"{title} skipped: {SKIPPED}")
+    say(target, *(f"{one}{' (dry run)' if dry_run else ''}" for one in outcomes if one.error is None))
+    say(target, *(f"{title} skipped: {SKIPPED}" for title in loaded.skipped))
     for warning in dict.fromkeys(text for one in outcomes for text in one.warnings):
         if not target.quiet:
             click.echo(f"Warning: {warning}", err=True)
