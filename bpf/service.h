@@ -68,16 +68,16 @@ static inline u32 vip_kind(const struct address *address)
 }
 
 /* C11: where a Service's ports share their clients any of its backends on the pod will do, whatever port it is for. */
-static inline bool backend_is_kept(u32 number, u32 kept, u32 shared)
+static inline bool backend_is_kept(const u32 *slot, u32 kept, const struct backend *pod)
 {
-	struct backend *backend, *pod;
+	u32 number = slot ? *slot : 0;
+	struct backend *backend;
 	__be32 differs = 0;
 
-	if (number == kept || !shared)
+	if (number == kept || !pod)
 		return number == kept;
 	backend = backends.lookup(&number);
-	pod = backends.lookup(&kept);
-	if (!backend || !pod)
+	if (!backend)
 		return false;
 #pragma unroll
 	for (int i = 4 - WORDS; i < 4; i++)
@@ -87,32 +87,37 @@ static inline bool backend_is_kept(u32 number, u32 kept, u32 shared)
 
 /*
  * S73 to S76: the backend that a client has kept, or 0. Not for longer than the service says, nor one that is over. It
- * is looked for where it was, and noted there; by another port (C11) nowhere else. One that has moved is searched for in
- * the first AFFINITY_SEARCH slots; behind them it is not found, and its client is balanced anew.
+ * is looked for where it was, and noted there. One that has moved is searched for in the first AFFINITY_SEARCH slots; behind
+ * them it is not found, and its client is balanced anew.
  */
 static inline u32 affinity_find(const struct client *client, const struct service *service, const struct run *run,
 				u32 *position)
 {
 	struct affinity *kept = affinities.lookup((struct client *)client);
+	struct backend *pod = NULL;
 	u32 slot, *found;
 
 	if (!kept || elapsed(kept->last_used) > (s64)service->affinity * HZ ||
 	    backend_is_gone(kept->backend, kept->generation))
 		return 0;
+	if (service->shared) {
+		slot = kept->backend;
+		pod = backends.lookup(&slot);
+	}
 	slot = run->first_slot + kept->position;
 	found = slots.lookup(&slot);
-	if (kept->position < run->slot_count && found && backend_is_kept(*found, kept->backend, service->shared)) {
+	if (kept->position < run->slot_count && found && backend_is_kept(found, kept->backend, pod)) {
 		*position = kept->position;
 		return *found;
 	}
 	for (u32 i = 0; i < AFFINITY_SEARCH && i < run->slot_count; i++) {
 		slot = run->first_slot + i;
 		found = slots.lookup(&slot);
-		if (found && *found == kept->backend) {
+		if (found && backend_is_kept(found, kept->backend, pod)) {
 			/* Through the map: a number that the verifier knows would be a state of its own for each slot */
 			*(volatile u32 *)&kept->position = i;
 			*position = *(volatile u32 *)&kept->position;
-			return kept->backend;
+			return *found;
 		}
 	}
 	return 0;

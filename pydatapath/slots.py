@@ -35,8 +35,8 @@ class OutOfRoom(Exception):
 def slots_of(weights: Mapping[Address, int], algorithm: Algorithm, *, by_pod: bool = False) -> tuple[Address, ...]:
     """The backend of each slot of a set's run; the weights are above 0 (S26, C12).
 
-    `by_pod`: the same pods have the same slots for each port, since the pod that a client keeps is looked for where it
-    was for another port (C11).
+    `by_pod`: the same pods have the same slots for each port, since in a long run the pod that a client keeps is looked
+    for where it was for another port (C11).
     """
     if algorithm == "maglev":
         return maglev_table(weights, table_size(len(weights)), by_pod=by_pod)

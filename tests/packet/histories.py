@@ -179,7 +179,7 @@ def history(rng: Random, *, away: bool = False) -> list[Step]:
     scopes, steps = opening(rng, away=away)
     served = len(steps)
     steps += [step(rng, scopes) for _ in range(rng.randrange(5, STEPS))]
-    for incident in (_crowd, _race, _return, _burial, _long_call, _long_call, *([_meeting] if away else [])):
+    for incident in (_crowd, _race, _return, _joining, _burial, _long_call, _long_call, *([_meeting] if away else [])):
         if rng.randrange(16) == 0:
             place = rng.randrange(served, len(steps))
             steps[place:place] = incident(rng, rng.choice(scopes))
@@ -214,12 +214,34 @@ def _race(rng: Random, scope: Scope) -> list[Step]:
 
 
 def _return(rng: Random, scope: Scope) -> list[Step]:
-    """A client of a service with affinity comes back, by other ports, shortly before or after its backend's time."""
-    call = _call(rng, scope)
-    serving = Serving(rng.sample(scope.places, 3), affinity=10)
-    ports = [call.packet.source_port + more for more in range(1, 5)]
-    again = [call._replace(packet=replace(call.packet, source_port=port)) for port in ports]
-    return [Serve(str(call.packet.tuple.called), serving), call, Wait(rng.choice([9, 11]) + ODD), *again]
+    """A client of a service with affinity comes back, by other ports, shortly before or after its backend's time; to
+    another port of it, too, which has the pods in another order, or others.
+    """
+    call, other = _call(rng, scope), _call(rng, scope)
+    fronts = [one.packet.tuple.called for one in (call, other) if one.packet.protocol == call.packet.protocol]
+    shared = rng.choice(["", "web"])
+    serving = [
+        Serve(str(front), Serving(rng.sample(scope.places, 3), affinity=10, service=shared))
+        for front in dict.fromkeys(fronts)
+    ]
+    again = []
+    for port in range(call.packet.source_port + 1, call.packet.source_port + 5):
+        to = rng.choice((fronts[0], *fronts))
+        packet = replace(call.packet, source_port=port, destination=to.address, destination_port=to.port)
+        again.append(call._replace(packet=packet))
+    return [*serving, call, Wait(rng.choice([9, 11]) + ODD), *again]
+
+
+def _joining(rng: Random, scope: Scope) -> list[Step]:
+    """Somebody calls by the uplink whose network becomes a node's, or was: outside the cluster there is no backend."""
+    who, call = scope.who, _call(rng, scope).packet
+    serving = Serving([rng.choice(scope.places)], outside="local")
+    joined = Nodes((Machine(frozenset(), (rng.choice(who.NETWORKS),)),))
+    steps: list[Step] = [Serve(str(call.tuple.called), serving)]
+    for port, nodes in zip((50001, 50002), rng.sample((joined, Nodes(())), 2), strict=True):
+        source = rng.choice((who.FAR, who.FAR_TWO))
+        steps += [nodes, _sent_by(Hook.FROM_UPLINK, source, replace(call, source=source, source_port=port))]
+    return steps
 
 
 def _burial(rng: Random, scope: Scope) -> list[Step]:
@@ -406,6 +428,7 @@ def _serving(rng: Random, scope: Scope, front: str) -> Serving:
         kind=_kind(scope.who, _at(front)[0]),
         sources=rng.choice([None, None, None, None, (), scope.who.RANGES]),
         draining=[one for one in scope.places if one not in {*cluster, *local} and rng.randrange(2)],
+        service=rng.choice(["", "", "web"]),
     )
 
 

@@ -69,6 +69,21 @@ def test_C11_ports_of_a_service_share_the_pod_of_a_client(bed: Bed, where: Place
 
 
 @FAMILIES
+def test_C11_the_pod_is_found_wherever_it_is_in_the_other_ports_set(bed: Bed, where: Places):
+    """The ports have some pods in common, and these in another order."""
+    plain = [where.BACKEND, where.SECOND]
+    serve(bed, where, plain, [where.NOWHERE, where.REMOTE, where.SECOND, where.BACKEND])
+    seen = set()
+    for client in clients(where, 16):
+        pod, _ = reached(bed, where, client, 80)
+        for source_port in (40001, 40002, 40003):
+            assert reached(bed, where, client, 443, source_port) == (pod, 8443)
+            assert reached(bed, where, client, 80, source_port) == (pod, 8080)
+        seen.add(pod)
+    assert seen == set(plain)
+
+
+@FAMILIES
 def test_C11_a_port_without_the_pod_chooses_anew_and_that_is_kept(bed: Bed, where: Places):
     """S76: what bound the client before is thrown away, for all ports."""
     serve(bed, where, secure=[where.NOWHERE, where.REMOTE])
