@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import TypeAlias
 
 from bench.processes import BenchError, run
 
-__all__ = ["CONGESTION", "MEASURES", "METRICS", "PORTS", "Ends", "Measure", "Metric", "Port", "server_commands"]
+__all__ = [
+    "CONGESTION",
+    "HTTP_PORT",
+    "IPERF_PORT",
+    "MEASURES",
+    "METRICS",
+    "MUTE_SINK_PORT",
+    "PORTS",
+    "SINK_PORT",
+    "SOCKPERF_PORT",
+    "Ends",
+    "Measure",
+    "Metric",
+    "Port",
+    "on_cpu",
+]
 
 HTTP_PORT = 8080
 IPERF_PORT = 5201
 SOCKPERF_PORT = 11111
 SINK_PORT = 11112
 MUTE_SINK_PORT = 11113
-SMALL_BYTES = 64
-SINK = Path(__file__).with_name("sink.py")
+SMALL_BYTES, LARGE_BYTES = 64, 1400
+STREAMS = 8
 WRK_CONNECTIONS = 16
 CONGESTION = "cubic"  # Debian's default; some hosts have bbr, whose pacing hides what a path can carry
 GRACE_S = 15.0  # what a tool may take over the measured time: connecting, warm-up (sockperf: 0.4 s), its report
+
+
+Command: TypeAlias = Callable[[str, int, int], list[str]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +75,23 @@ class Metric:
 
 METRICS = (
     Metric("conn_per_s", "conn/s", 1, 0),
+    Metric("cpu_us_per_conn", "cpu us/conn", -1, 1),
+    Metric("req_per_s", "req/s", 1, 0),
+    Metric("cpu_us_per_req", "cpu us/req", -1, 1),
     Metric("gbit_per_s", "Gbit/s", 1, 2),
     Metric("retransmits", "retransmits", 0, 0),
+    Metric("cpu_ms_per_gbit", "cpu ms/Gbit", -1, 1),
+    Metric("gbit_per_s_8", "Gbit/s of 8", 1, 2),
+    Metric("retransmits_8", "retransmits of 8", 0, 0),
+    Metric("cpu_ms_per_gbit_8", "cpu ms/Gbit of 8", -1, 1),
     Metric("tcp_p50_us", "tcp p50 us", -1, 1),
     Metric("tcp_p99_us", "tcp p99 us", -1, 1),
+    Metric("tcp_p999_us", "tcp p99.9 us", -1, 1),
     Metric("udp_p50_us", "udp p50 us", -1, 1),
     Metric("udp_p99_us", "udp p99 us", -1, 1),
+    Metric("udp_p999_us", "udp p99.9 us", -1, 1),
     Metric("udp_per_s", "udp/s", 1, 0),
+    Metric("udp_1400_per_s", "udp 1400/s", 1, 0),
     Metric("one_way_per_s", "udp one-way/s", 1, 0),
 )
 
@@ -78,6 +106,15 @@ class Ends:
 
 
 @dataclass(frozen=True)
+class CpuPer:
+    """CPU time for each piece of work: as `key`, CPU seconds x `scale` divided by what was done at this `rate`."""
+
+    key: str
+    rate: str
+    scale: float
+
+
+@dataclass(frozen=True)
 class Measure:
     """A tool: its command line for (address, port, seconds), and the parser of its stdout.
 
@@ -87,9 +124,16 @@ class Measure:
 
     name: str
     port: Port
-    command: Callable[[str, int, int], list[str]]
+    command: Command
     parse: Callable[[str], dict[str, float]]
     one_core: bool = False
+    cpu_per: CpuPer | None = None
+
+    def cpu(self, values: Mapping[str, float], cpu_s: float, seconds: int) -> dict[str, float]:
+        """The CPU time that each piece of work took, of `cpu_s` seconds that the machine was busy for us meanwhile."""
+        if self.cpu_per is None or not values.get(self.cpu_per.rate):
+            return {}
+        return {self.cpu_per.key: cpu_s * self.cpu_per.scale / (values[self.cpu_per.rate] * seconds)}
 
     def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
         """Measure from inside the client's namespace; BenchError when there is no figure."""
@@ -117,7 +161,7 @@ def _datagrams(netns: str) -> int:
     """How many datagrams UDP has taken in there, those for full sockets included."""
     names, figures = re.findall(r"Udp: (.+)", run(["cat", "/proc/net/snmp"], netns=netns))
     counted = dict(zip(names.split(), map(int, figures.split()), strict=True))
-    return counted["InDatagrams"] + counted["RcvbufErrors"]
+    return int(counted["InDatagrams"] + counted["RcvbufErrors"])
 
 
 def _number(pattern: str, text: str, tool: str) -> float:
@@ -129,38 +173,45 @@ def _number(pattern: str, text: str, tool: str) -> float:
     return float(found[1])
 
 
-def _wrk(address: str, port: int, seconds: int) -> list[str]:
-    """A connection for each request: the server closes it, wrk opens the next."""
-    url = f"http://{address}:{port}/"
-    return ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{seconds}s", "-H", "Connection: close", url]
+def _wrk(*options: str) -> Command:
+    def command(address: str, port: int, seconds: int) -> list[str]:
+        return ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{seconds}s", *options, f"http://{address}:{port}/"]
+
+    return command
 
 
-def parse_wrk(text: str) -> dict[str, float]:
-    """wrk's answers a second, and how many connections went wrong."""
+def parse_wrk(key: str, text: str) -> dict[str, float]:
+    """wrk's answers a second, as `key`, and how many connections went wrong."""
     errors = sum(int(n) for n in re.findall(r"(?:connect|read|write|timeout) (\d+)", text))
     errors += sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
     rate = _number(r"Requests/sec:\s+([\d.]+)", text, "wrk")
     if rate == 0:
         raise BenchError("wrk got no answer at all")
-    return {"conn_per_s": rate, "http_errors": float(errors)}
+    return {key: rate, "http_errors": float(errors)}
 
 
-def _iperf3(address: str, port: int, seconds: int) -> list[str]:
-    """One TCP stream, client to server."""
-    return ["iperf3", "-J", "-C", CONGESTION, "-c", address, "-p", str(port), "-t", str(seconds)]
+def _iperf3(streams: int) -> Command:
+    """So many TCP streams, client to server."""
+
+    def command(address: str, port: int, seconds: int) -> list[str]:
+        options = ["-P", str(streams), "-t", str(seconds)]
+        return ["iperf3", "-J", "-C", CONGESTION, "-c", address, "-p", str(port), *options]
+
+    return command
 
 
-def parse_iperf3(text: str) -> dict[str, float]:
-    """What arrived, in Gbit/s, and the sender's retransmissions."""
+def parse_iperf3(suffix: str, text: str) -> dict[str, float]:
+    """What arrived of all streams together, in Gbit/s, and the sender's retransmissions."""
     try:
         end = json.loads(text)["end"]
         arrived = float(end["sum_received"]["bits_per_second"])
-        return {"gbit_per_s": arrived / 1e9, "retransmits": float(end["sum_sent"]["retransmits"])}
+        again = float(end["sum_sent"]["retransmits"])
+        return {f"gbit_per_s{suffix}": arrived / 1e9, f"retransmits{suffix}": again}
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(f"iperf3's JSON is not what it was: {error!r}") from None
 
 
-def _sockperf(mode: str, *options: str) -> Callable[[str, int, int], list[str]]:
+def _sockperf(mode: str, *options: str) -> Command:
     def command(address: str, port: int, seconds: int) -> list[str]:
         return ["sockperf", mode, *options, "-i", address, "-p", str(port), "-t", str(seconds)]
 
@@ -173,6 +224,7 @@ def _parse_sockperf(protocol: str) -> Callable[[str], dict[str, float]]:
         return {
             f"{protocol}_p50_us": _number(r"percentile 50\.000 =\s+([\d.]+)", text, "sockperf"),
             f"{protocol}_p99_us": _number(r"percentile 99\.000 =\s+([\d.]+)", text, "sockperf"),
+            f"{protocol}_p999_us": _number(r"percentile 99\.900 =\s+([\d.]+)", text, "sockperf"),
             f"{protocol}_dropped": _number(r"# dropped messages = (\d+)", text, "sockperf"),
         }
 
@@ -187,56 +239,42 @@ def parse_sent(text: str) -> dict[str, float]:
     }
 
 
-_FLOOD = _sockperf("throughput", "-m", str(SMALL_BYTES))
-MEASURES: Mapping[str, Measure] = {
-    measure.name: measure
-    for measure in (
-        Measure("conn", PORTS[0], _wrk, parse_wrk),
-        Measure("throughput", PORTS[1], _iperf3, parse_iperf3),
-        Measure("tcp-latency", PORTS[2], _sockperf("ping-pong", "--tcp"), _parse_sockperf("tcp"), one_core=True),
-        Measure("udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), one_core=True),
-        Flood("udp-packets", PORTS[4], _FLOOD, parse_sent),
-        Flood("udp-one-way", PORTS[5], _FLOOD, parse_sent, key="one_way_per_s"),
-    )
-}
-
-
-def nginx_config(folder: Path) -> str:
-    """One process, a tiny answer from memory, every file of its own inside `folder`."""
-    temp = "\n".join(
-        f"    {kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    return f"""\
-daemon off;
-master_process off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr error;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-{temp}
-    server {{
-        listen {HTTP_PORT} backlog=4096;
-        location / {{ return 200 "ok\\n"; }}
-    }}
-}}
-"""
-
-
 def on_cpu(cpu: int | None, argv: list[str]) -> list[str]:
     """`argv` held to one core; None: wherever the scheduler likes."""
     return argv if cpu is None else ["taskset", "--cpu-list", str(cpu), *argv]
 
 
-def server_commands(folder: Path, cpu: int | None) -> dict[str, list[str]]:
-    """The server's processes by name, sockperf's on core `cpu`; writes nginx's configuration into `folder`."""
-    config = folder / "nginx.conf"
-    config.write_text(nginx_config(folder))
-    return {
-        "nginx": ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(config)],
-        "iperf3": ["iperf3", "-s", "-p", str(IPERF_PORT)],
-        "sockperf": on_cpu(cpu, ["sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT)]),
-        "sockperf-udp": on_cpu(cpu, ["sockperf", "server", "-p", str(SOCKPERF_PORT)]),
-        "sink": [sys.executable, str(SINK), str(SINK_PORT), str(MUTE_SINK_PORT)],
-    }
+_SMALL, _LARGE = (_sockperf("throughput", "-m", str(size)) for size in (SMALL_BYTES, LARGE_BYTES))
+
+
+def _throughput(name: str, streams: int, suffix: str) -> Measure:
+    per = CpuPer(f"cpu_ms_per_gbit{suffix}", f"gbit_per_s{suffix}", 1e3)
+    return Measure(name, PORTS[1], _iperf3(streams), partial(parse_iperf3, suffix), cpu_per=per)
+
+
+MEASURES: Mapping[str, Measure] = {
+    measure.name: measure
+    for measure in (
+        Measure(
+            "conn",
+            PORTS[0],
+            _wrk("-H", "Connection: close"),  # the server closes it, wrk opens the next
+            partial(parse_wrk, "conn_per_s"),
+            cpu_per=CpuPer("cpu_us_per_conn", "conn_per_s", 1e6),
+        ),
+        Measure(
+            "requests",
+            PORTS[0],
+            _wrk(),
+            partial(parse_wrk, "req_per_s"),
+            cpu_per=CpuPer("cpu_us_per_req", "req_per_s", 1e6),
+        ),
+        _throughput("throughput", 1, ""),
+        _throughput("streams", STREAMS, f"_{STREAMS}"),
+        Measure("tcp-latency", PORTS[2], _sockperf("ping-pong", "--tcp"), _parse_sockperf("tcp"), one_core=True),
+        Measure("udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), one_core=True),
+        Flood("udp-packets", PORTS[4], _SMALL, parse_sent),
+        Flood("udp-large", PORTS[4], _LARGE, parse_sent, key="udp_1400_per_s"),
+        Flood("udp-one-way", PORTS[5], _SMALL, parse_sent, key="one_way_per_s"),
+    )
+}
