@@ -45,21 +45,22 @@ Command: TypeAlias = Callable[[str, int, int], list[str]]
 
 @dataclass(frozen=True)
 class Port:
-    """A port of the benchmark's one service. Only http changes the port number on its way."""
+    """A port of the benchmark's one service, and who serves it. Only http changes the port number on its way."""
 
     name: str
     protocol: str
     port: int
     target: int
+    server: str
 
 
 PORTS = (
-    Port("http", "tcp", 80, HTTP_PORT),
-    Port("iperf", "tcp", IPERF_PORT, IPERF_PORT),
-    Port("sockperf", "tcp", SOCKPERF_PORT, SOCKPERF_PORT),
-    Port("sockperf-udp", "udp", SOCKPERF_PORT, SOCKPERF_PORT),
-    Port("sink", "udp", SINK_PORT, SINK_PORT),
-    Port("mute-sink", "udp", MUTE_SINK_PORT, MUTE_SINK_PORT),
+    Port("http", "tcp", 80, HTTP_PORT, "nginx"),
+    Port("iperf", "tcp", IPERF_PORT, IPERF_PORT, "iperf3"),
+    Port("sockperf", "tcp", SOCKPERF_PORT, SOCKPERF_PORT, "sockperf"),
+    Port("sockperf-udp", "udp", SOCKPERF_PORT, SOCKPERF_PORT, "sockperf-udp"),
+    Port("sink", "udp", SINK_PORT, SINK_PORT, "sink"),
+    Port("mute-sink", "udp", MUTE_SINK_PORT, MUTE_SINK_PORT, "sink"),
 )
 
 
@@ -128,6 +129,11 @@ class Measure:
     parse: Callable[[str], dict[str, float]]
     one_core: bool = False
     cpu_per: CpuPer | None = None
+
+    @property
+    def tools(self) -> set[str]:
+        """What must be installed at both ends."""
+        return {self.port.server, self.command("", 0, 0)[0]}
 
     def cpu(self, values: Mapping[str, float], cpu_s: float, seconds: int) -> dict[str, float]:
         """The CPU time that each piece of work took, of `cpu_s` seconds that the machine was busy for us meanwhile."""

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +139,9 @@ def lacks_pydatapath() -> str:
     return ""
 
 
-def _wait_for_servers(this: Node) -> None:
-    """Return when every port of the server is bound."""
-    wanted = {(port.protocol, port.target) for port in PORTS}
+def _wait_for_servers(this: Node, servers: Container[str]) -> None:
+    """Return when every port of these servers is bound."""
+    wanted = {(port.protocol, port.target) for port in PORTS if port.server in servers}
     deadline = time.monotonic() + SERVERS_UP_S
     while True:
         rows = [line.split() for line in run(["ss", "-Hltun"], netns=this.server).splitlines()]
@@ -174,8 +174,10 @@ def sweep_stale() -> list[str]:
 
 
 @contextlib.contextmanager
-def ready(case: Case, run_id: str, workdir: Path, *, backends: int, cpu: int | None) -> Iterator[ReadyCase]:
-    """Set a case up for the length of the `with`: node, pods, servers, and what is measured."""
+def ready(
+    case: Case, run_id: str, workdir: Path, servers: Container[str], *, backends: int, cpu: int | None
+) -> Iterator[ReadyCase]:
+    """Set a case up for the length of the `with`: node, pods, these of the servers, and what is measured."""
     folder = workdir / case.name
     folder.mkdir()
     with ExitStack() as stack:
@@ -183,8 +185,9 @@ def ready(case: Case, run_id: str, workdir: Path, *, backends: int, cpu: int | N
             node(f"{run_id}-{case.name}", where=case.where, backends=backends, bridge_netfilter=case.bridge_netfilter)
         )
         for name, argv in server_commands(folder, cpu).items():
-            stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
-        _wait_for_servers(this)
+            if name in servers:
+                stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
+        _wait_for_servers(this, servers)
         stack.enter_context(case.prepare(this, folder))
         _check_way(case, this)
         yield ReadyCase(case, this, cpu)

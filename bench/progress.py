@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,44 +17,33 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Steps of about equal length: one line that is written over at a terminal, elsewhere a line where asked for.
-
-    `guess`: seconds that a step may take, until one has been taken.
-    """
+    """A run of `expected` seconds: one line that is written over at a terminal, elsewhere a line where asked for."""
 
     def __init__(
-        self,
-        steps: int,
-        guess: float,
-        output: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, expected: float, output: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._steps, self._guess, self._clock = steps, guess, clock
-        self._output = output or sys.stderr
-        self._since, self._done, self._written = clock(), 0, ""
+        self._expected, self._clock, self._output = expected, clock, output or sys.stderr
+        self._since, self._done, self._written = clock(), 0.0, ""
 
-    def begin(self) -> None:
-        """The time counts from now on, not from the making."""
-        self._since = self._clock()
-
-    def step(self) -> None:
-        """One more is done."""
-        self._done += 1
+    def step(self, seconds: float) -> None:
+        """What was expected to take so long is done."""
+        self._done += seconds
 
     @property
     def left_s(self) -> float:
-        """Seconds that the rest takes, if it goes on as so far."""
-        each = (self._clock() - self._since) / self._done if self._done else self._guess
-        return (self._steps - self._done) * each
+        """Seconds that the rest takes, if it goes on as slower or faster than expected as so far."""
+        pace = (self._clock() - self._since) / self._done if self._done else 1.0
+        return (self._expected - self._done) * pace
 
     def __str__(self) -> str:
-        share = self._done / self._steps if self._steps else 1.0
+        share = self._done / self._expected if self._expected else 1.0
         return f"{share:4.0%}, about {duration(self.left_s)} left"
 
     def show(self, what: str, *, line: bool) -> None:
         """Tell what is going on. `line`: also where each showing is a line of its own."""
         text = f"{self}: {what}"
         if self._output.isatty():
+            text = text[: shutil.get_terminal_size().columns - 1]
             self._output.write(f"\r{text:<{len(self._written)}}")
             self._written = text
         elif line:

@@ -47,6 +47,7 @@ PACKAGES = {  # each tool, and the Debian package that has it
     "unshare": "util-linux",
     "wrk": "wrk",
 }
+MEASURING = {"iperf3", "nginx", "sockperf", "wrk"}  # needed only by the measures that use them
 
 
 class Stopped(BaseException):
@@ -81,24 +82,31 @@ class Run:
         wanted: int = self.arguments.rounds * len(self.cases) * len(self.measures)
         return wanted - len(self.results.samples)
 
+    @property
+    def expected_s(self) -> float:
+        """How long the warm-up and what is missing take, if all goes well."""
+        warm_up = len(self.cases) * len(self.measures) * (WARM_UP_S + OVERHEAD_S)
+        return warm_up + self.left * (float(self.arguments.duration) + OVERHEAD_S)
+
 
 def say(text: str) -> None:
     """For people: stdout has the result only."""
     print(text, file=sys.stderr, flush=True)
 
 
-def check_host(path: Path, arguments: argparse.Namespace) -> None:
+def check_host(path: Path, measures: Sequence[Measure]) -> None:
     """Raise BenchError, with the way out, for what would fail later."""
     if os.geteuid() != 0:
         raise BenchError("the benchmark makes network namespaces and loads programs, so it must run as root: use sudo")
-    missing = {package for tool, package in PACKAGES.items() if shutil.which(tool) is None}
+    spared = MEASURING - set().union(*(measure.tools for measure in measures))
+    missing = {package for tool, package in PACKAGES.items() if tool not in spared and shutil.which(tool) is None}
     if missing:
         raise BenchError(f"tools are missing: apt install {' '.join(sorted(missing))}")
     known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
     if CONGESTION not in known:
         raise BenchError(f"this kernel has no congestion control {CONGESTION}: modprobe tcp_{CONGESTION}")
-    if not arguments.json:
-        path.parent.mkdir(exist_ok=True)
+    if path.parent == RESULTS:
+        RESULTS.mkdir(exist_ok=True)
     if not os.access(path.resolve().parent, os.W_OK):
         raise BenchError(f"{path}: cannot be written there")
 
@@ -126,7 +134,7 @@ def warm_up(cases: Sequence[ReadyCase], measures: Sequence[Measure], progress: P
                 each.measure(measure, WARM_UP_S)
             except BenchError as error:
                 raise BenchError(f"{each.case.name}: {measure.name} does not work: {error}") from None
-            progress.step()
+            progress.step(WARM_UP_S + OVERHEAD_S)
 
 
 def measure_once(each: ReadyCase, measure: Measure, number: int, at_s: float, seconds: int) -> Sample:
@@ -162,7 +170,7 @@ def measure_rounds(run: Run, cases: Sequence[ReadyCase], progress: Progress) -> 
                 at_s = round(time.monotonic() - start, 3)
                 sample = measure_once(each, measure, number, at_s, run.arguments.duration)
                 samples.append(sample)
-                progress.step()
+                progress.step(run.arguments.duration + OVERHEAD_S)
                 if sample.error:
                     progress.say(f"{what}, {sample.case} failed: {sample.error}")
         save(run.results, run.path)
@@ -179,7 +187,7 @@ def check_netfilter(cases: Sequence[ReadyCase], results: Results) -> None:
             )
 
 
-def _note_losses(results: Results) -> None:
+def note_losses(results: Results) -> None:
     """Note what a tool reported as lost beside its figures: how often, and how much at most."""
     lost: dict[tuple[str, str], list[float]] = {}
     for sample in results.samples:
@@ -196,10 +204,10 @@ def prepare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     if arguments.resume and not arguments.json:
         raise BenchError("--resume needs --json FILE, the run to go on with")
     path = arguments.json or RESULTS / f"{datetime.datetime.now().astimezone():%Y-%m-%d-%H%M%S}-{comparison.name}.json"
-    check_host(path, arguments)
+    measures = [comparison.measures[name] for name in arguments.measures]
+    check_host(path, measures)
     chosen, notes = choose_cases(comparison.cases, arguments.cases)
     arguments.cases = [case.name for case in chosen]
-    measures = [comparison.measures[name] for name in arguments.measures]
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     notes += [f"no ratios to {name}: it did not run" for name in comparison.baselines if name not in arguments.cases]
     texts = {case.name: case.text for case in chosen}
@@ -214,6 +222,7 @@ def bench(run: Run) -> None:
     """The whole run, from empty to empty; what has been measured is saved, whatever ends it."""
     for name in sweep_stale():
         say(f"deleted {name}, left by an earlier run that was killed")
+    say(f"{run.left} measurements in about {duration(run.expected_s)}")
     cpu = max(os.sched_getaffinity(0)) if run.arguments.pin else None
     try:
         with ExitStack() as stack:
@@ -221,29 +230,20 @@ def bench(run: Run) -> None:
             cases = []
             for case in run.cases:
                 say(f"setting up {case.name}: {case.text}")
-                setup = ready(case, f"bench{os.getpid()}", workdir, backends=run.arguments.backends, cpu=cpu)
+                servers = {measure.port.server for measure in run.measures}
+                setup = ready(case, f"bench{os.getpid()}", workdir, servers, backends=run.arguments.backends, cpu=cpu)
                 cases.append(stack.enter_context(setup))
             stack.callback(_clear_up_undisturbed)
-            measure_all(run, cases, stack)
+            progress = Progress(run.expected_s)
+            stack.callback(progress.close)
+            warm_up(cases, run.measures, progress)
+            measure_rounds(run, cases, progress)
             check_netfilter(cases, run.results)
         run.results.load_average_end = os.getloadavg()
-        _note_losses(run.results)
+        note_losses(run.results)
     finally:
         if run.results.samples:
             save(run.results, run.path)
-
-
-def measure_all(run: Run, cases: Sequence[ReadyCase], stack: ExitStack) -> None:
-    """The warm-up, then the rounds, each with its progress."""
-    warming = Progress(len(cases) * len(run.measures), WARM_UP_S + OVERHEAD_S)
-    rounds = Progress(run.left, run.arguments.duration + OVERHEAD_S)
-    say(f"{run.left} measurements: about {duration(warming.left_s + rounds.left_s)}")
-    stack.callback(rounds.close)
-    stack.callback(warming.close)
-    warm_up(cases, run.measures, warming)
-    warming.close()
-    rounds.begin()
-    measure_rounds(run, cases, rounds)
 
 
 def main(comparison: Comparison, arguments: argparse.Namespace) -> int:
