@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """SNAT by pydatapath, from a pod to a server outside: beside plain routing, and MASQUERADE by iptables and nftables.
 
-Run as root: `.venv/bin/python -m bench.snat`, or `python bench/snat.py`. bench/README.md explains it.
+Run as root: `.venv/bin/python -m bench snat`. bench/README.md explains it.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-if not __package__:  # run as a file: sys.path begins with bench/, and the package's parent is what is wanted
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench.measures import MEASURES
 from bench.options import Comparison, make_parser

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from bench.host import Load
 from bench.kube_proxy import ServicePort
 from bench.kube_proxy_ipvs import ipvs_input, masquerade_input
 from bench.measures import MEASURES, METRICS, Measure
@@ -128,3 +135,30 @@ def test_ipvs_has_a_virtual_server_for_each_port_and_masquerades_outsiders() -> 
     assert "-A KUBE-SERVICES ! -s 10.244.0.0/16 -d 10.96.0.10/32 -p udp --dport 53 -j KUBE-MARK-MASQ\n" in rules
     assert "-A KUBE-POSTROUTING -s 10.244.1.12/32 -d 10.244.1.12/32 -p udp --dport 9090 -j MASQUERADE\n" in rules
     assert rules.endswith("COMMIT\n")
+
+
+BUSY = [sys.executable, "-c", "while True: pass"]
+
+
+def test_processor_time_of_others_is_not_ours() -> None:
+    """Ours is what we and our children do; a child's child stands for somebody else's process here."""
+    load = Load()
+    begun = time.process_time()
+    while time.process_time() - begun < 0.4:
+        pass
+    elapsed, _others, ours = load.seconds()
+    assert 0.3 < ours <= elapsed * (os.cpu_count() or 1)
+    with subprocess.Popen(
+        ["sh", "-c", f"{shlex.join(BUSY)} & echo $!; wait"], stdout=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdout
+        other = int(shell.stdout.readline())
+        try:
+            load = Load()
+            time.sleep(0.8)
+            _elapsed, others, ours = load.seconds()
+        finally:
+            os.kill(other, signal.SIGKILL)
+    assert others > 0.2
+    assert ours < others
+    assert load.foreign_cores() > 0.1
