@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
 
-from bench.processes import BenchError, run
+from bench.measure import CommandLine, CpuPer, Flood, Measure, Port
+from bench.processes import BenchError
 
 __all__ = [
     "CONGESTION",
@@ -21,11 +21,7 @@ __all__ = [
     "PORTS",
     "SINK_PORT",
     "SOCKPERF_PORT",
-    "Ends",
-    "Measure",
     "Metric",
-    "Port",
-    "on_cpu",
 ]
 
 HTTP_PORT = 8080
@@ -35,23 +31,9 @@ SINK_PORT = 11112
 MUTE_SINK_PORT = 11113
 SMALL_BYTES, LARGE_BYTES = 64, 1400
 STREAMS = 8
+SOCKPERF_ASLEEP_S = 2.15  # sockperf 3.7: `sleep(2)` in its client, that no option takes away, and what comes before
 WRK_CONNECTIONS = 16
 CONGESTION = "cubic"  # Debian's default; some hosts have bbr, whose pacing hides what a path can carry
-GRACE_S = 15.0  # what a tool may take over the measured time: connecting, warm-up (sockperf: 0.4 s), its report
-
-
-Command: TypeAlias = Callable[[str, int, int], list[str]]
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port of the benchmark's one service, and who serves it. Only http changes the port number on its way."""
-
-    name: str
-    protocol: str
-    port: int
-    target: int
-    server: str
 
 
 PORTS = (
@@ -97,79 +79,6 @@ METRICS = (
 )
 
 
-@dataclass(frozen=True)
-class Ends:
-    """The namespaces of client and server, and the core that they share in a one-core measure."""
-
-    client: str
-    server: str
-    cpu: int | None
-
-
-@dataclass(frozen=True)
-class CpuPer:
-    """CPU time for each piece of work: as `key`, CPU seconds x `scale` divided by what was done at this `rate`."""
-
-    key: str
-    rate: str
-    scale: float
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A tool: its command line for (address, port, seconds), and the parser of its stdout.
-
-    `one_core`: both ends share a core. A ping-pong between two cores takes 8 or 40 us as the scheduler places the
-    ends and the idle core has to be woken: that hides what the path costs, so the choice is taken from it.
-    """
-
-    name: str
-    port: Port
-    command: Command
-    parse: Callable[[str], dict[str, float]]
-    one_core: bool = False
-    cpu_per: CpuPer | None = None
-
-    @property
-    def tools(self) -> set[str]:
-        """What must be installed at both ends."""
-        return {self.port.server, self.command("", 0, 0)[0]}
-
-    def cpu(self, values: Mapping[str, float], cpu_s: float, seconds: int) -> dict[str, float]:
-        """The CPU time that each piece of work took, of `cpu_s` seconds that the machine was busy for us meanwhile."""
-        if self.cpu_per is None or not values.get(self.cpu_per.rate):
-            return {}
-        return {self.cpu_per.key: cpu_s * self.cpu_per.scale / (values[self.cpu_per.rate] * seconds)}
-
-    def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
-        """Measure from inside the client's namespace; BenchError when there is no figure."""
-        argv = self.command(address, port, seconds)
-        if self.one_core:
-            argv = on_cpu(ends.cpu, argv)
-        return self.parse(run(argv, netns=ends.client, timeout=seconds + GRACE_S))
-
-
-@dataclass(frozen=True)
-class Flood(Measure):
-    """Datagrams to a sink, as fast as one sender can: the tool says how many it sends, the kernel how many come."""
-
-    key: str = "udp_per_s"
-
-    def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
-        """As a Measure."""
-        before = _datagrams(ends.server)
-        sent = super().measure(ends, address, port, seconds)
-        arrived = _datagrams(ends.server) - before
-        return {self.key: arrived / sent["seconds"], "udp_lost": max(0, sent["datagrams"] - arrived)}
-
-
-def _datagrams(netns: str) -> int:
-    """How many datagrams UDP has taken in there, those for full sockets included."""
-    names, figures = re.findall(r"Udp: (.+)", run(["cat", "/proc/net/snmp"], netns=netns))
-    counted = dict(zip(names.split(), map(int, figures.split()), strict=True))
-    return int(counted["InDatagrams"] + counted["RcvbufErrors"])
-
-
 def _number(pattern: str, text: str, tool: str) -> float:
     """The number that `pattern` captures; BenchError when it is not there."""
     found = re.search(pattern, text)
@@ -179,7 +88,7 @@ def _number(pattern: str, text: str, tool: str) -> float:
     return float(found[1])
 
 
-def _wrk(*options: str) -> Command:
+def _wrk(*options: str) -> CommandLine:
     def command(address: str, port: int, seconds: int) -> list[str]:
         return ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{seconds}s", *options, f"http://{address}:{port}/"]
 
@@ -196,7 +105,7 @@ def parse_wrk(key: str, text: str) -> dict[str, float]:
     return {key: rate, "http_errors": float(errors)}
 
 
-def _iperf3(streams: int) -> Command:
+def _iperf3(streams: int) -> CommandLine:
     """So many TCP streams, client to server."""
 
     def command(address: str, port: int, seconds: int) -> list[str]:
@@ -217,7 +126,7 @@ def parse_iperf3(suffix: str, text: str) -> dict[str, float]:
         raise BenchError(f"iperf3's JSON is not what it was: {error!r}") from None
 
 
-def _sockperf(mode: str, *options: str) -> Command:
+def _sockperf(mode: str, *options: str) -> CommandLine:
     def command(address: str, port: int, seconds: int) -> list[str]:
         return ["sockperf", mode, *options, "-i", address, "-p", str(port), "-t", str(seconds)]
 
@@ -243,11 +152,6 @@ def parse_sent(text: str) -> dict[str, float]:
         "datagrams": _number(r"Total of (\d+) messages sent", text, "sockperf"),
         "seconds": _number(r"messages sent in ([\d.]+) sec", text, "sockperf"),
     }
-
-
-def on_cpu(cpu: int | None, argv: list[str]) -> list[str]:
-    """`argv` held to one core; None: wherever the scheduler likes."""
-    return argv if cpu is None else ["taskset", "--cpu-list", str(cpu), *argv]
 
 
 _SMALL, _LARGE = (_sockperf("throughput", "-m", str(size)) for size in (SMALL_BYTES, LARGE_BYTES))
@@ -277,10 +181,19 @@ MEASURES: Mapping[str, Measure] = {
         ),
         _throughput("throughput", 1, ""),
         _throughput("streams", STREAMS, f"_{STREAMS}"),
-        Measure("tcp-latency", PORTS[2], _sockperf("ping-pong", "--tcp"), _parse_sockperf("tcp"), one_core=True),
-        Measure("udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), one_core=True),
-        Flood("udp-packets", PORTS[4], _SMALL, parse_sent),
-        Flood("udp-large", PORTS[4], _LARGE, parse_sent, key="udp_1400_per_s"),
-        Flood("udp-one-way", PORTS[5], _SMALL, parse_sent, key="one_way_per_s"),
+        Measure(
+            "tcp-latency",
+            PORTS[2],
+            _sockperf("ping-pong", "--tcp"),
+            _parse_sockperf("tcp"),
+            True,
+            asleep_s=SOCKPERF_ASLEEP_S,
+        ),
+        Measure(
+            "udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), True, asleep_s=SOCKPERF_ASLEEP_S
+        ),
+        Flood("udp-packets", PORTS[4], _SMALL, parse_sent, asleep_s=SOCKPERF_ASLEEP_S),
+        Flood("udp-large", PORTS[4], _LARGE, parse_sent, asleep_s=SOCKPERF_ASLEEP_S, key="udp_1400_per_s"),
+        Flood("udp-one-way", PORTS[5], _SMALL, parse_sent, asleep_s=SOCKPERF_ASLEEP_S, key="one_way_per_s"),
     )
 }

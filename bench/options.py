@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.measures import Measure
+from bench.measure import Measure
 from bench.paths import Case
 
 __all__ = ["Comparison", "Preset", "between", "make_parser", "settle"]

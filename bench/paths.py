@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.measures import PORTS, Ends, Measure
+from bench.measure import Begun, Ends, Measure
+from bench.measures import PORTS
 from bench.processes import BenchError, run, server
 from bench.servers import server_commands
 from bench.topology import BRIDGE, UPLINK, Node, Where, delete, node, stale_nodes
@@ -66,12 +67,12 @@ class ReadyCase:
     node: Node
     cpu: int | None
 
-    def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
-        """Measure once from the client pod, over this case's way."""
+    def begin(self, measure: Measure, seconds: int) -> Begun:
+        """Start a measurement from the client pod, over this case's way."""
         port, ends = measure.port, Ends(self.node.client, self.node.server, self.cpu)
         if self.case.to_vip:
-            return measure.measure(ends, CLUSTER_IP, port.port, seconds)
-        return measure.measure(ends, self.node.backends[0], port.target, seconds)
+            return measure.begin(ends, CLUSTER_IP, port.port, seconds)
+        return measure.begin(ends, self.node.backends[0], port.target, seconds)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 import shutil
@@ -16,21 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from bench.host import Load, wait_for_quiet
-from bench.measures import CONGESTION, Measure
+from bench.blocks import OVERHEAD_S, measure_block, warm_up
+from bench.host import wait_for_quiet
+from bench.measure import Measure
+from bench.measures import CONGESTION
 from bench.options import Comparison, settle
 from bench.paths import ROOT, Case, ReadyCase, ready, sweep_stale
 from bench.processes import BenchError
 from bench.progress import Progress, duration
-from bench.report import Results, Sample, environment
+from bench.report import Results, environment
 from bench.resume import save, take_up
 
 __all__ = ["main"]
 
 RESULTS = ROOT / "bench" / "results"
-OVERHEAD_S = 0.4  # of a tool, over what it is told to measure
+WARM_UP_BLOCK_S = 3.0  # what one measure's warm-up may take
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-WARM_UP_S = 1
 PACKAGES = {  # each tool, and the Debian package that has it
     "ip": "iproute2",
     "ss": "iproute2",
@@ -85,8 +87,7 @@ class Run:
     @property
     def expected_s(self) -> float:
         """How long the warm-up and what is missing take, if all goes well."""
-        warm_up = len(self.cases) * len(self.measures) * (WARM_UP_S + OVERHEAD_S)
-        return warm_up + self.left * (float(self.arguments.duration) + OVERHEAD_S)
+        return len(self.measures) * WARM_UP_BLOCK_S + self.left * (float(self.arguments.duration) + OVERHEAD_S)
 
 
 def say(text: str) -> None:
@@ -125,32 +126,6 @@ def choose_cases(known: Mapping[str, Case], wanted: Sequence[str] | None) -> tup
     return cases, notes
 
 
-def warm_up(cases: Sequence[ReadyCase], measures: Sequence[Measure], progress: Progress) -> None:
-    """One short run of everything, thrown away: tables fill, and what does not work shows before the rounds."""
-    for each in cases:
-        for measure in measures:
-            progress.show(f"warming up {each.case.name} {measure.name}", line=measure is measures[0])
-            try:
-                each.measure(measure, WARM_UP_S)
-            except BenchError as error:
-                raise BenchError(f"{each.case.name}: {measure.name} does not work: {error}") from None
-            progress.step(WARM_UP_S + OVERHEAD_S)
-
-
-def measure_once(each: ReadyCase, measure: Measure, number: int, at_s: float, seconds: int) -> Sample:
-    """One measurement; one that fails is a sample too, and the run goes on."""
-    load = Load()
-    values: dict[str, float] = {}
-    failure = ""
-    try:
-        values = each.measure(measure, seconds)
-    except BenchError as error:
-        failure = str(error)
-    elapsed, others, ours = load.seconds()
-    values |= measure.cpu(values, ours, seconds)
-    return Sample(number, each.case.name, measure.name, at_s, round(others / elapsed, 3), values, failure)
-
-
 def measure_rounds(run: Run, cases: Sequence[ReadyCase], progress: Progress) -> None:
     """Round by round, measure by measure, every case; each round begins with another case.
 
@@ -162,17 +137,19 @@ def measure_rounds(run: Run, cases: Sequence[ReadyCase], progress: Progress) -> 
     had = {(sample.round, sample.measure) for sample in samples}
     for number in range(1, run.arguments.rounds + 1):
         shift = (number - 1) % len(cases)
+        turn = [*cases[shift:], *cases[:shift]]
         for measure in (one for one in run.measures if (number, one.name) not in had):
+            what = f"round {number} of {run.arguments.rounds}, {measure.name}"
+            progress.show(what, line=True)
             patience_s = wait_for_quiet(patience_s)
-            for each in [*cases[shift:], *cases[:shift]]:
-                what = f"round {number} of {run.arguments.rounds}, {measure.name}"
-                progress.show(f"{what}, {each.case.name}", line=each is cases[shift])
-                at_s = round(time.monotonic() - start, 3)
-                sample = measure_once(each, measure, number, at_s, run.arguments.duration)
-                samples.append(sample)
-                progress.step(run.arguments.duration + OVERHEAD_S)
-                if sample.error:
-                    progress.say(f"{what}, {sample.case} failed: {sample.error}")
+            block = measure_block(turn, measure, number, run.arguments.duration, lambda: time.monotonic() - start)
+            with contextlib.closing(block):
+                for sample in block:
+                    samples.append(sample)
+                    progress.step(run.arguments.duration + OVERHEAD_S)
+                    if sample.error:
+                        progress.say(f"{what}, {sample.case} failed: {sample.error}")
+                    progress.show(f"{what}, {sample.case}", line=False)
         save(run.results, run.path)
 
 
@@ -236,7 +213,10 @@ def bench(run: Run) -> None:
             stack.callback(_clear_up_undisturbed)
             progress = Progress(run.expected_s)
             stack.callback(progress.close)
-            warm_up(cases, run.measures, progress)
+            for measure in run.measures:
+                progress.show(f"warming up {measure.name}", line=True)
+                warm_up(cases, measure)
+                progress.step(WARM_UP_BLOCK_S)
             measure_rounds(run, cases, progress)
             check_netfilter(cases, run.results)
         run.results.load_average_end = os.getloadavg()

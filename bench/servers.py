@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.measures import HTTP_PORT, IPERF_PORT, MUTE_SINK_PORT, SINK_PORT, SOCKPERF_PORT, on_cpu
+from bench.measure import on_cpu
+from bench.measures import HTTP_PORT, IPERF_PORT, MUTE_SINK_PORT, SINK_PORT, SOCKPERF_PORT
 
 __all__ = ["server_commands"]
 

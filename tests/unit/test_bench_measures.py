@@ -15,7 +15,8 @@ import pytest
 from bench.host import Load
 from bench.kube_proxy import ServicePort
 from bench.kube_proxy_ipvs import ipvs_input, masquerade_input
-from bench.measures import MEASURES, METRICS, Measure
+from bench.measure import Measure
+from bench.measures import MEASURES, METRICS
 from bench.processes import BenchError
 from bench.topology import Where
 

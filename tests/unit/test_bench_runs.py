@@ -12,6 +12,7 @@ import pytest
 
 import bench.__main__ as names
 from bench import snat
+from bench.blocks import OVERHEAD_S, events
 from bench.options import make_parser, settle
 from bench.paths import Case, nothing
 from bench.processes import BenchError
@@ -139,11 +140,11 @@ def test_only_measures_that_every_case_had_are_kept() -> None:
 
 
 def test_a_run_is_taken_up_where_it_was_stopped(tmp_path: Path) -> None:
-    """Also where more rounds are wanted now, and another patience."""
+    """Also where more rounds are wanted now, another patience, or what a preset said is said by hand."""
     path = tmp_path / "run.json"
     whole = [sample(1, case, measure) for measure in ("conn", "requests") for case in CASES]
-    save(results(*whole, sample(2, "veth"), wait_quiet=5), path)
-    wanted = {**ARGUMENTS, "rounds": 9, "wait_quiet": 0, "json": str(path), "resume": True}
+    save(results(*whole, sample(2, "veth"), wait_quiet=5, preset="full"), path)
+    wanted = {**ARGUMENTS, "rounds": 9, "wait_quiet": 0, "preset": None, "json": str(path), "resume": True}
     assert take_up(path, wanted, ENVIRONMENT) == whole
     assert [one.name for one in tmp_path.iterdir()] == ["run.json"], "the file beside it is gone"
 
@@ -219,3 +220,27 @@ def test_the_rest_of_the_line_is_the_benchmarks_own(word: str, code: int) -> Non
     with pytest.raises(SystemExit) as ended:
         names.main([word, "--no-such-option"])
     assert ended.value.code == code
+
+
+# One measure after the other
+
+
+@pytest.mark.parametrize("asleep_s", [0.0, 0.4, 2.15])
+@pytest.mark.parametrize("seconds", [1, 2, 5])
+def test_no_two_measurements_work_at_once_and_nobody_waits_for_a_sleeping_tool(seconds: int, asleep_s: float) -> None:
+    """However long a tool sleeps first, seven take seven times their work, its overhead, and one sleep."""
+    found = events(7, seconds, asleep_s)
+    at = {(what, index): when for when, what, index in found}
+    assert len(at) == len(found) == 21
+    for index in range(7):
+        assert at["work", index] - at["start", index] == pytest.approx(asleep_s)
+        assert at["end", index] - at["work", index] == pytest.approx(seconds)
+    for index in range(6):
+        assert at["end", index] <= at["work", index + 1]
+    assert [event[2] for event in found if event[1] == "end"] == list(range(7))
+    assert found[-1][0] <= asleep_s + 7 * (seconds + OVERHEAD_S)
+
+
+def test_a_tool_that_does_not_sleep_is_started_when_the_one_before_has_ended() -> None:
+    """For its end may be later than planned."""
+    assert [what for _at, what, _index in events(3, 2, 0.0)] == ["start", "work", "end"] * 3
