@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from bench.host import Load
+from bench.host import ForeignLoad
 from bench.measure import Begun, Measure
 from bench.paths import ReadyCase
 from bench.processes import BenchError
@@ -46,7 +46,7 @@ class _Going:
 
     begun: Begun
     at_s: float = 0.0
-    load: Load | None = None
+    load: ForeignLoad | None = None
 
 
 def measure_block(
@@ -65,7 +65,7 @@ def measure_block(
                 going[index] = _Going(cases[index].begin(measure, seconds))
                 stack.callback(going[index].begun.abandon)
             elif what == "work":
-                going[index].at_s, going[index].load = round(clock(), 3), Load()
+                going[index].at_s, going[index].load = round(clock(), 3), ForeignLoad()
             else:
                 yield _ended(going[index], cases[index], measure, number, seconds)
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["QUIET_CORES", "Load", "wait_for_quiet"]
+__all__ = ["QUIET_CORES", "ForeignLoad", "wait_for_quiet"]
 
 KTHREADD = 2
 QUIET_CORES = 0.1  # more than this beside a measurement disturbs it visibly
@@ -51,8 +51,8 @@ class _Clocks:
         return cls(time.monotonic(), foreign, ticks[7] * TICK_S, (ticks[3] + ticks[4]) * TICK_S, processors)
 
 
-class Load:
-    """From its making on: who kept the processors busy.
+class ForeignLoad:
+    """From its making on: how busy others kept the processors, and we.
 
     What is ours is all that was not idle, less what others took. It is not the sum of our processes' times, because
     the kernel does most of a packet's work in soft interrupts, which it books to whoever runs at the moment, or to
@@ -72,7 +72,7 @@ class Load:
         ours = elapsed * now.processors - (now.idle - since.idle) - others
         return elapsed, max(0.0, others), max(0.0, ours)
 
-    def foreign_cores(self) -> float:
+    def cores(self) -> float:
         """Processors that others took, on average since the making."""
         elapsed, others, _ours = self.seconds()
         return round(others / elapsed, 3)
@@ -85,8 +85,8 @@ def wait_for_quiet(budget_s: float) -> float:
     """
     deadline = time.monotonic() + budget_s
     while budget_s > 0 and time.monotonic() < deadline:
-        load = Load()
+        others = ForeignLoad()
         time.sleep(1)
-        if load.foreign_cores() <= QUIET_CORES:
+        if others.cores() <= QUIET_CORES:
             break
     return max(0.0, deadline - time.monotonic())

@@ -24,7 +24,7 @@ class Port:
     protocol: str
     port: int
     target: int
-    server: str
+    server: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,10 @@ class Ends:
 
 @dataclass(frozen=True)
 class CpuPer:
-    """CPU time for each piece of work: as `key`, CPU seconds x `scale` divided by what was done at this `rate`."""
+    """CPU time for each piece of work: as `key`, microseconds divided by what was done at this `rate`."""
 
     key: str
     rate: str
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Measure:
         """The CPU time that each piece of work took, of `cpu_s` seconds that the machine was busy for us meanwhile."""
         if self.cpu_per is None or not values.get(self.cpu_per.rate):
             return {}
-        return {self.cpu_per.key: cpu_s * self.cpu_per.scale / (values[self.cpu_per.rate] * seconds)}
+        return {self.cpu_per.key: cpu_s * 1e6 / (values[self.cpu_per.rate] * seconds)}
 
     def begin(self, ends: Ends, address: str, port: int, seconds: int) -> Begun:
         """Start measuring from inside the client's namespace."""

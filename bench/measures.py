@@ -58,15 +58,15 @@ class Metric:
 
 METRICS = (
     Metric("conn_per_s", "conn/s", 1, 0),
-    Metric("cpu_us_per_conn", "cpu us/conn", -1, 1),
+    Metric("cpu_per_conn_us", "cpu us/conn", -1, 1),
     Metric("req_per_s", "req/s", 1, 0),
-    Metric("cpu_us_per_req", "cpu us/req", -1, 1),
+    Metric("cpu_per_req_us", "cpu us/req", -1, 1),
     Metric("gbit_per_s", "Gbit/s", 1, 2),
     Metric("retransmits", "retransmits", 0, 0),
-    Metric("cpu_ms_per_gbit", "cpu ms/Gbit", -1, 1),
-    Metric("gbit_per_s_8", "Gbit/s of 8", 1, 2),
-    Metric("retransmits_8", "retransmits of 8", 0, 0),
-    Metric("cpu_ms_per_gbit_8", "cpu ms/Gbit of 8", -1, 1),
+    Metric("cpu_per_gbit_us", "cpu us/Gbit", -1, 0),
+    Metric("streams_gbit_per_s", "Gbit/s of 8", 1, 2),
+    Metric("streams_retransmits", "retransmits of 8", 0, 0),
+    Metric("streams_cpu_per_gbit_us", "cpu us/Gbit of 8", -1, 0),
     Metric("tcp_p50_us", "tcp p50 us", -1, 1),
     Metric("tcp_p99_us", "tcp p99 us", -1, 1),
     Metric("tcp_p999_us", "tcp p99.9 us", -1, 1),
@@ -115,13 +115,13 @@ def _iperf3(streams: int) -> CommandLine:
     return command
 
 
-def parse_iperf3(suffix: str, text: str) -> dict[str, float]:
+def parse_iperf3(prefix: str, text: str) -> dict[str, float]:
     """What arrived of all streams together, in Gbit/s, and the sender's retransmissions."""
     try:
         end = json.loads(text)["end"]
         arrived = float(end["sum_received"]["bits_per_second"])
         again = float(end["sum_sent"]["retransmits"])
-        return {f"gbit_per_s{suffix}": arrived / 1e9, f"retransmits{suffix}": again}
+        return {f"{prefix}gbit_per_s": arrived / 1e9, f"{prefix}retransmits": again}
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(f"iperf3's JSON is not what it was: {error!r}") from None
 
@@ -157,9 +157,9 @@ def parse_sent(text: str) -> dict[str, float]:
 _SMALL, _LARGE = (_sockperf("throughput", "-m", str(size)) for size in (SMALL_BYTES, LARGE_BYTES))
 
 
-def _throughput(name: str, streams: int, suffix: str) -> Measure:
-    per = CpuPer(f"cpu_ms_per_gbit{suffix}", f"gbit_per_s{suffix}", 1e3)
-    return Measure(name, PORTS[1], _iperf3(streams), partial(parse_iperf3, suffix), cpu_per=per)
+def _throughput(name: str, streams: int, prefix: str) -> Measure:
+    per = CpuPer(f"{prefix}cpu_per_gbit_us", f"{prefix}gbit_per_s")
+    return Measure(name, PORTS[1], _iperf3(streams), partial(parse_iperf3, prefix), cpu_per=per)
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -170,17 +170,17 @@ MEASURES: Mapping[str, Measure] = {
             PORTS[0],
             _wrk("-H", "Connection: close"),  # the server closes it, wrk opens the next
             partial(parse_wrk, "conn_per_s"),
-            cpu_per=CpuPer("cpu_us_per_conn", "conn_per_s", 1e6),
+            cpu_per=CpuPer("cpu_per_conn_us", "conn_per_s"),
         ),
         Measure(
             "requests",
             PORTS[0],
             _wrk(),
             partial(parse_wrk, "req_per_s"),
-            cpu_per=CpuPer("cpu_us_per_req", "req_per_s", 1e6),
+            cpu_per=CpuPer("cpu_per_req_us", "req_per_s"),
         ),
         _throughput("throughput", 1, ""),
-        _throughput("streams", STREAMS, f"_{STREAMS}"),
+        _throughput("streams", STREAMS, "streams_"),
         Measure(
             "tcp-latency",
             PORTS[2],

@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.measure import Measure
 from bench.paths import Case
 
-__all__ = ["Comparison", "Preset", "between", "make_parser", "settle"]
+__all__ = ["Comparison", "Preset", "between", "make_parser", "names_of", "settle"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Comparison:
         return Preset("", 5, 3)
 
 
-def _names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
         unknown = [name for name in names if name not in known]
@@ -77,10 +77,10 @@ def make_parser(comparison: Comparison) -> argparse.ArgumentParser:
         "--duration", type=between(1, 600), help=f"seconds a measurement takes (default {usual.duration})"
     )
     cases = f"comma-separated, of {', '.join(comparison.cases)} (default all that can run here)"
-    parser.add_argument("--only", "--cases", dest="cases", type=_names_of(list(comparison.cases)), help=cases)
+    parser.add_argument("--only", "--cases", dest="cases", type=names_of(list(comparison.cases)), help=cases)
     extra = f"; {', '.join(comparison.extra)} only by name" if comparison.extra else ""
     measures = f"comma-separated, of {', '.join(comparison.measures)} (default all{extra})"
-    parser.add_argument("--measures", type=_names_of(list(comparison.measures)), help=measures)
+    parser.add_argument("--measures", type=names_of(list(comparison.measures)), help=measures)
     parser.add_argument(
         "--no-pin", dest="pin", action="store_false", help="do not hold both ends of the latency measures to one core"
     )

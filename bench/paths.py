@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 CLUSTER_IP = "10.96.0.10"  # the virtual IP of the one service
+ALL = {port.server for port in PORTS}
 SERVERS_UP_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +74,10 @@ class ReadyCase:
         if self.case.to_vip:
             return measure.begin(ends, CLUSTER_IP, port.port, seconds)
         return measure.begin(ends, self.node.backends[0], port.target, seconds)
+
+    def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
+        """Measure once; BenchError when there is no figure."""
+        return self.begin(measure, seconds).end()
 
 
 @contextlib.contextmanager
@@ -176,7 +181,7 @@ def sweep_stale() -> list[str]:
 
 @contextlib.contextmanager
 def ready(
-    case: Case, run_id: str, workdir: Path, servers: Container[str], *, backends: int, cpu: int | None
+    case: Case, run_id: str, workdir: Path, servers: Container[str] = ALL, *, backends: int, cpu: int | None
 ) -> Iterator[ReadyCase]:
     """Set a case up for the length of the `with`: node, pods, these of the servers, and what is measured."""
     folder = workdir / case.name

@@ -76,7 +76,7 @@ def test_a_run_that_is_stopped_leaves_nothing_behind_and_goes_on(tmp_path: Path,
     assert rounds_of(ended) == [(number, case) for number in (1, 2, 3) for case in CASES]
     assert ended["conntrack"] == dict.fromkeys(CASES, 0)
     assert ended["samples"][:2] == stopped["samples"][:2]
-    assert all(one["values"]["gbit_per_s"] > 0.1 and one["values"]["cpu_ms_per_gbit"] > 0 for one in ended["samples"])
+    assert all(one["values"]["gbit_per_s"] > 0.1 and one["values"]["cpu_per_gbit_us"] > 0 for one in ended["samples"])
     assert re.search(r"(?m)^veth +\d+\.\d\d", table)
     assert "100%" not in said, "the time left is told before a measurement, not after the last"
 
@@ -116,7 +116,7 @@ def remote(tmp_path: Path) -> Iterator[ReadyCase]:
 
 def test_a_virtual_ip_of_a_remote_pod_leads_over_the_uplink_to_the_other_node(remote: ReadyCase) -> None:
     """And by our programs: netfilter tracks nothing on either node."""
-    figures = remote.begin(MEASURES["throughput"], 1).end()
+    figures = remote.measure(MEASURES["throughput"], 1)
     shown = json.loads(run(["ip", "-s", "-j", "link", "show", "eth0"], netns=remote.node.netns))
     sent = shown[0]["stats64"]["tx"]["bytes"]
     assert sent > figures["gbit_per_s"] * 1e9 / 8 * 0.9

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from bench.host import Load
+from bench.host import ForeignLoad
 from bench.kube_proxy import ServicePort
 from bench.kube_proxy_ipvs import ipvs_input, masquerade_input
 from bench.measure import Measure
@@ -49,7 +49,7 @@ IPERF3 = json.dumps(
         ("conn", WRK, {"conn_per_s": 17905.25, "http_errors": 5}),
         ("requests", WRK, {"req_per_s": 17905.25, "http_errors": 5}),
         ("throughput", IPERF3, {"gbit_per_s": 23.001565247, "retransmits": 7}),
-        ("streams", IPERF3, {"gbit_per_s_8": 23.001565247, "retransmits_8": 7}),
+        ("streams", IPERF3, {"streams_gbit_per_s": 23.001565247, "streams_retransmits": 7}),
         (
             "tcp-latency",
             SOCKPERF,
@@ -97,8 +97,10 @@ def test_a_measure_asks_its_tool_for_what_it_is_called(name: str, option: str) -
 
 def test_cpu_time_is_divided_by_what_was_done_in_all_seconds() -> None:
     """3.6 s of both cores for 20,000 connections a second over two seconds: 90 us each."""
-    assert MEASURES["conn"].cpu({"conn_per_s": 20_000.0}, 3.6, 2) == pytest.approx({"cpu_us_per_conn": 90.0})
-    assert MEASURES["streams"].cpu({"gbit_per_s_8": 40.0}, 4.0, 2) == pytest.approx({"cpu_ms_per_gbit_8": 50.0})
+    assert MEASURES["conn"].cpu({"conn_per_s": 20_000.0}, 3.6, 2) == pytest.approx({"cpu_per_conn_us": 90.0})
+    assert MEASURES["streams"].cpu({"streams_gbit_per_s": 40.0}, 4.0, 2) == pytest.approx(
+        {"streams_cpu_per_gbit_us": 50_000.0}
+    )
     assert MEASURES["conn"].cpu({}, 3.6, 2) == {}, "a measurement that failed has none"
     assert MEASURES["udp-latency"].cpu({"udp_p50_us": 8.0}, 3.6, 2) == {}
 
@@ -143,7 +145,7 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 
 def test_processor_time_of_others_is_not_ours() -> None:
     """Ours is what we and our children do; a child's child stands for somebody else's process here."""
-    load = Load()
+    load = ForeignLoad()
     begun = time.process_time()
     while time.process_time() - begun < 0.4:
         pass
@@ -155,11 +157,11 @@ def test_processor_time_of_others_is_not_ours() -> None:
         assert shell.stdout
         other = int(shell.stdout.readline())
         try:
-            load = Load()
+            load = ForeignLoad()
             time.sleep(0.8)
             _elapsed, others, ours = load.seconds()
         finally:
             os.kill(other, signal.SIGKILL)
     assert others > 0.2
     assert ours < others
-    assert load.foreign_cores() > 0.1
+    assert load.cores() > 0.1
