@@ -10,7 +10,8 @@ from collections.abc import Sequence
 NAMES = {
     "run": "paths and workloads: a virtual IP by us, beside plain ways and kube-proxy's; and SNAT",
     "snat": "what leaving the cluster costs, alone",
-    "scale": "many services, many endpoints, many flows",
+    "crowd": "speed beside many services, endpoints and flows",
+    "scale": "what commands and programs cost beside many services",
     "programming": "from the command to the first packet that is served right",
     "packet_costs": "ns of a packet in our programs",
     "compare": "two results: what has become better or worse",
@@ -34,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in NAMES:
         print(f"Error: there is no benchmark {name}: choose from {', '.join(NAMES)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"bench.{name}")
-    return int(module.main(rest) or 0)
+    sys.argv = [f"python -m bench {name}", *rest]  # as each of them reads it when it is run by itself
+    return int(importlib.import_module(f"bench.{name}").main() or 0)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -215,11 +216,16 @@ def test_every_benchmark_is_called_by_its_name(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("Error: there is no benchmark walk: choose from run, ")
 
 
-@pytest.mark.parametrize(("word", "code"), [("compare", 2), ("run", 2)])
-def test_the_rest_of_the_line_is_the_benchmarks_own(word: str, code: int) -> None:
+@pytest.mark.parametrize("word", ["compare", "run", "scale"])
+def test_the_rest_of_the_line_is_the_benchmarks_own(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that takes no arguments reads the command line as well."""
+    monkeypatch.setattr(sys, "argv", ["pytest"])
     with pytest.raises(SystemExit) as ended:
-        names.main([word, "--no-such-option"])
-    assert ended.value.code == code
+        names.main([word, "--help"])
+    assert not ended.value.code
+    assert word in capsys.readouterr().out
 
 
 # One measure after the other
