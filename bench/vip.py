@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -82,7 +83,8 @@ def _lacks_netfilter(*argv: str, stdin: str) -> str:
 
 
 def _lacks_ipvs() -> str:
-    lack = _lacks_netfilter("ipvsadm", "--restore", stdin=ipvs_input([SAMPLE]))
+    alone = dataclasses.replace(SAMPLE, backends=())  # where no link is up, no address of a backend is a host's
+    lack = _lacks_netfilter("ipvsadm", "--restore", stdin=ipvs_input([alone]))
     return lack and f"IPVS cannot be used here, {lack}"
 
 
