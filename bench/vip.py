@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ __all__ = ["CASES", "manifests"]
 SERVICE = "default/web"
 SERVICE_NETWORK = "10.96.0.0/16"
 BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
+# iptables-legacy waits for whoever changes rules anywhere on the machine, and they for it; our tables are ours alone
+NO_LOCK = ("env", f"XTABLES_LOCKFILE={os.devnull}")
 SAMPLE = ServicePort(f"{SERVICE}:http", CLUSTER_IP, "tcp", 80, (("10.244.1.12", 8080), ("10.244.1.13", 8080)))
 
 
@@ -53,7 +56,7 @@ def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _iptables(restore: str, this: Node, _folder: Path) -> Iterator[None]:
     """kube-proxy's rules for the one service; they end with the node's namespace."""
-    run([restore, "--noflush"], netns=this.netns, stdin=restore_input(_ports(this), POD_NETWORK))
+    run([*NO_LOCK, restore, "--noflush"], netns=this.netns, stdin=restore_input(_ports(this), POD_NETWORK))
     yield
 
 
@@ -96,7 +99,9 @@ def _kube_proxy(
 
 
 def _by_iptables(name: str, restore: str, how: str) -> Case:
-    lack = functools.partial(_lacks_netfilter, restore, "--noflush", stdin=restore_input([SAMPLE], POD_NETWORK))
+    lack = functools.partial(
+        _lacks_netfilter, *NO_LOCK, restore, "--noflush", stdin=restore_input([SAMPLE], POD_NETWORK)
+    )
     return _kube_proxy(name, f"by kube-proxy's iptables rules, {how}", functools.partial(_iptables, restore), lack)
 
 
