@@ -75,7 +75,9 @@ def _ipvs(this: Node, _folder: Path) -> Iterator[None]:
     run(["ip", "address", "add", f"{CLUSTER_IP}/32", "dev", "kube-ipvs0"], netns=this.netns)
     run(["ipvsadm", "--restore"], netns=this.netns, stdin=ipvs_input(_ports(this)))
     set_sysctls(this.netns, SYSCTLS)  # they exist from IPVS's first use on
-    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=masquerade_input(_ports(this), POD_NETWORK))
+    run(
+        [*NO_LOCK, "iptables-restore", "--noflush"], netns=this.netns, stdin=masquerade_input(_ports(this), POD_NETWORK)
+    )
     yield
 
 
