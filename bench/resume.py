@@ -16,7 +16,7 @@ __all__ = ["complete_blocks", "save", "take_up"]
 
 # Arguments that say how a run is run, not what it measures; that there are more rounds now is no other run either.
 FREE = {"rounds", "json", "resume", "wait_quiet", "preset"}
-SAME = ("kernel", "machine", "cpu", "cores", "versions")
+SAME = ("kernel", "machine", "cpu", "cores")
 FIELDS = {field.name for field in dataclasses.fields(Sample)}
 
 
@@ -63,6 +63,8 @@ def take_up(path: Path, arguments: Mapping[str, Any], environment: Mapping[str, 
     settings = sorted((found["arguments"].keys() | arguments.keys()) - FREE)
     differences = _differences(found["arguments"], arguments, settings)
     differences += _differences(found["environment"], environment, SAME)
+    before, now = (one.get("versions", {}) for one in (found["environment"], environment))
+    differences += _differences(before, now, sorted(before.keys() | now.keys()))
     if found["arguments"]["rounds"] > arguments["rounds"]:
         differences.append(f"rounds was {found['arguments']['rounds']} and is {arguments['rounds']}")
     if differences:

@@ -158,7 +158,7 @@ def test_a_run_is_taken_up_where_it_was_stopped(tmp_path: Path) -> None:
         ({"rounds": 2}, {}, "rounds was 3 and is 2"),
         ({"pin": False}, {}, "pin was True and is False"),
         ({}, {"kernel": "6.18"}, "kernel was 6.1 and is 6.18"),
-        ({}, {"versions": {"wrk": "4.2"}}, "versions was"),
+        ({}, {"versions": {"wrk": "4.2"}}, "wrk was 4.1 and is 4.2"),
     ],
 )
 def test_another_run_is_not_taken_up(
