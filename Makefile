@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-kernel lint format rules bench bench-snat check-fresh clean
+.PHONY: help setup demo test test-kernel lint format rules bench bench-full bench-snat check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -36,13 +36,17 @@ format: setup ## put code into the one format
 rules: setup ## docs/rules.md of the tests: which of them say that a rule holds
 	@$(BIN)/python tools/rules.py
 
-bench: ## a first look at speed: direct over the bridge, VIP by us, by iptables, by nftables
+bench: ## speed, in some minutes: plain ways, services by us and by kube-proxy's rules, SNAT
 	@tools/setup.sh bench
-	@$(BIN)/python -m bench.first_look $(BENCH_ARGS)
+	@$(BIN)/python -m bench run --quick $(BENCH_ARGS)
 
-bench-snat: ## what leaving the cluster costs: plain routing, SNAT by us, MASQUERADE by iptables
+bench-full: ## the same at length, with more workloads: what is published
 	@tools/setup.sh bench
-	@$(BIN)/python -m bench.snat $(BENCH_ARGS)
+	@$(BIN)/python -m bench run --full $(BENCH_ARGS)
+
+bench-snat: ## what leaving the cluster costs: plain routing, SNAT by us, MASQUERADE by iptables and nftables
+	@tools/setup.sh bench
+	@$(BIN)/python -m bench snat $(BENCH_ARGS)
 
 check-fresh: ## the release check: demo and test in a minimal Debian 12 root
 	@tools/setup.sh fresh

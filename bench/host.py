@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 __all__ = ["QUIET_CORES", "ForeignLoad", "wait_for_quiet"]
@@ -31,22 +32,50 @@ def _foreign_cpu_s() -> float:
     return ticks * TICK_S
 
 
-def _steal_s() -> float:
-    """CPU seconds that the hypervisor gave to others."""
-    return int(Path("/proc/stat").read_text().split("\n")[0].split()[8]) * TICK_S
+@dataclass(frozen=True)
+class _Clocks:
+    """What has gone by at one moment, in seconds: of the wall's clock, and of all processors together."""
+
+    at: float
+    foreign: float  # others on this machine
+    steal: float  # the hypervisor gave it to other machines
+    idle: float
+    processors: int
+
+    @classmethod
+    def now(cls) -> _Clocks:
+        foreign = _foreign_cpu_s()  # first: to look at all processes takes some milliseconds, which are ours
+        lines = Path("/proc/stat").read_text().splitlines()
+        ticks = [int(field) for field in lines[0].split()[1:]]  # proc(5): idle, iowait and steal are 4, 5 and 8
+        processors = sum(line.startswith("cpu") for line in lines) - 1
+        return cls(time.monotonic(), foreign, ticks[7] * TICK_S, (ticks[3] + ticks[4]) * TICK_S, processors)
 
 
 class ForeignLoad:
-    """From its making on: how many cores others took."""
+    """From its making on: how busy others kept the processors, and we.
+
+    What is ours is all that was not idle, less what others took. It is not the sum of our processes' times, because
+    the kernel does most of a packet's work in soft interrupts, which it books to whoever runs at the moment, or to
+    nobody where a core was idle. And it is not the sum of /proc/stat's busy times, which are sampled tick by tick, for
+    idle time is measured. With others on the machine it is as wrong as what is known of them: their soft interrupts
+    count as ours. It includes the tool's own start, the same in all cases.
+    """
 
     def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._cpu_s = _foreign_cpu_s() + _steal_s()
+        self._since = _Clocks.now()
+
+    def seconds(self) -> tuple[float, float, float]:
+        """Since the making, by the wall's clock; and of all processors, for others (the hypervisor included) and us."""
+        now, since = _Clocks.now(), self._since
+        elapsed = now.at - since.at
+        others = now.foreign - since.foreign + now.steal - since.steal
+        ours = elapsed * now.processors - (now.idle - since.idle) - others
+        return elapsed, max(0.0, others), max(0.0, ours)
 
     def cores(self) -> float:
-        """Cores that other processes and the hypervisor took, on average since the making."""
-        elapsed = time.monotonic() - self._since
-        return max(0.0, round((_foreign_cpu_s() + _steal_s() - self._cpu_s) / elapsed, 3))
+        """Processors that others took, on average since the making."""
+        elapsed, others, _ours = self.seconds()
+        return round(others / elapsed, 3)
 
 
 def wait_for_quiet(budget_s: float) -> float:

@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from bench.processes import BenchError, run
+from bench.measure import CommandLine, CpuPer, Flood, Measure, Port
+from bench.processes import BenchError
 
-__all__ = ["CONGESTION", "MEASURES", "METRICS", "PORTS", "Ends", "Measure", "Metric", "Port", "server_commands"]
+__all__ = [
+    "CONGESTION",
+    "HTTP_PORT",
+    "IPERF_PORT",
+    "MEASURES",
+    "METRICS",
+    "MUTE_SINK_PORT",
+    "PORTS",
+    "SINK_PORT",
+    "SOCKPERF_PORT",
+    "Metric",
+]
 
 HTTP_PORT = 8080
 IPERF_PORT = 5201
 SOCKPERF_PORT = 11111
 SINK_PORT = 11112
 MUTE_SINK_PORT = 11113
-SMALL_BYTES = 64
-SINK = Path(__file__).with_name("sink.py")
+SMALL_BYTES, LARGE_BYTES = 64, 1400
+STREAMS = 8
+SOCKPERF_ASLEEP_S = 2.15  # sockperf 3.7: `sleep(2)` in its client, that no option takes away, and what comes before
 WRK_CONNECTIONS = 16
 CONGESTION = "cubic"  # Debian's default; some hosts have bbr, whose pacing hides what a path can carry
-GRACE_S = 15.0  # what a tool may take over the measured time: connecting, warm-up (sockperf: 0.4 s), its report
-
-
-@dataclass(frozen=True)
-class Port:
-    """A port of the benchmark's one service. Only http changes the port number on its way."""
-
-    name: str
-    protocol: str
-    port: int
-    target: int
 
 
 PORTS = (
-    Port("http", "tcp", 80, HTTP_PORT),
-    Port("iperf", "tcp", IPERF_PORT, IPERF_PORT),
-    Port("sockperf", "tcp", SOCKPERF_PORT, SOCKPERF_PORT),
-    Port("sockperf-udp", "udp", SOCKPERF_PORT, SOCKPERF_PORT),
-    Port("sink", "udp", SINK_PORT, SINK_PORT),
-    Port("mute-sink", "udp", MUTE_SINK_PORT, MUTE_SINK_PORT),
+    Port("http", "tcp", 80, HTTP_PORT, "nginx"),
+    Port("iperf", "tcp", IPERF_PORT, IPERF_PORT, "iperf3"),
+    Port("sockperf", "tcp", SOCKPERF_PORT, SOCKPERF_PORT, "sockperf"),
+    Port("sockperf-udp", "udp", SOCKPERF_PORT, SOCKPERF_PORT, "sockperf-udp"),
+    Port("sink", "udp", SINK_PORT, SINK_PORT, "sink"),
+    Port("mute-sink", "udp", MUTE_SINK_PORT, MUTE_SINK_PORT, "sink"),
 )
 
 
@@ -57,67 +58,25 @@ class Metric:
 
 METRICS = (
     Metric("conn_per_s", "conn/s", 1, 0),
+    Metric("cpu_per_conn_us", "cpu us/conn", -1, 1),
+    Metric("req_per_s", "req/s", 1, 0),
+    Metric("cpu_per_req_us", "cpu us/req", -1, 1),
     Metric("gbit_per_s", "Gbit/s", 1, 2),
     Metric("retransmits", "retransmits", 0, 0),
+    Metric("cpu_per_gbit_us", "cpu us/Gbit", -1, 0),
+    Metric("streams_gbit_per_s", "Gbit/s of 8", 1, 2),
+    Metric("streams_retransmits", "retransmits of 8", 0, 0),
+    Metric("streams_cpu_per_gbit_us", "cpu us/Gbit of 8", -1, 0),
     Metric("tcp_p50_us", "tcp p50 us", -1, 1),
     Metric("tcp_p99_us", "tcp p99 us", -1, 1),
+    Metric("tcp_p999_us", "tcp p99.9 us", -1, 1),
     Metric("udp_p50_us", "udp p50 us", -1, 1),
     Metric("udp_p99_us", "udp p99 us", -1, 1),
+    Metric("udp_p999_us", "udp p99.9 us", -1, 1),
     Metric("udp_per_s", "udp/s", 1, 0),
+    Metric("udp_1400_per_s", "udp 1400/s", 1, 0),
     Metric("one_way_per_s", "udp one-way/s", 1, 0),
 )
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The namespaces of client and server, and the core that they share in a one-core measure."""
-
-    client: str
-    server: str
-    cpu: int | None
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A tool: its command line for (address, port, seconds), and the parser of its stdout.
-
-    `one_core`: both ends share a core. A ping-pong between two cores takes 8 or 40 us as the scheduler places the
-    ends and the idle core has to be woken: that hides what the path costs, so the choice is taken from it.
-    """
-
-    name: str
-    port: Port
-    command: Callable[[str, int, int], list[str]]
-    parse: Callable[[str], dict[str, float]]
-    one_core: bool = False
-
-    def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
-        """Measure from inside the client's namespace; BenchError when there is no figure."""
-        argv = self.command(address, port, seconds)
-        if self.one_core:
-            argv = on_cpu(ends.cpu, argv)
-        return self.parse(run(argv, netns=ends.client, timeout=seconds + GRACE_S))
-
-
-@dataclass(frozen=True)
-class Flood(Measure):
-    """Datagrams to a sink, as fast as one sender can: the tool says how many it sends, the kernel how many come."""
-
-    key: str = "udp_per_s"
-
-    def measure(self, ends: Ends, address: str, port: int, seconds: int) -> dict[str, float]:
-        """As a Measure."""
-        before = _datagrams(ends.server)
-        sent = super().measure(ends, address, port, seconds)
-        arrived = _datagrams(ends.server) - before
-        return {self.key: arrived / sent["seconds"], "udp_lost": max(0, sent["datagrams"] - arrived)}
-
-
-def _datagrams(netns: str) -> int:
-    """How many datagrams UDP has taken in there, those for full sockets included."""
-    names, figures = re.findall(r"Udp: (.+)", run(["cat", "/proc/net/snmp"], netns=netns))
-    counted = dict(zip(names.split(), map(int, figures.split()), strict=True))
-    return counted["InDatagrams"] + counted["RcvbufErrors"]
 
 
 def _number(pattern: str, text: str, tool: str) -> float:
@@ -129,38 +88,45 @@ def _number(pattern: str, text: str, tool: str) -> float:
     return float(found[1])
 
 
-def _wrk(address: str, port: int, seconds: int) -> list[str]:
-    """A connection for each request: the server closes it, wrk opens the next."""
-    url = f"http://{address}:{port}/"
-    return ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{seconds}s", "-H", "Connection: close", url]
+def _wrk(*options: str) -> CommandLine:
+    def command(address: str, port: int, seconds: int) -> list[str]:
+        return ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{seconds}s", *options, f"http://{address}:{port}/"]
+
+    return command
 
 
-def parse_wrk(text: str) -> dict[str, float]:
-    """wrk's answers a second, and how many connections went wrong."""
+def parse_wrk(key: str, text: str) -> dict[str, float]:
+    """wrk's answers a second, as `key`, and how many connections went wrong."""
     errors = sum(int(n) for n in re.findall(r"(?:connect|read|write|timeout) (\d+)", text))
     errors += sum(int(n) for n in re.findall(r"Non-2xx or 3xx responses: (\d+)", text))
     rate = _number(r"Requests/sec:\s+([\d.]+)", text, "wrk")
     if rate == 0:
         raise BenchError("wrk got no answer at all")
-    return {"conn_per_s": rate, "http_errors": float(errors)}
+    return {key: rate, "http_errors": float(errors)}
 
 
-def _iperf3(address: str, port: int, seconds: int) -> list[str]:
-    """One TCP stream, client to server."""
-    return ["iperf3", "-J", "-C", CONGESTION, "-c", address, "-p", str(port), "-t", str(seconds)]
+def _iperf3(streams: int) -> CommandLine:
+    """So many TCP streams, client to server."""
+
+    def command(address: str, port: int, seconds: int) -> list[str]:
+        options = ["-P", str(streams), "-t", str(seconds)]
+        return ["iperf3", "-J", "-C", CONGESTION, "-c", address, "-p", str(port), *options]
+
+    return command
 
 
-def parse_iperf3(text: str) -> dict[str, float]:
-    """What arrived, in Gbit/s, and the sender's retransmissions."""
+def parse_iperf3(prefix: str, text: str) -> dict[str, float]:
+    """What arrived of all streams together, in Gbit/s, and the sender's retransmissions."""
     try:
         end = json.loads(text)["end"]
         arrived = float(end["sum_received"]["bits_per_second"])
-        return {"gbit_per_s": arrived / 1e9, "retransmits": float(end["sum_sent"]["retransmits"])}
+        again = float(end["sum_sent"]["retransmits"])
+        return {f"{prefix}gbit_per_s": arrived / 1e9, f"{prefix}retransmits": again}
     except (ValueError, KeyError, TypeError) as error:
         raise BenchError(f"iperf3's JSON is not what it was: {error!r}") from None
 
 
-def _sockperf(mode: str, *options: str) -> Callable[[str, int, int], list[str]]:
+def _sockperf(mode: str, *options: str) -> CommandLine:
     def command(address: str, port: int, seconds: int) -> list[str]:
         return ["sockperf", mode, *options, "-i", address, "-p", str(port), "-t", str(seconds)]
 
@@ -173,6 +139,7 @@ def _parse_sockperf(protocol: str) -> Callable[[str], dict[str, float]]:
         return {
             f"{protocol}_p50_us": _number(r"percentile 50\.000 =\s+([\d.]+)", text, "sockperf"),
             f"{protocol}_p99_us": _number(r"percentile 99\.000 =\s+([\d.]+)", text, "sockperf"),
+            f"{protocol}_p999_us": _number(r"percentile 99\.900 =\s+([\d.]+)", text, "sockperf"),
             f"{protocol}_dropped": _number(r"# dropped messages = (\d+)", text, "sockperf"),
         }
 
@@ -187,56 +154,46 @@ def parse_sent(text: str) -> dict[str, float]:
     }
 
 
-_FLOOD = _sockperf("throughput", "-m", str(SMALL_BYTES))
+_SMALL, _LARGE = (_sockperf("throughput", "-m", str(size)) for size in (SMALL_BYTES, LARGE_BYTES))
+
+
+def _throughput(name: str, streams: int, prefix: str) -> Measure:
+    per = CpuPer(f"{prefix}cpu_per_gbit_us", f"{prefix}gbit_per_s")
+    return Measure(name, PORTS[1], _iperf3(streams), partial(parse_iperf3, prefix), cpu_per=per)
+
+
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
-        Measure("conn", PORTS[0], _wrk, parse_wrk),
-        Measure("throughput", PORTS[1], _iperf3, parse_iperf3),
-        Measure("tcp-latency", PORTS[2], _sockperf("ping-pong", "--tcp"), _parse_sockperf("tcp"), one_core=True),
-        Measure("udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), one_core=True),
-        Flood("udp-packets", PORTS[4], _FLOOD, parse_sent),
-        Flood("udp-one-way", PORTS[5], _FLOOD, parse_sent, key="one_way_per_s"),
+        Measure(
+            "conn",
+            PORTS[0],
+            _wrk("-H", "Connection: close"),  # the server closes it, wrk opens the next
+            partial(parse_wrk, "conn_per_s"),
+            cpu_per=CpuPer("cpu_per_conn_us", "conn_per_s"),
+        ),
+        Measure(
+            "requests",
+            PORTS[0],
+            _wrk(),
+            partial(parse_wrk, "req_per_s"),
+            cpu_per=CpuPer("cpu_per_req_us", "req_per_s"),
+        ),
+        _throughput("throughput", 1, ""),
+        _throughput("streams", STREAMS, "streams_"),
+        Measure(
+            "tcp-latency",
+            PORTS[2],
+            _sockperf("ping-pong", "--tcp"),
+            _parse_sockperf("tcp"),
+            True,
+            asleep_s=SOCKPERF_ASLEEP_S,
+        ),
+        Measure(
+            "udp-latency", PORTS[3], _sockperf("ping-pong"), _parse_sockperf("udp"), True, asleep_s=SOCKPERF_ASLEEP_S
+        ),
+        Flood("udp-packets", PORTS[4], _SMALL, parse_sent, asleep_s=SOCKPERF_ASLEEP_S),
+        Flood("udp-large", PORTS[4], _LARGE, parse_sent, asleep_s=SOCKPERF_ASLEEP_S, key="udp_1400_per_s"),
+        Flood("udp-one-way", PORTS[5], _SMALL, parse_sent, asleep_s=SOCKPERF_ASLEEP_S, key="one_way_per_s"),
     )
 }
-
-
-def nginx_config(folder: Path) -> str:
-    """One process, a tiny answer from memory, every file of its own inside `folder`."""
-    temp = "\n".join(
-        f"    {kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    return f"""\
-daemon off;
-master_process off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr error;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off;
-{temp}
-    server {{
-        listen {HTTP_PORT} backlog=4096;
-        location / {{ return 200 "ok\\n"; }}
-    }}
-}}
-"""
-
-
-def on_cpu(cpu: int | None, argv: list[str]) -> list[str]:
-    """`argv` held to one core; None: wherever the scheduler likes."""
-    return argv if cpu is None else ["taskset", "--cpu-list", str(cpu), *argv]
-
-
-def server_commands(folder: Path, cpu: int | None) -> dict[str, list[str]]:
-    """The server's processes by name, sockperf's on core `cpu`; writes nginx's configuration into `folder`."""
-    config = folder / "nginx.conf"
-    config.write_text(nginx_config(folder))
-    return {
-        "nginx": ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(config)],
-        "iperf3": ["iperf3", "-s", "-p", str(IPERF_PORT)],
-        "sockperf": on_cpu(cpu, ["sockperf", "server", "--tcp", "-p", str(SOCKPERF_PORT)]),
-        "sockperf-udp": on_cpu(cpu, ["sockperf", "server", "-p", str(SOCKPERF_PORT)]),
-        "sink": [sys.executable, str(SINK), str(SINK_PORT), str(MUTE_SINK_PORT)],
-    }

@@ -1,31 +1,45 @@
-"""A case: one way for a packet from the client pod to the server, in a node of its own. And those of `first_look`."""
+"""A case: one way for a packet from the client pod to the server, in namespaces of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.kube_proxy import ServicePort, restore_input
-from bench.kube_proxy_nft import nft_input
-from bench.measures import PORTS, Ends, Measure, server_commands
+from bench.measure import Begun, Ends, Measure
+from bench.measures import PORTS
 from bench.processes import BenchError, run, server
-from bench.topology import BRIDGE, NODE_IP, POD_NETWORK, UPLINK, Node, Where, delete, node, stale_nodes
+from bench.servers import server_commands
+from bench.topology import BRIDGE, UPLINK, Node, Where, delete, node, stale_nodes
 
-__all__ = ["CASES", "Case", "ReadyCase", "find_pydatapath", "loaded", "nothing", "ready", "sweep_stale"]
+__all__ = [
+    "CLUSTER_IP",
+    "ROOT",
+    "Case",
+    "ReadyCase",
+    "find_pydatapath",
+    "lacks_pydatapath",
+    "loaded",
+    "nothing",
+    "ready",
+    "sweep_stale",
+    "why_not",
+]
 
-SERVICE = "default/web"
-CLUSTER_IP = "10.96.0.10"
-SERVICE_NETWORK = "10.96.0.0/16"
+CLUSTER_IP = "10.96.0.10"  # the virtual IP of the one service
+ALL = {port.server for port in PORTS}
 SERVERS_UP_S = 10.0
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def _lacks_nothing() -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Case:
     """One way to the server. `prepare` puts into the node (first argument) what is measured, and takes it away.
 
     `tracked`: netfilter tracks connections there. `bridge_netfilter`: also of what crosses the bridge.
+    `lack`: what this machine lacks for it, a sentence; "" where it can run.
     """
 
     name: str
@@ -42,7 +57,7 @@ class Case:
     where: Where = Where.POD
     tracked: bool = False
     bridge_netfilter: bool = False
-    needs_pydatapath: bool = False
+    lack: Callable[[], str] = _lacks_nothing
 
 
 @dataclass(frozen=True)
@@ -53,12 +68,16 @@ class ReadyCase:
     node: Node
     cpu: int | None
 
-    def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
-        """Measure once from the client pod, over this case's way."""
+    def begin(self, measure: Measure, seconds: int) -> Begun:
+        """Start a measurement from the client pod, over this case's way."""
         port, ends = measure.port, Ends(self.node.client, self.node.server, self.cpu)
         if self.case.to_vip:
-            return measure.measure(ends, CLUSTER_IP, port.port, seconds)
-        return measure.measure(ends, self.node.backends[0], port.target, seconds)
+            return measure.begin(ends, CLUSTER_IP, port.port, seconds)
+        return measure.begin(ends, self.node.backends[0], port.target, seconds)
+
+    def measure(self, measure: Measure, seconds: int) -> dict[str, float]:
+        """Measure once; BenchError when there is no figure."""
+        return self.begin(measure, seconds).end()
 
 
 @contextlib.contextmanager
@@ -67,119 +86,43 @@ def nothing(_node: Node, _folder: Path) -> Iterator[None]:
     yield
 
 
-@contextlib.contextmanager
-def _iptables(this: Node, _folder: Path) -> Iterator[None]:
-    """kube-proxy's rules for the one service; they end with the node's namespace."""
-    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=restore_input(_ports(this), POD_NETWORK))
-    yield
-
-
-@contextlib.contextmanager
-def _nftables(this: Node, _folder: Path) -> Iterator[None]:
-    """As `_iptables`, by kube-proxy's nftables mode."""
-    table = nft_input(_ports(this), POD_NETWORK, SERVICE_NETWORK, [NODE_IP])
-    run(["nft", "-f", "-"], netns=this.netns, stdin=table)
-    yield
-
-
-def _ports(this: Node) -> list[ServicePort]:
-    """The one service, for kube-proxy."""
-    return [
-        ServicePort(
-            f"{SERVICE}:{port.name}",
-            CLUSTER_IP,
-            port.protocol,
-            port.port,
-            tuple((address, port.target) for address in this.backends),
-        )
-        for port in PORTS
-    ]
-
-
-def _command(this: Node) -> list[str]:
-    """The pydatapath command for the node's own instance."""
-    return [find_pydatapath(), "--instance", this.name, "--netns", this.netns]
-
-
-@contextlib.contextmanager
-def loaded(this: Node, *options: str) -> Iterator[list[str]]:
-    """pydatapath loaded into the node, with further options; yields the command for its instance."""
-    command = _command(this)
+def why_not(argv: Sequence[str], stdin: str | None = None) -> str:
+    """Try a command in a network namespace that ends with it: "" where it works, or what it says."""
     try:
-        run([*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", "node1", *options])
-        yield command
+        run(["unshare", "--net", *argv], stdin=stdin)
+    except BenchError as error:
+        return str(error)
+    return ""
+
+
+def _command(this: Node, number: str) -> list[str]:
+    """The pydatapath command for one node's own instance."""
+    instance = this.name if number == "node1" else f"{this.name}-2"
+    return [find_pydatapath(), "--instance", instance, "--netns", this.nodes[number]]
+
+
+@contextlib.contextmanager
+def loaded(this: Node, *options: str) -> Iterator[list[list[str]]]:
+    """pydatapath loaded into all nodes, with further options; yields the command for each instance."""
+    with ExitStack() as stack:
+        commands = []
+        for number in this.nodes:
+            command = _command(this, number)
+            stack.enter_context(_loaded_into_one(command, number, options))
+            commands.append(command)
+        yield commands
+
+
+@contextlib.contextmanager
+def _loaded_into_one(command: list[str], number: str, options: Sequence[str]) -> Iterator[None]:
+    try:
+        run([*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", number, *options])
+        yield
     except BaseException:
         with contextlib.suppress(BenchError):  # what went wrong first is what the user must read
             run([*command, "unload"])
         raise
     run([*command, "unload"])
-
-
-@contextlib.contextmanager
-def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
-    """pydatapath with the one service applied from a manifest."""
-    manifest = folder / "service.json"
-    manifest.write_text(json.dumps(manifests(this.backends), indent=2))
-    with loaded(this) as command:
-        run([*command, "apply", "-f", str(manifest)])
-        yield
-
-
-CASES: Mapping[str, Case] = {
-    case.name: case
-    for case in (
-        Case("bridge", "pod to pod over the plain bridge, no service, nothing loaded", nothing),
-        Case("vip-pydatapath", "pod to VIP, served by pydatapath", _pydatapath, to_vip=True, needs_pydatapath=True),
-        Case(
-            "vip-iptables",
-            "pod to VIP, by kube-proxy's iptables rules",
-            _iptables,
-            to_vip=True,
-            tracked=True,
-            bridge_netfilter=True,
-        ),
-        Case(
-            "vip-nftables",
-            "pod to VIP, by the table of kube-proxy's nftables mode",
-            _nftables,
-            to_vip=True,
-            tracked=True,
-            bridge_netfilter=True,
-        ),
-        Case("bridge-loaded", "pod to pod, with pydatapath loaded", _pydatapath, needs_pydatapath=True),
-    )
-}
-
-
-def manifests(backends: Sequence[str]) -> dict[str, object]:
-    """A List of the Service and its EndpointSlice, as Kubernetes would hand them out."""
-    namespace, name = SERVICE.split("/")
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"namespace": namespace, "name": name},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": CLUSTER_IP,
-            "clusterIPs": [CLUSTER_IP],
-            "ports": [
-                {"name": p.name, "protocol": p.protocol.upper(), "port": p.port, "targetPort": p.target} for p in PORTS
-            ],
-        },
-    }
-    endpoints = {
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "namespace": namespace,
-            "name": f"{name}-1",
-            "labels": {"kubernetes.io/service-name": name},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": p.name, "protocol": p.protocol.upper(), "port": p.target} for p in PORTS],
-        "endpoints": [{"addresses": [ip], "conditions": {"ready": True}, "nodeName": "node1"} for ip in backends],
-    }
-    return {"apiVersion": "v1", "kind": "List", "items": [service, endpoints]}
 
 
 def find_pydatapath() -> str:
@@ -193,9 +136,18 @@ def find_pydatapath() -> str:
     return found
 
 
-def _wait_for_servers(this: Node) -> None:
-    """Return when every port of the server is bound."""
-    wanted = {(port.protocol, port.target) for port in PORTS}
+def lacks_pydatapath() -> str:
+    """The command, where it is not installed."""
+    try:
+        find_pydatapath()
+    except BenchError as error:
+        return str(error)
+    return ""
+
+
+def _wait_for_servers(this: Node, servers: Container[str]) -> None:
+    """Return when every port of these servers is bound."""
+    wanted = {(port.protocol, port.target) for port in PORTS if port.server in servers}
     deadline = time.monotonic() + SERVERS_UP_S
     while True:
         rows = [line.split() for line in run(["ss", "-Hltun"], netns=this.server).splitlines()]
@@ -220,15 +172,18 @@ def sweep_stale() -> list[str]:
     """Clear up after earlier runs that were killed outright, and name what was found: nodes, and pydatapath in them."""
     stale = stale_nodes()
     for this in stale:
-        with contextlib.suppress(BenchError):  # not every node has one, and it may have been cut off half-way
-            run([*_command(this), "unload"])
+        for number in this.nodes:
+            with contextlib.suppress(BenchError):  # not every node has one, and it may have been cut off half-way
+                run([*_command(this, number), "unload"])
         delete(this)
     return [this.name for this in stale]
 
 
 @contextlib.contextmanager
-def ready(case: Case, run_id: str, workdir: Path, *, backends: int, cpu: int | None) -> Iterator[ReadyCase]:
-    """Set a case up for the length of the `with`: node, pods, servers, and what is measured."""
+def ready(
+    case: Case, run_id: str, workdir: Path, servers: Container[str] = ALL, *, backends: int, cpu: int | None
+) -> Iterator[ReadyCase]:
+    """Set a case up for the length of the `with`: node, pods, these of the servers, and what is measured."""
     folder = workdir / case.name
     folder.mkdir()
     with ExitStack() as stack:
@@ -236,8 +191,9 @@ def ready(case: Case, run_id: str, workdir: Path, *, backends: int, cpu: int | N
             node(f"{run_id}-{case.name}", where=case.where, backends=backends, bridge_netfilter=case.bridge_netfilter)
         )
         for name, argv in server_commands(folder, cpu).items():
-            stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
-        _wait_for_servers(this)
+            if name in servers:
+                stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
+        _wait_for_servers(this, servers)
         stack.enter_context(case.prepare(this, folder))
         _check_way(case, this)
         yield ReadyCase(case, this, cpu)

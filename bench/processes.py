@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["BenchError", "in_netns", "run", "server"]
+__all__ = ["BenchError", "Command", "in_netns", "run", "server"]
 
 COMMAND_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 3.0
@@ -30,28 +30,47 @@ def _tied(argv: Sequence[str]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", *argv]
 
 
+class Command:
+    """A command that runs. Whoever makes one calls `finish` or `kill`."""
+
+    def __init__(self, argv: Sequence[str], *, netns: str | None = None, stdin: str | None = None) -> None:
+        self._line, self._stdin = " ".join(argv), stdin
+        # A session of its own: Ctrl-C reaches us alone, and we end what runs.
+        self._process = subprocess.Popen(
+            _tied(in_netns(netns, argv) if netns else argv),
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """End it, if it has not ended yet."""
+        with self._process:  # closes the pipes
+            self._process.kill()
+
+    def finish(self, timeout: float) -> str:
+        """Wait for its end and return its stdout; BenchError when it fails or takes over `timeout` seconds from now."""
+        try:
+            out, err = self._process.communicate(self._stdin, timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise BenchError(f"`{self._line}` did not end within {timeout:.0f} s") from None
+        except BaseException:
+            self.kill()
+            raise
+        if self._process.returncode != 0:
+            said = (err.strip() or out.strip() or "no output").splitlines()
+            raise BenchError(f"`{self._line}` failed ({self._process.returncode}): {' | '.join(said[-3:])}")
+        return out
+
+
 def run(
     argv: Sequence[str], *, netns: str | None = None, stdin: str | None = None, timeout: float = COMMAND_TIMEOUT_S
 ) -> str:
     """Run a command to its end and return its stdout; BenchError when it fails or takes over `timeout` seconds."""
-    line = in_netns(netns, argv) if netns else list(argv)
-    try:
-        # A session of its own: Ctrl-C reaches us alone, and we end what runs.
-        done = subprocess.run(
-            _tied(line),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
-        raise BenchError(f"`{' '.join(argv)}` did not end within {timeout:.0f} s") from None
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-        raise BenchError(f"`{' '.join(argv)}` failed ({done.returncode}): {' | '.join(said[-3:])}")
-    return done.stdout
+    return Command(argv, netns=netns, stdin=stdin).finish(timeout)
 
 
 @contextlib.contextmanager

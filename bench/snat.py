@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""SNAT by pydatapath, beside plain routing without NAT and beside iptables' MASQUERADE: from a pod to a server outside.
+"""SNAT by pydatapath, from a pod to a server outside: beside plain routing, and MASQUERADE by iptables and nftables.
 
-Run as root: `.venv/bin/python -m bench.snat`, or `python bench/snat.py`. bench/README.md explains it.
+Run as root: `.venv/bin/python -m bench snat`. bench/README.md explains it.
 """
 
 from __future__ import annotations
@@ -11,13 +10,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-if not __package__:  # run as a file: sys.path begins with bench/, and the package's parent is what is wanted
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 from bench.measures import MEASURES
-from bench.paths import Case, loaded, nothing
+from bench.options import Comparison, make_parser
+from bench.paths import Case, lacks_pydatapath, loaded, nothing
 from bench.processes import run
-from bench.rounds import Comparison, make_parser
 from bench.rounds import main as compare
 from bench.topology import POD_NETWORK, Node, Where
 
@@ -26,12 +22,26 @@ MASQUERADE = f"""\
 -A POSTROUTING -s {POD_NETWORK} ! -d {POD_NETWORK} -j MASQUERADE --random-fully
 COMMIT
 """
+MASQUERADE_NFT = f"""\
+table ip nat {{
+    chain postrouting {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip saddr {POD_NETWORK} ip daddr != {POD_NETWORK} masquerade fully-random
+    }}
+}}
+"""
 
 
 @contextlib.contextmanager
 def _iptables(this: Node, _folder: Path) -> Iterator[None]:
     """The rule of flannel and of the CNI plugins; it ends with the node's namespace."""
     run(["iptables-restore", "--noflush"], netns=this.netns, stdin=MASQUERADE)
+    yield
+
+
+@contextlib.contextmanager
+def _nftables(this: Node, _folder: Path) -> Iterator[None]:
+    run(["nft", "-f", "-"], netns=this.netns, stdin=MASQUERADE_NFT)
     yield
 
 
@@ -44,18 +54,20 @@ def _pydatapath(this: Node, _folder: Path) -> Iterator[None]:
 CASES = {
     case.name: case
     for case in (
-        Case("routed", "pod to a server outside, without NAT, nothing loaded", nothing, where=Where.ROUTED),
+        Case("outside", "pod to a server outside, without NAT, nothing loaded", nothing, where=Where.ROUTED),
         Case(
             "snat-pydatapath",
             "the same, masqueraded by pydatapath",
             _pydatapath,
             where=Where.OUTSIDE,
-            needs_pydatapath=True,
+            lack=lacks_pydatapath,
         ),
         Case("snat-iptables", "the same, by iptables' MASQUERADE", _iptables, where=Where.OUTSIDE, tracked=True),
+        Case("snat-nftables", "the same, by nftables' masquerade", _nftables, where=Where.OUTSIDE, tracked=True),
     )
 }
-COMPARISON = Comparison("snat", (__doc__ or "").split("\n")[0], CASES, MEASURES, ["routed", "snat-iptables"])
+BASELINES = ("outside", "snat-iptables")
+COMPARISON = Comparison("snat", (__doc__ or "").split("\n")[0], CASES, MEASURES, BASELINES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ packages=(
 test_packages=(
     iproute2         # ip, tc, ss: what a user would check our work with
     iputils-ping
+    procps           # sysctl
     tcpdump          # what is really on the wire
     ethtool          # offloads on and off
     iperf3           # throughput and retransmits
@@ -31,7 +32,7 @@ test_packages=(
     shellcheck       # make lint
 )
 kernel_packages=(qemu-system-x86 busybox-static kmod util-linux)
-bench_packages=(iperf3 nginx-light procps sockperf wrk)
+bench_packages=(ipvsadm nginx-light sockperf wrk)
 fresh_packages=(mmdebstrap git)
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)

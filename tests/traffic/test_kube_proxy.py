@@ -20,7 +20,9 @@ CALLS = 600
 CLUSTER_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
 BRIDGED = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")  # without it the answers of a bridge's pods pass us by
 
-layouts = pytest.mark.parametrize("layout", ["iptables", "nftables"])
+IPTABLES = {"iptables": "iptables-nft", "iptables-legacy": "iptables-legacy"}  # iptables' two forms, and their commands
+
+layouts = pytest.mark.parametrize("layout", [*IPTABLES, "nftables"])
 kinds = pytest.mark.parametrize("kind", list(KINDS.values()), ids=list(KINDS))
 
 
@@ -52,14 +54,14 @@ def run(cluster: Cluster, *command: str, stdin: str = "") -> str:
 @pytest.fixture
 def laid(cluster: Cluster, layout: str) -> Iterator[str]:
     """The rules, in the node alone."""
-    if layout == "iptables":
-        run(cluster, "iptables-restore", "--noflush", stdin=restore_input(ports(cluster), CLUSTER_CIDR))
+    if command := IPTABLES.get(layout):
+        run(cluster, f"{command}-restore", "--noflush", stdin=restore_input(ports(cluster), CLUSTER_CIDR))
     else:
         table = nft_input(ports(cluster), CLUSTER_CIDR, SERVICE_CIDR, [cluster.lab.node(1).address])
         run(cluster, "nft", "-f", "-", stdin=table)
     yield layout
-    if layout == "iptables":
-        run(cluster, "iptables-restore", stdin="".join(f"*{one}\nCOMMIT\n" for one in ("mangle", "filter", "nat")))
+    if command:
+        run(cluster, f"{command}-restore", stdin="".join(f"*{one}\nCOMMIT\n" for one in ("mangle", "filter", "nat")))
     else:
         run(cluster, "nft", "delete", "table", "ip", "kube-proxy")
 
@@ -79,15 +81,16 @@ def test_calls_are_spread_evenly_and_masqueraded_where_they_come_from_elsewhere(
         assert all(abs(count - CALLS / 2) < 75 for count in found.names.values()), found.names  # six sigma
         seen = {one.seen[0] for one in found.answers}
         assert seen == ({host.address} if name == "a pod" else {lab.node(1).gateway}), name
-    assert "KUBE-SERVICES" in run(cluster, "iptables-save") if laid == "iptables" else True
+    forms = {name for name, command in IPTABLES.items() if "KUBE-SERVICES" in run(cluster, f"{command}-save")}
+    assert forms == {laid} - {"nftables"}, "and by no other rules than those"
 
 
 @layouts
 def test_one_changed_service_is_changed_alone(cluster: Cluster, laid: str):
     """As kube-proxy changes it: in nftables mode that service's chain, by iptables all of it."""
     changed = ports(cluster, 1)
-    if laid == "iptables":
-        run(cluster, "iptables-restore", "--noflush", stdin=restore_input(changed, CLUSTER_CIDR))
+    if command := IPTABLES.get(laid):
+        run(cluster, f"{command}-restore", "--noflush", stdin=restore_input(changed, CLUSTER_CIDR))
     else:
         run(cluster, "nft", "-f", "-", stdin="".join(map(one_changed, changed)))
     assert ask_many(cluster.lab.node(1), KINDS["TCP"], VIP, 40).names == {"node1-pod2": 40}
@@ -96,8 +99,8 @@ def test_one_changed_service_is_changed_alone(cluster: Cluster, laid: str):
 @layouts
 def test_how_many_rules_a_service_has(cluster: Cluster, laid: str, figure: Callable[[str], None]):
     """By iptables three and three for each endpoint; by nftables one, with an element of a map."""
-    if laid == "iptables":
-        rules = [line for line in run(cluster, "iptables-save").splitlines() if line.startswith("-A")]
+    if command := IPTABLES.get(laid):
+        rules = [line for line in run(cluster, f"{command}-save").splitlines() if line.startswith("-A")]
         own = [line for line in rules if "default/web" in line]
         expected = len(KINDS) * (3 + 3 * 2) - len(KINDS)
     else:

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""A first look at speed: a service's VIP by pydatapath, beside a plain bridge and beside kube-proxy's iptables rules.
+"""Speed: a service's VIP by pydatapath, beside a bare veth pair, a bridge, routing, and kube-proxy's rules; and SNAT.
 
-Run as root: `.venv/bin/python -m bench.first_look`, or `python bench/first_look.py`. bench/README.md explains it.
+Run as root: `.venv/bin/python -m bench run`. bench/README.md explains it.
 """
 
 from __future__ import annotations
@@ -9,18 +8,26 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-if not __package__:  # run as a file: sys.path begins with bench/, and the package's parent is what is wanted
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
+from bench import snat, vip
 from bench.measures import MEASURES
-from bench.paths import CASES
-from bench.rounds import Comparison, between, make_parser
+from bench.options import Comparison, Preset, between, make_parser
 from bench.rounds import main as compare
 
 MAX_BACKENDS = 100
-COMPARISON = Comparison("first_look", (__doc__ or "").split("\n")[0], CASES, MEASURES, ["bridge"])
+QUICK = ("conn", "requests", "throughput", "tcp-latency", "udp-packets")
+PRESETS = {
+    "quick": Preset(f"some minutes: three rounds of one second of {', '.join(QUICK)}", 3, 1, QUICK),
+    "full": Preset("what is published: seven rounds of two seconds of everything", 7, 2),
+}
+COMPARISON = Comparison(
+    "run",
+    (__doc__ or "").split("\n")[0],
+    {**vip.CASES, **snat.CASES},
+    MEASURES,
+    ["veth", "bridge", "outside"],
+    PRESETS,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
