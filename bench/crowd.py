@@ -142,7 +142,7 @@ def cases(crowd: Crowd, max_flows: int) -> list[Case]:
 
 
 def _add_addresses(this: Node) -> None:
-    """The server answers for further addresses; the node's neighbour table knows them, for it would not learn so many."""
+    """The server answers for further addresses, and the node has them as neighbours: it would not learn so many."""
     run(["ip", "route", "add", "local", MORE_PODS, "dev", "lo"], netns=this.server)
     shown = json.loads(run(["ip", "-json", "link", "show", "eth0"], netns=this.server))
     network = ip_address(MORE_PODS.partition("/")[0])

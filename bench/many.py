@@ -69,28 +69,30 @@ class Called:
 
 @dataclass(frozen=True)
 class Many:
-    """So many services in all: `called` are the last of them, those before have `endpoints` pods on other nodes.
+    """So many services in all: `ahead` are the first of them, `called` the last; others have pods on other nodes.
 
-    `moved`: those pods are others than before, in every service.
+    Each other one has `endpoints` pods. `moved`: those pods are not the same as before, in every service.
     """
 
     services: int
     endpoints: int
     called: Sequence[Called]
+    ahead: Sequence[Called] = ()
     moved: bool = False
 
     @property
     def _size(self) -> Size:
-        return Size(self.services - len(self.called), self.endpoints)
+        return Size(self.services - len(self.called) - len(self.ahead), self.endpoints)
 
     def manifests(self) -> list[dict[str, Any]]:
         """All objects."""
-        made = [*self._size.manifests(), *(one for called in self.called for one in called.manifests())]
-        return [self._moved(one) for one in made] if self.moved else made
+        first, last = ([one for called in ends for one in called.manifests()] for ends in (self.ahead, self.called))
+        others = [self._moved(one) if self.moved else one for one in self._size.manifests()]
+        return [*first, *others, *last]
 
     def _moved(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Its pods are as many addresses on as there are pods."""
-        if manifest["kind"] != "EndpointSlice" or manifest["metadata"].get("namespace") != "scale":
+        if manifest["kind"] != "EndpointSlice":
             return manifest
         endpoints = [
             {**one, "addresses": [str(ip_address(one["addresses"][0]) + self._pods)]} for one in manifest["endpoints"]
@@ -104,7 +106,7 @@ class Many:
     def service_ports(self) -> list[ServicePort]:
         """As `manifests`, for kube-proxy."""
         size, first = self._size, FIRST_POD + (self._pods if self.moved else 0)
-        made = []
+        made = [port for called in self.ahead for port in called.service_ports()]
         for number in range(size.services):
             pods = range(first + number * size.endpoints, first + (number + 1) * size.endpoints)
             backends = tuple((str(ip_address(pod)), 8080) for pod in pods)
