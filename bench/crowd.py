@@ -31,13 +31,14 @@ from bench.many import SERVICE_NETWORK, Called, Many
 from bench.measures import MEASURES, METRICS, PORTS, Measure, Metric
 from bench.paths import CLUSTER_IP, Case, ReadyCase, find_pydatapath, loaded, nothing, ready
 from bench.processes import BenchError, run
+from bench.programmers import LEGACY_FORM, NFT_FORM
 from bench.report import Results, Sample
 from bench.rounds import measure_once
-from bench.session import between, numbers, sampled, say, setting
+from bench.session import between, names_of, numbers, sampled, say, setting
 from bench.session import main as session
 from bench.topology import BRIDGE, NODE_IP, POD_NETWORK, Node, set_sysctls
 
-LOAD_S = 150.0  # what an implementation may take to load its rules; one that takes longer is left out at that size
+LOAD_S = {True: 20.0, False: 150.0}  # to load the rules, where it is to be quick or not; who takes longer is left out
 WARM_UP_S = 1
 MORE_PODS = "10.244.4.0/22"  # further addresses of the server: of one /24 there are too few for 1,000 endpoints
 POD_CIDRS = ("10.244.1.0/24", MORE_PODS)
@@ -58,6 +59,7 @@ MEASURED = {
     "endpoints": ("conn", "tcp-latency"),
     "flows": ("conn",),
 }
+ONLY_SERVICES = {"iptables"}  # the other form shows as well what endpoints and flows cost
 TOOLS = ("ip", "iperf3", "iptables-restore", "nft", "nginx", "ping", "setpriv", "sockperf", "ss", "taskset", "wrk")
 
 
@@ -69,6 +71,7 @@ class Crowd:
     endpoints: int = 1  # of the service that is called
     flows: int = 0
     others: int = 2  # endpoints of each other service
+    load_s: float = LOAD_S[False]
 
     def of(self, this: Node) -> Many:
         """The services, the last of which has the server's addresses."""
@@ -85,21 +88,21 @@ def _ours(crowd: Crowd, max_flows: int, this: Node, folder: Path) -> Iterator[No
     sizes = ["--max-backends", str(MAX_BACKENDS), "--max-flows", str(max_flows)]
     with loaded(this, *sizes, *(word for cidr in POD_CIDRS for word in ("--pod-cidr", cidr))):
         command = [find_pydatapath(), "--instance", this.name, "--netns", this.netns]
-        run([*command, "apply", "-f", str(manifest)], timeout=LOAD_S)
+        run([*command, "apply", "-f", str(manifest)], timeout=crowd.load_s)
         yield
 
 
 @contextlib.contextmanager
-def _iptables(crowd: Crowd, this: Node, _folder: Path) -> Iterator[None]:
+def _iptables(restore: str, crowd: Crowd, this: Node, _folder: Path) -> Iterator[None]:
     rules = restore_input(crowd.of(this).service_ports(), POD_NETWORK)
-    run(["iptables-restore", "--noflush"], netns=this.netns, stdin=rules, timeout=LOAD_S)
+    run([restore, "--noflush"], netns=this.netns, stdin=rules, timeout=crowd.load_s)
     yield
 
 
 @contextlib.contextmanager
 def _nftables(crowd: Crowd, this: Node, _folder: Path) -> Iterator[None]:
     table = nft_input(crowd.of(this).service_ports(), POD_NETWORK, SERVICE_NETWORK, [NODE_IP])
-    run(["nft", "-f", "-"], netns=this.netns, stdin=table, timeout=LOAD_S)
+    run(["nft", "-f", "-"], netns=this.netns, stdin=table, timeout=crowd.load_s)
     yield
 
 
@@ -109,8 +112,8 @@ def _ipvs(crowd: Crowd, this: Node, _folder: Path) -> Iterator[None]:
     called = [service for service in services if service.cluster_ip == CLUSTER_IP]
     addresses = "".join(f"address add {vip}/32 dev kube-ipvs0\n" for vip in {one.cluster_ip: 0 for one in services})
     run(["ip", "link", "add", "kube-ipvs0", "type", "dummy"], netns=this.netns)
-    run(["ip", "-batch", "-"], netns=this.netns, stdin=addresses, timeout=LOAD_S)
-    run(["ipvsadm", "--restore"], netns=this.netns, stdin=ipvs_input(services), timeout=LOAD_S)
+    run(["ip", "-batch", "-"], netns=this.netns, stdin=addresses, timeout=crowd.load_s)
+    run(["ipvsadm", "--restore"], netns=this.netns, stdin=ipvs_input(services), timeout=crowd.load_s)
     set_sysctls(this.netns, SYSCTLS)
     run(["iptables-restore", "--noflush"], netns=this.netns, stdin=masquerade_input(called, POD_NETWORK))
     yield
@@ -135,7 +138,14 @@ def cases(crowd: Crowd, max_flows: int) -> list[Case]:
     return [
         Case("bridge", "pod to pod over the plain bridge, past all services", nothing),
         Case("pydatapath", "by pydatapath", functools.partial(_ours, crowd, max_flows), to_vip=True),
-        netfilter("iptables", "by kube-proxy's iptables rules; the last service is the last rule", _iptables),
+        netfilter(
+            "iptables",
+            "by kube-proxy's iptables rules in iptables' nft form; the last service is the last rule",
+            functools.partial(_iptables, NFT_FORM),
+        ),
+        netfilter(
+            "iptables-legacy", "the same in iptables' own, legacy form", functools.partial(_iptables, LEGACY_FORM)
+        ),
         netfilter("nftables", "by the table of kube-proxy's nftables mode", _nftables),
         netfilter("ipvs", "by IPVS as in kube-proxy's IPVS mode", _ipvs),
     ]
@@ -168,8 +178,10 @@ class Run:
     def size(self, name: str, value: int) -> None:
         """All rounds at one size."""
         parameters = {name: value}
-        crowd = replace(Crowd(others=self.arguments.endpoints_of_others), **parameters)
-        measures = [MEASURES[one] for one in MEASURED[name]]
+        load_s = LOAD_S[self.arguments.quick]
+        crowd = replace(Crowd(others=self.arguments.endpoints_of_others, load_s=load_s), **parameters)
+        wanted = self.arguments.measures
+        measures = [MEASURES[one] for one in MEASURED[name] if not wanted or one in wanted]
         with setting() as stack:
             ready_cases = self._set_up(stack, crowd, parameters)
             keys = self._fill(ready_cases, crowd, parameters)
@@ -183,7 +195,7 @@ class Run:
         made = []
         max_flows = max(131_072, 2 * max(self.arguments.flows)) if "flows" in parameters else 131_072
         for case in cases(crowd, max_flows):
-            if case.name not in self.results.cases:
+            if case.name not in self.results.cases or (case.name in ONLY_SERVICES and "services" not in parameters):
                 continue
             name = f"bench{os.getpid()}"
             folder = self.workdir / "-".join(f"{key}{value}" for key, value in parameters.items())
@@ -269,7 +281,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--endpoints-of-others", type=between(1, 5), default=2, help="of each service that is not called (default 2)"
     )
-    parser.add_argument("--cases", metavar="NAME,...", help="of bridge, pydatapath, iptables, nftables, ipvs")
+    for option, known in (("--cases", [case.name for case in cases(Crowd(), 0)]), ("--measures", MEASURED["services"])):
+        text = f"comma-separated, of {', '.join(known)} (default all)"
+        parser.add_argument(option, type=names_of(known), help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw value and the environment to FILE")
     return parser
 
@@ -286,20 +300,17 @@ def settle(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code, or 2 for wrong usage."""
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     settle(arguments)
-    known = {case.name: case.text for case in cases(Crowd(), 131_072)}
-    wanted = arguments.cases.split(",") if arguments.cases else [*known]
-    if unknown := [name for name in wanted if name not in known]:
-        parser.error(f"argument --cases: {', '.join(unknown)}: choose from {', '.join(known)}")
+    known = {case.name: case.text for case in cases(Crowd(), 0)}
+    wanted = arguments.cases or [*known]
 
     def empty() -> Results:
         lack = lacks_ipvs() if "ipvs" in wanted else ""
         texts = {name: text for name, text in known.items() if name in wanted and not (name == "ipvs" and lack)}
         shown = {**vars(arguments), "json": str(arguments.json or ""), "pin": True}
         notes = [f"ipvs is left out: {lack}"] if lack else []
-        baselines = ["bridge", "iptables", "nftables"]
+        baselines = ["bridge", "iptables", "iptables-legacy", "nftables"]
         results = Results(texts, baselines, shown, environment(), notes=notes)
         results.comparison, results.known = "crowd", METRICS_HERE
         return results

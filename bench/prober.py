@@ -1,7 +1,7 @@
 """Ask services until each is served by the backend that it must: `python prober.py PORT SECONDS VIP=BACKEND [...]`.
 
 Every question is a new flow (another source port), so that none stays with an old backend. Prints `asking` after the
-first one, then when the question was sent by which all were answered right (CLOCK_MONOTONIC, which all processes share);
+first one, then when the question was sent by which all were answered right (CLOCK_MONOTONIC: all processes share it);
 fails where that has not come about in so many seconds.
 """
 

@@ -24,12 +24,13 @@ from bench.processes import run
 from bench.topology import NODE_IP, POD_NETWORK, Node
 from pydatapath import Datapath, schema
 
-__all__ = ["PROGRAMMERS", "STEPS", "Change", "Prepare", "Programmer", "Step"]
+__all__ = ["LEGACY_FORM", "NFT_FORM", "PROGRAMMERS", "STEPS", "Change", "Prepare", "Programmer", "Step"]
 
 Step: TypeAlias = Literal["first", "one", "all"]
 Command: TypeAlias = Callable[[], object]
+NFT_FORM, LEGACY_FORM = "iptables-nft-restore", "iptables-legacy-restore"  # Debian's iptables-restore is the former
 STEPS: tuple[Step, ...] = ("first", "one", "all")
-COMMAND_S = 120.0
+COMMAND_S = 90.0
 MAX_BACKENDS = 262_144
 AS_INSTALLED = ("env", "--unset=PYTHONDONTWRITEBYTECODE")  # with its byte code, whatever a developer has set
 EMPTY = "".join(f"*{table}\nCOMMIT\n" for table in ("mangle", "filter", "nat"))
@@ -88,22 +89,20 @@ def _by_api(this: Node, _folder: Path) -> Iterator[Prepare]:
 
 
 @contextlib.contextmanager
-def _by_restore(partial_sync: bool, this: Node, _folder: Path) -> Iterator[Prepare]:
-    """The whole of the nat table every time, or at one change what kube-proxy's partial sync writes."""
+def _by_restore(restore: str, whole: bool, this: Node, _folder: Path) -> Iterator[Prepare]:
+    """The whole of the nat table; at one change what kube-proxy's partial sync writes, or the whole again."""
 
     def prepare(change: Change) -> Command:
         rules = restore_input(change.to.service_ports(), POD_NETWORK)
         if change.step != "first":
             names = [port.name for port in change.one.service_ports()]
-            rules = resync(rules, names if partial_sync and change.step == "one" else None)
-        return functools.partial(
-            run, ["iptables-restore", "--noflush"], netns=this.netns, stdin=rules, timeout=COMMAND_S
-        )
+            rules = resync(rules, None if whole or change.step == "all" else names)
+        return functools.partial(run, [restore, "--noflush"], netns=this.netns, stdin=rules, timeout=COMMAND_S)
 
     try:
         yield prepare
     finally:
-        run(["iptables-restore"], netns=this.netns, stdin=EMPTY, timeout=COMMAND_S)
+        run([restore], netns=this.netns, stdin=EMPTY, timeout=COMMAND_S)
 
 
 def _nft_changes(change: Change) -> str:
@@ -175,13 +174,18 @@ PROGRAMMERS: Mapping[str, Programmer] = {
         Programmer("pydatapath-api", "the same by Datapath.apply, of objects", _by_api, bridge_netfilter=False),
         Programmer(
             "iptables",
-            "`iptables-restore --noflush` of the whole nat table, as in a full sync of kube-proxy",
-            functools.partial(_by_restore, False),
+            f"{NFT_FORM} of the nat table, as kube-proxy's syncs write it: one change is a partial sync",
+            functools.partial(_by_restore, NFT_FORM, False),
         ),
         Programmer(
-            "iptables-partial",
-            "the same, but at one change as in a partial sync: KUBE-SERVICES, and that service's chains",
-            functools.partial(_by_restore, True),
+            "iptables-legacy",
+            f"the same by {LEGACY_FORM}",
+            functools.partial(_by_restore, LEGACY_FORM, False),
+        ),
+        Programmer(
+            "iptables-legacy-whole",
+            f"{LEGACY_FORM} of the whole nat table at every change, as in a full sync",
+            functools.partial(_by_restore, LEGACY_FORM, True),
         ),
         Programmer(
             "nftables",

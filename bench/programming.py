@@ -23,17 +23,19 @@ from bench.environment import environment
 from bench.many import Called, Many
 from bench.measures import Metric, Port
 from bench.processes import BenchError, server
-from bench.programmers import PROGRAMMERS, STEPS, Change, Programmer
+from bench.programmers import COMMAND_S, PROGRAMMERS, STEPS, Change, Programmer
 from bench.report import Results, Sample
-from bench.session import between, numbers, sampled, say, setting
+from bench.session import between, names_of, numbers, sampled, say, setting
 from bench.session import main as session
 from bench.topology import Node, Where, node
 
 ASKED = Port("ask", "udp", 53, 9053)
 FIRST_VIP, LAST_VIP = "10.96.0.10", "10.97.0.10"
 PROBER, BACKENDS = (Path(__file__).with_name(name) for name in ("prober.py", "backends.py"))
-PROBE_S = 150.0
+PROBE_S = COMMAND_S + 10
+GRACE_S = 5.0
 LOOK_S = 0.005
+TOO_SLOW = "did not end within"  # as bench.processes says it
 SIZES = [100, 1_000, 10_000]
 TITLES = {"first": "first load", "one": "one change", "all": "all changed"}
 METRICS = (
@@ -80,7 +82,7 @@ def until_served(this: Node, change: Change, command: Callable[[], object], fold
     answers = [f"{vip}={backend}" for vip, backend in wanted(change).items()]
     argv = [sys.executable, str(PROBER), str(ASKED.port), str(PROBE_S), *answers]
     log = folder / "prober.log"
-    deadline = time.monotonic() + PROBE_S
+    deadline = time.monotonic() + PROBE_S + GRACE_S
     with server(argv, netns=this.client, log=log):
         _lines(log, 1, deadline)
         began = time.monotonic()
@@ -111,13 +113,14 @@ class Run:
     def __init__(self, results: Results, arguments: argparse.Namespace, folder: Path) -> None:
         self.results, self.arguments, self.folder = results, arguments, folder
         self.began = time.monotonic()
+        self.too_slow: set[str] = set()
 
     def size(self, nodes: Mapping[str, Node], services: int) -> None:
         """Every implementation in each round, beginning with another one."""
         order = [*nodes]
         for number in range(1, self.arguments.rounds + 1):
             shift = (number - 1) % len(order)
-            for name in [*order[shift:], *order[:shift]]:
+            for name in [one for one in [*order[shift:], *order[:shift]] if one not in self.too_slow]:
                 self._steps(number, PROGRAMMERS[name], nodes[name], services)
 
     def _steps(self, number: int, which: Programmer, this: Node, services: int) -> None:
@@ -130,11 +133,21 @@ class Run:
                 command = prepare(change)
                 begun = Sample(number, which.name, change.step, self._at(), 0.0, parameters={"services": services})
                 sample = sampled(begun, functools.partial(until_served, this, change, command, folder))
+                if TOO_SLOW in sample.error:
+                    self._leave_out(which.name, services, sample.error)
+                    break
                 self.results.samples.append(sample)
                 figures = "  ".join(f"{key} {value:.4f}" for key, value in sample.values.items()) or sample.error
                 say(f"{services:,} services, round {number}  {which.name:<16} {figures}")
                 if sample.error:
                     break
+
+    def _leave_out(self, name: str, services: int, why: str) -> None:
+        """From now on: one that is too slow once would be so in every round, and with more services."""
+        self.too_slow.add(name)
+        note = f"{name} is left out from {services:,} services on: {why}"
+        self.results.notes.append(note)
+        say(note)
 
     def _at(self) -> float:
         return round(time.monotonic() - self.began, 3)
@@ -152,24 +165,22 @@ def make_parser() -> argparse.ArgumentParser:
         help="numbers of services (default 100,1000,10000; 50000 takes another quarter of an hour)",
     )
     parser.add_argument("--endpoints", type=between(1, 5), default=2, help="of each service (default 2)")
-    parser.add_argument("--cases", metavar="NAME,...", help=f"of {', '.join(PROGRAMMERS)}")
+    text = f"comma-separated, of {', '.join(PROGRAMMERS)} (default all)"
+    parser.add_argument("--cases", type=names_of([*PROGRAMMERS]), help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw value and the environment to FILE")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison; the exit code, or 2 for wrong usage."""
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
-    names = arguments.cases.split(",") if arguments.cases else [*PROGRAMMERS]
-    if unknown := [name for name in names if name not in PROGRAMMERS]:
-        parser.error(f"argument --cases: {', '.join(unknown)}: choose from {', '.join(PROGRAMMERS)}")
+    arguments = make_parser().parse_args(argv)
+    names = arguments.cases or [*PROGRAMMERS]
 
     def empty() -> Results:
         lack = lacks_ipvs() if "ipvs" in names else ""
         texts = {name: PROGRAMMERS[name].text for name in names if not (name == "ipvs" and lack)}
         shown = {**vars(arguments), "json": str(arguments.json or "")}
-        results = Results(texts, ["iptables", "nftables"], shown, environment())
+        results = Results(texts, ["iptables-legacy-whole", "nftables"], shown, environment())
         results.notes += [f"ipvs is left out: {lack}"] if lack else []
         results.comparison, results.known = "programming", METRICS
         return results

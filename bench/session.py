@@ -20,10 +20,11 @@ from bench.host import ForeignLoad
 from bench.paths import ROOT, sweep_stale
 from bench.processes import BenchError
 from bench.report import Results, Sample
-from bench.rounds import PACKAGES, SIGNALS, Stopped, _stop, between, say
+from bench.rounds import PACKAGES, SIGNALS, Stopped, _names_of, _stop, between, say
 
-__all__ = ["Work", "between", "main", "numbers", "sampled", "say", "setting", "undisturbed"]
+__all__ = ["Work", "between", "main", "names_of", "numbers", "sampled", "say", "setting", "undisturbed"]
 
+names_of = _names_of
 Work: TypeAlias = Callable[[Results, Path], None]
 
 
