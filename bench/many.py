@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from bench.kube_proxy import ServicePort
+from bench.kube_proxy import ServicePort, restore_input
 from bench.measures import PORTS, Port
 from bench.scale import FIRST_POD, FIRST_VIP
 from bench.scale import Sample as Size
 
-__all__ = ["SERVICE_NETWORK", "Called", "Many", "resync"]
+__all__ = ["SERVICE_NETWORK", "Called", "Many", "restore_parts", "resync"]
 
 SERVICE_NETWORK = "10.96.0.0/12"
+PART = 300  # services that are laid at once
 BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
@@ -137,3 +138,19 @@ def resync(restore: str, changed: Sequence[str] | None = None) -> str:
 
 def _has(line: str, words: Sequence[str]) -> bool:
     return any(word in line for word in words)
+
+
+def restore_parts(services: Sequence[ServicePort], cluster_cidr: str) -> Iterator[str]:
+    """`restore_input` for several calls, PART services in each, that end with the same rules.
+
+    What iptables-nft-restore 1.8.9 takes for one call grows with the square of its chains, in its own code.
+    """
+    last = ""
+    for start in range(0, len(services), PART):
+        rules = restore_input(services[start : start + PART], cluster_cidr)
+        lines = rules.splitlines(keepends=True)
+        last = next(line for line in lines if line.startswith("-A KUBE-SERVICES") and "addrtype" in line)
+        own = (":KUBE-SVC-", ":KUBE-SEP-", "-A KUBE-SVC-", "-A KUBE-SEP-", "-A KUBE-SERVICES ")
+        more = ["*nat\n", *(line for line in lines if line.startswith(own)), "COMMIT\n"]
+        yield "".join(line for line in (more if start else lines) if line != last)
+    yield f"*nat\n{last}COMMIT\n"

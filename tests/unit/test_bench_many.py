@@ -9,7 +9,7 @@ import pytest
 
 from bench.kube_proxy import restore_input
 from bench.kube_proxy_nft import nft_input, one_changed
-from bench.many import SERVICE_NETWORK, Called, Many, resync
+from bench.many import SERVICE_NETWORK, Called, Many, restore_parts, resync
 from bench.programmers import ipvs_changes
 from bench.programming import ASKED, FIRST_VIP, LAST_VIP, changes, wanted
 from pydatapath import EndpointSlice, Service, schema
@@ -100,6 +100,19 @@ def test_a_later_full_sync_does_not_add_the_jumps_again() -> None:
         assert not lines(again, f"{chain} ")
     for chain in ("KUBE-SERVICES", "KUBE-SVC-", "KUBE-SEP-", "KUBE-POSTROUTING", "KUBE-MARK-MASQ"):
         assert lines(again, chain) == lines(rules, chain)
+
+
+def test_rules_laid_in_parts_are_the_same_rules_in_the_same_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each chain, also of KUBE-SERVICES, whose last one stays the last; a chain is emptied by no later part."""
+    monkeypatch.setattr("bench.many.PART", 4)
+    ports = many().service_ports()
+    parts, whole = [*restore_parts(ports, CLUSTER)], restore_input(ports, CLUSTER)
+    assert len(parts) == 4
+    together = "".join(parts)
+    for chain in {line.split()[1] for line in whole.splitlines() if line.startswith("-A ")}:
+        assert lines(together, f"{chain} ") == lines(whole, f"{chain} ")
+    declared = Counter(line for line in together.splitlines() if line.startswith(":"))
+    assert declared == Counter(line for line in whole.splitlines() if line.startswith(":"))
 
 
 def test_a_partial_sync_has_all_calls_and_the_chains_of_the_changed_service_alone() -> None:
