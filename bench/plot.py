@@ -39,10 +39,9 @@ WORDS = {
     "udp_p99_us": "UDP latency, half the round trip, 99th percentile",
     "udp_per_s": "datagrams of 64 bytes, some answered",
     "one_way_per_s": "datagrams of 64 bytes, none answered",
-    "retransmits": "retransmitted TCP segments",
-    "first_s": "first load of all services, until the first and the last answer",
-    "one_s": "one service of them changed, until it answers so",
-    "all_s": "all of them changed, until the first and the last answer so",
+    "first_s": "first load, until the first and the last service answer",
+    "one_s": "one service changed, until it answers so",
+    "all_s": "all services changed, until the first and the last answer so",
     "one_flow_ns": "a packet of one known flow, by BPF_PROG_TEST_RUN",
     "random_flow_ns": "a packet of any known flow at random, by BPF_PROG_TEST_RUN",
 }
@@ -51,7 +50,7 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
     "svg.hashsalt": "pydatapath",
     "font.size": 10,
-    "axes.titlesize": 11,
+    "figure.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -70,8 +69,7 @@ class Picture:
 
 
 def _title(metric: Metric) -> str:
-    better = {1: "more is better", -1: "less is better"}.get(metric.better, "only shown")
-    return f"{_what(metric)}: {better}"
+    return f"{_what(metric)}: {'more' if metric.better > 0 else 'less'} is better"
 
 
 def _what(metric: Metric) -> str:
@@ -101,7 +99,7 @@ def _bars(results: Results, metric: Metric) -> Picture | None:
     if not found:
         return None
     looks = _looks(results)
-    figure = Figure(figsize=(7.5, 1.2 + 0.42 * len(found)), layout="constrained")
+    figure = Figure(figsize=(8.2, 1.2 + 0.42 * len(found)), layout="constrained")
     axes = figure.subplots()
     for place, (case, one) in enumerate(found.items()):
         low, high = _around(one)
@@ -114,8 +112,10 @@ def _bars(results: Results, metric: Metric) -> Picture | None:
     axes.set_xlim(0, max(one.q3 for one in found.values()) * 1.32)
     axes.set_xlabel(metric.title)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    axes.set_title(_title(metric), loc="left")
-    _say_baseline(figure, results)
+    figure.suptitle(_title(metric), x=0.01, ha="left")
+    baseline = next(iter(results.compared_with), "")
+    beside = f"; in brackets: times as good as {baseline} in the same round" if baseline else ""
+    _say_below(figure, f"{_rounds(results)}{beside}")
     return Picture(metric.key, figure)
 
 
@@ -126,11 +126,14 @@ def _beside(results: Results, case: str, metric: Metric) -> str:
     return f"  ({ratio.median:.2f} x)" if ratio else ""
 
 
-def _say_baseline(figure: Figure, results: Results) -> None:
+def _rounds(results: Results) -> str:
+    """How the figures came about."""
     rounds = len({sample.round for sample in results.samples})
-    baseline = next(iter(results.compared_with), "")
-    beside = f"; in brackets: times as good as {baseline} in the same round" if baseline else ""
-    figure.text(0.995, -0.01, f"median and quartiles of {rounds} rounds{beside}", ha="right", va="top", fontsize=8)
+    return f"median and quartiles of {rounds} rounds" if rounds > 1 else "one round"
+
+
+def _say_below(figure: Figure, text: str) -> None:
+    figure.text(0.995, -0.01, text, ha="right", va="top", fontsize=8)
 
 
 def _curve(results: Results, metric: Metric, size: str) -> Picture | None:
@@ -146,7 +149,7 @@ def _curve(results: Results, metric: Metric, size: str) -> Picture | None:
     if len(places) < 2 or not lines:
         return None
     looks = _looks(results)
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(8.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for case, line in lines.items():
         colour, marker = looks[case]
@@ -167,10 +170,9 @@ def _curve(results: Results, metric: Metric, size: str) -> Picture | None:
     )
     axes.set_xlabel(f"number of {size}")
     axes.set_ylabel(metric.title)
-    axes.set_title(_title(metric), loc="left")
-    figure.legend(loc="outside right upper")
-    rounds = len({sample.round for sample in results.samples})
-    figure.text(0.995, -0.01, f"median and quartiles of {rounds} rounds", ha="right", va="top", fontsize=8)
+    figure.suptitle(_title(metric), x=0.01, ha="left")
+    figure.legend(loc="outside right center")
+    _say_below(figure, _rounds(results))
     return Picture(f"{size}-{metric.key}", figure)
 
 
@@ -197,9 +199,9 @@ def _scale(axes: Axes, sizes: Sequence[int], found: Sequence[Spread]) -> None:
 
 
 def draw(results: Results) -> Iterator[Picture]:
-    """All pictures of a run."""
+    """All pictures of a run: of those figures of which more or less is better."""
     sizes = sorted({name for at in results.places for name, _ in at})
-    for metric in results.metrics:
+    for metric in results.judged:
         made = [_bars(results, metric), *(_curve(results, metric, size) for size in sizes)]
         yield from filter(None, made)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.document import SCHEMA_FILE, faults, read
-from bench.measures import METRICS
-from bench.plot import main
+from bench.measures import METRICS, Metric
+from bench.plot import STYLE, draw, main
 from bench.report import Results, Sample, Spread, shown, unit
 
 CASES = {"bridge": "plain", "ours": "by us", "theirs": "by them"}
@@ -175,6 +175,34 @@ def test_several_sizes_are_a_curve_for_each_case(tmp_path: Path) -> None:
         assert text in found
     colours = set(re.findall(r"stroke: (#[0-9a-f]{6})", picture.read_text().lower()))
     assert {"#0072b2", "#d55e00", "#009e73"} <= colours
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 10_000, 100_000, 1_000_000), (1, 100, 1_000, 10_000, 50_000)])
+def test_no_label_lies_on_another_one(sizes: tuple[int, ...]) -> None:
+    """With the longest names and titles that there are, and all that a case has beside its bar."""
+    import itertools
+
+    import matplotlib as mpl
+    from matplotlib.text import Text
+
+    made = run()
+    made.cases = {f"a-case-with-a-long-name-{number}": "" for number in range(7)}
+    made.baselines, made.samples = [next(iter(made.cases))], []
+    metrics = [Metric(key, title, -1, 4) for key, title in (("tcp_p99_us", "tcp p99 us"), ("first_s", "first load s"))]
+    made.known = metrics
+    for number, (place, case), size in itertools.product(range(3), enumerate(made.cases), sizes or (None,)):
+        values = {metric.key: 12345.6789 * (1 + number) * 3**place for metric in metrics}
+        parameters = {} if size is None else {"services": size}
+        made.samples.append(Sample(number, case, "all", 0.0, 0.0, values, parameters=parameters))
+    with mpl.rc_context(STYLE):
+        pictures = [*draw(made)]
+        assert len(pictures) == len(metrics)
+        for picture in pictures:
+            picture.figure.draw_without_rendering()
+            texts = [one for one in picture.figure.findobj(Text) if one.get_visible() and one.get_text().strip()]
+            boxes = [(one.get_text(), one.get_window_extent()) for one in texts]
+            for (text, box), (other, another) in itertools.combinations(boxes, 2):
+                assert not box.overlaps(another), (text, other)
 
 
 def test_every_figure_has_its_own_key() -> None:
