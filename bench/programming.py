@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.crowd import lacks_ipvs
+from bench.crowd_cases import lacks_ipvs
 from bench.environment import environment
 from bench.many import Called, Many
 from bench.measures import Metric, Port
