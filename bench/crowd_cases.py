@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from bench.kube_proxy import restore_input
 from bench.kube_proxy_ipvs import SYSCTLS, ipvs_input, masquerade_input
 from bench.kube_proxy_nft import nft_input
 from bench.many import SERVICE_NETWORK, Called, Many, restore_parts
@@ -71,7 +72,11 @@ def _lay(crowd: Crowd, argv: Sequence[str], this: Node, parts: Iterable[str]) ->
 
 @contextlib.contextmanager
 def _iptables(restore: str, crowd: Crowd, this: Node, _folder: Path) -> Iterator[None]:
-    _lay(crowd, [restore, "--noflush"], this, restore_parts(crowd.of(this).service_ports(), POD_NETWORK))
+    services = crowd.of(this).service_ports()
+    # the legacy form reads and writes the whole table at each call: there it is the parts that take long
+    in_parts = restore == NFT_FORM
+    parts = restore_parts(services, POD_NETWORK) if in_parts else [restore_input(services, POD_NETWORK)]
+    _lay(crowd, [restore, "--noflush"], this, parts)
     yield
 
 
