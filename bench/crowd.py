@@ -31,7 +31,6 @@ from bench.rounds import measure_once
 from bench.session import between, names_of, numbers, sampled, say, setting
 from bench.session import main as session
 
-QUICK_LOAD_S = 20.0
 WARM_UP_S = 1
 METRICS_HERE = (
     *METRICS,
@@ -70,9 +69,9 @@ class Run:
     def size(self, name: str, value: int) -> None:
         """All rounds at one size."""
         parameters = {name: value}
-        crowd = replace(Crowd(others=self.arguments.endpoints_of_others), **parameters)
-        if self.arguments.quick:
-            crowd = replace(crowd, load_s=QUICK_LOAD_S)
+        crowd = replace(
+            Crowd(others=self.arguments.endpoints_of_others, load_s=float(self.arguments.load_within)), **parameters
+        )
         wanted = self.arguments.measures
         measures = [MEASURES[one] for one in MEASURED[name] if not wanted or one in wanted]
         with setting() as stack:
@@ -174,6 +173,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--endpoints-of-others", type=between(1, 5), default=2, help="of each service that is not called (default 2)"
     )
+    parser.add_argument(
+        "--load-within",
+        type=between(1, 3600),
+        metavar="S",
+        help="leave out, at that size, who takes longer to load its rules (default 150; 20 with --quick)",
+    )
     for option, known in (("--cases", [case.name for case in cases(Crowd(), 0)]), ("--measures", MEASURED["services"])):
         text = f"comma-separated, of {', '.join(known)} (default all)"
         parser.add_argument(option, type=names_of(known), help=text)
@@ -189,6 +194,7 @@ def settle(arguments: argparse.Namespace) -> None:
             setattr(arguments, name, usual)
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
     arguments.duration = arguments.duration or (1 if arguments.quick else 2)
+    arguments.load_within = arguments.load_within or (20 if arguments.quick else 150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ def test_ratios_are_taken_within_a_round_and_above_one_is_better() -> None:
 def test_a_figures_unit_is_the_end_of_its_key() -> None:
     """A rate is no time."""
     units = {"gbit_per_s": "Gbit/s", "conn_per_s": "1/s", "first_s": "s", "tcp_p50_us": "us", "flow_ns": "ns"}
-    units |= {"gbit_per_s_8": "Gbit/s", "cpu_us_per_conn": "us", "cpu_ms_per_gbit_8": "ms", "retransmits": ""}
+    units |= {"streams_gbit_per_s": "Gbit/s", "cpu_per_conn_us": "us", "retransmits": ""}
     assert {key: unit(key) for key in units} == units
     assert shown((("endpoints", 1000), ("services", 1))) == "1,000 endpoints, 1 service"
 
