@@ -1,40 +1,44 @@
-"""From raw samples to what a person reads: medians, ratios to other cases, spread; and the JSON file."""
+"""From raw samples to what a person reads: medians with quartiles, ratios to other cases; and the JSON file."""
 
 from __future__ import annotations
 
-import datetime
+import itertools
 import json
-import os
-import platform
-import re
 import statistics
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from bench.document import SCHEMA
+from bench.environment import environment
 from bench.host import QUIET_CORES
 from bench.measures import METRICS, Metric
-from bench.paths import ROOT
+from bench.tables import Table, number
 
-__all__ = ["Results", "Sample", "environment"]
+__all__ = ["At", "Results", "Sample", "Spread", "environment", "shown", "unit"]
 
-VERSIONS = {
-    "nginx": (["nginx", "-v"], r"nginx/(\S+)"),
-    "wrk": (["wrk", "-v"], r"wrk (\S+)"),
-    "iperf3": (["iperf3", "--version"], r"iperf (\S+)"),
-    "sockperf": (["sockperf", "--version"], r"version (\S+)"),
-    "iptables": (["iptables", "-V"], r"iptables (.+)"),
-    "nft": (["nft", "-v"], r"nftables v(\S+)"),
-    "commit": (["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], r"(?m)^([0-9a-f]{7,})$"),
-}
+At: TypeAlias = tuple[tuple[str, int], ...]  # a sample's parameters, sorted by name
+UNITS = (("gbit_per_s", "Gbit/s"), ("_per_s", "1/s"), ("_us", "us"), ("_ns", "ns"), ("_s", "s"))
+
+
+def unit(key: str) -> str:
+    """The unit of a figure: its key ends in it; "" for a plain count."""
+    return next((text for end, text in UNITS if key.endswith(end)), "")
+
+
+def shown(at: At) -> str:
+    """Parameters for people: "1,000 services"."""
+    return ", ".join(f"{value:,} {name.removesuffix('s') if value == 1 else name}" for name, value in at)
 
 
 @dataclass(frozen=True)
 class Sample:
     """One measurement: which, when (s since the first one began), and its figures, or why there are none.
 
-    `foreign_cores` is what processes that are not ours took of the machine meanwhile.
+    `foreign_cores` is what processes that are not ours took of the machine meanwhile. `parameters`: the size of what
+    was measured, as {"services": 1000}; only samples of the same parameters are compared.
     """
 
     round: int
@@ -44,46 +48,44 @@ class Sample:
     foreign_cores: float
     values: Mapping[str, float] = field(default_factory=dict)
     error: str = ""
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def at(self) -> At:
+        """The parameters, for comparing."""
+        return tuple(sorted(self.parameters.items()))
 
 
-def _version(argv: Sequence[str], pattern: str) -> str:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    found = re.search(pattern, done.stdout + done.stderr)  # wrk -v prints its version and fails
-    return found[1] if found else "unknown"
+@dataclass(frozen=True)
+class Spread:
+    """The middle of some rounds, and how far half of them lie around it."""
 
+    median: float
+    q1: float
+    q3: float
+    rounds: int
 
-def environment() -> dict[str, object]:
-    """What the figures depend on and cannot be changed by an argument."""
-    model = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cpu": model[1] if model else "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "versions": {name: _version(*how) for name, how in VERSIONS.items()},
-    }
+    @staticmethod
+    def of(values: Sequence[float]) -> Spread | None:
+        """None where there are no values."""
+        if not values:
+            return None
+        q1, middle, q3 = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+        return Spread(middle, q1, q3, len(values))
 
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First column to the left, figures to the right, two spaces between."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(map(_align, line, widths, range(len(header)))) for line in lines)
-
-
-def _align(cell: str, width: int, column: int) -> str:
-    return cell.rjust(width) if column else cell.ljust(width)
+    def quartiles(self) -> str:
+        """As parts of the median."""
+        if not self.median:
+            return "-"
+        return f"{self.q1 / self.median - 1:+.1%} {self.q3 / self.median - 1:+.1%}"
 
 
 @dataclass
 class Results:
-    """All samples of a run, and what is known about it. `cases`: the name and what it is, of each that ran."""
+    """All samples of a run, and what is known about it. `cases`: the name and what it is, of each that ran.
+
+    `known`: every figure that the comparison can have, in the tables' order.
+    """
 
     cases: Mapping[str, str]
     baselines: Sequence[str]
@@ -92,7 +94,9 @@ class Results:
     samples: list[Sample] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     conntrack: dict[str, int] = field(default_factory=dict)
-    load_average_end: tuple[float, float, float] | None = None
+    load_average_end: Sequence[float] | None = None
+    comparison: str = ""
+    known: Sequence[Metric] = METRICS
 
     @property
     def failures(self) -> list[Sample]:
@@ -103,58 +107,113 @@ class Results:
     def metrics(self) -> list[Metric]:
         """The columns that have figures at all."""
         seen = {key for sample in self.samples for key in sample.values}
-        return [metric for metric in METRICS if metric.key in seen]
+        return [metric for metric in self.known if metric.key in seen]
 
-    def by_round(self, case: str, key: str) -> dict[int, float]:
+    @property
+    def judged(self) -> list[Metric]:
+        """Those of which one value can be better than another."""
+        return [metric for metric in self.metrics if metric.better]
+
+    @property
+    def places(self) -> list[At]:
+        """Every set of parameters that something was measured at: by their names, and by size."""
+        return sorted({sample.at for sample in self.samples if sample.values}) or [()]
+
+    @property
+    def compared_with(self) -> list[str]:
+        """The baselines that ran."""
+        return [name for name in self.baselines if name in self.cases] if len(self.cases) > 1 else []
+
+    def by_round(self, case: str, key: str, at: At = ()) -> dict[int, float]:
         """The figure of each round that has one."""
-        return {s.round: s.values[key] for s in self.samples if s.case == case and key in s.values}
+        return {s.round: s.values[key] for s in self.samples if s.case == case and key in s.values and s.at == at}
 
-    def median(self, case: str, key: str) -> float | None:
-        """The median over the rounds."""
-        values = self.by_round(case, key).values()
-        return statistics.median(values) if values else None
+    def spread(self, case: str, key: str, at: At = ()) -> Spread | None:
+        """Median and quartiles over the rounds."""
+        return Spread.of([*self.by_round(case, key, at).values()])
 
-    def ratio(self, case: str, baseline: str, metric: Metric) -> float | None:
-        """How many times as good as another case: the median of the ratios within each round, above 1 is better."""
-        theirs = self.by_round(baseline, metric.key)
-        own = self.by_round(case, metric.key)
-        pairs = [(own[r], theirs[r]) for r in own.keys() & theirs.keys() if own[r] and theirs[r]]
-        if not metric.better or not pairs:
-            return None
-        return statistics.median(mine / base if metric.better > 0 else base / mine for mine, base in pairs)
+    def ratios(self, case: str, baseline: str, metric: Metric, at: At = ()) -> list[float]:
+        """How many times as good as another case in each round that both have; above 1 is better."""
+        own, theirs = (self.by_round(one, metric.key, at) for one in (case, baseline))
+        pairs = [(own[r], theirs[r]) for r in sorted(own.keys() & theirs.keys()) if own[r] > 0 and theirs[r] > 0]
+        return [mine / base if metric.better > 0 else base / mine for mine, base in pairs] if metric.better else []
 
-    def spread(self, case: str, key: str) -> float | None:
-        """(largest - smallest) / median over the rounds."""
-        values = self.by_round(case, key).values()
-        middle = self.median(case, key)
-        return (max(values) - min(values)) / middle if middle else None
+    def ratio(self, case: str, baseline: str, metric: Metric, at: At = ()) -> Spread | None:
+        """The median of the ratios within each round, and their quartiles."""
+        return Spread.of(self.ratios(case, baseline, metric, at))
+
+    def tables(self) -> Iterator[Table]:
+        """Medians; a table of ratios for each baseline; quartiles, where there is more than one round."""
+        for names in dict.fromkeys(tuple(name for name, _ in at) for at in self.places):
+            places = [at for at in self.places if tuple(name for name, _ in at) == names]
+            by = f", by {' and '.join(names)}" if names else ""
+            yield self._table(f"Medians{by}", places, self._median)
+            for baseline in self.compared_with:
+                title = f"Times as good as `{baseline}` in the same round{by} (above 1.00 is better, also for latency)"
+                yield self._table(title, places, partial(self._ratio, baseline))
+            if len({sample.round for sample in self.samples}) > 1:
+                title = f"Quartiles of the rounds beside the median{by}: what differs by less says little"
+                yield self._table(title, places, self._quartiles)
+
+    def _median(self, case: str, metric: Metric, at: At) -> str:
+        found = self.spread(case, metric.key, at)
+        return number(found.median if found else None, metric.digits)
+
+    def _ratio(self, baseline: str, case: str, metric: Metric, at: At) -> str:
+        found = self.ratio(case, baseline, metric, at)
+        return number(found.median if found else None, 2)
+
+    def _quartiles(self, case: str, metric: Metric, at: At) -> str:
+        found = self.spread(case, metric.key, at) if metric.better else None
+        return found.quartiles() if found else "-"
+
+    def _table(self, title: str, places: Sequence[At], figure: Callable[[str, Metric, At], str]) -> Table:
+        """A line per case and parameters, a column per metric; without those that nothing is known of."""
+        lines = list(itertools.product(places, self.cases))
+        cells = {(line, metric): figure(line[1], metric, line[0]) for line in lines for metric in self.metrics}
+        columns = [metric for metric in self.metrics if any(cells[line, metric] != "-" for line in lines)]
+        rows = [
+            [f"{shown(at)}: {case}" if at else case, *(cells[(at, case), metric] for metric in columns)]
+            for at, case in lines
+            if not at or any(cells[(at, case), metric] != "-" for metric in columns)
+        ]
+        return Table(title, ["case", *(metric.title for metric in columns)], rows)
+
+    def remarks(self) -> list[str]:
+        """What a reader has to know beside the tables."""
+        tracked = ", ".join(f"{case} {count}" for case, count in self.conntrack.items())
+        parts = [f"connections tracked by netfilter at the end: {tracked}"] if tracked else []
+        parts += [self._foreign_load()] if self.samples else []
+        parts += [f"Note: {note}" for note in self.notes]
+        return parts + [
+            f"Failed: round {s.round} {s.case} {s.measure}{f' ({shown(s.at)})' if s.at else ''}: {s.error}"
+            for s in self.failures
+        ]
+
+    def how(self) -> str:
+        """How it was measured, of what the command line said."""
+        said = [f"{self.arguments.get('rounds', 1)} interleaved rounds"]
+        if "duration" in self.arguments:
+            said.append(f"{self.arguments['duration']} s each")
+        if "pin" in self.arguments:
+            ends = "both ends on one core" if self.arguments["pin"] else "ends not pinned"
+            said.append(f"latency: half the round trip, {ends}")
+        return ", ".join(said)
 
     def text(self) -> str:
         """The tables, and what a reader has to know beside them."""
-        rounds, duration = self.arguments["rounds"], self.arguments["duration"]
-        pinned = ", both ends on one core" if self.arguments["pin"] else ", ends not pinned"
-        parts = [
-            f"Medians of {rounds} interleaved rounds, {duration} s each (latency: half the round trip{pinned})",
-            self._medians(),
-        ]
-        for baseline in self._compared_with:
-            parts += [f"\nTimes as good as `{baseline}` in the same round (above 1.00 is better, also for latency)"]
-            parts += [self._ratios(baseline)]
-        if self.arguments["rounds"] != 1:
-            parts += ["\nSpread over the rounds, (max - min) / median: a difference smaller than this says little"]
-            parts += [self._spreads()]
-        parts += ["", *(f"{name:<15}  {text}" for name, text in self.cases.items())]
-        tracked = ", ".join(f"{case} {count}" for case, count in self.conntrack.items())
-        parts += [f"connections tracked by netfilter at the end: {tracked}"] if tracked else []
-        parts += [self._foreign_load()] if self.samples else []
-        parts += [f"Note: {note}" for note in self.notes]
-        parts += [f"Failed: round {s.round} {s.case} {s.measure}: {s.error}" for s in self.failures]
-        return "\n".join(parts)
+        width = max(map(len, self.cases), default=0)
+        parts = [f"{self.how()}\n", *(f"{table.text()}\n" for table in self.tables())]
+        parts += [f"{name:<{width}}  {text}" for name, text in self.cases.items()]
+        return "\n".join(parts + self.remarks())
 
-    def _rows(self, metrics: Sequence[Metric], figure: Callable[[str, Metric], str]) -> str:
-        """A table of one line per case, one column per metric."""
-        rows = [[case, *(figure(case, metric) for metric in metrics)] for case in self.cases]
-        return _table(["case", *(metric.title for metric in metrics)], rows)
+    def markdown(self) -> str:
+        """The same for GitHub, with the machine."""
+        known = {name: self.environment.get(name) for name in ("cpu", "cores", "kernel", "date")}
+        parts = [f"## {self.comparison}", ", ".join(f"{name}: {value}" for name, value in known.items() if value)]
+        parts += [self.how(), *(table.markdown() for table in self.tables())]
+        parts += ["\n".join(f"- `{name}`: {text}" for name, text in self.cases.items())]
+        return "\n\n".join([*parts, "\n".join(f"- {one}" for one in self.remarks())]).rstrip() + "\n"
 
     def _foreign_load(self) -> str:
         """How quiet the machine was: the reader decides by it whether to believe the rest."""
@@ -163,43 +222,53 @@ class Results:
         text = f"other processes took {statistics.mean(cores):.2f} cores on average, {max(cores):.2f} at most"
         return f"{text}; {disturbed} of {len(cores)} measurements had over {QUIET_CORES} beside them"
 
-    def _medians(self) -> str:
-        return self._rows(self.metrics, lambda case, m: _show(self.median(case, m.key), m.digits))
+    def _figures(self) -> Iterator[dict[str, object]]:
+        """Each median, with its quartiles and ratios."""
+        for at in self.places:
+            for case in self.cases:
+                for metric in self.metrics:
+                    found = self.spread(case, metric.key, at)
+                    if found:
+                        ratios = {name: self.ratio(case, name, metric, at) for name in self.compared_with}
+                        known = {name: asdict(one) for name, one in ratios.items() if one}
+                        place = {"case": case, "parameters": dict(at), "metric": metric.key}
+                        yield {**place, **asdict(found), "times_as_good_as": known}
 
-    def _ratios(self, baseline: str) -> str:
-        return self._rows(self._judged, lambda case, m: _show(self.ratio(case, baseline, m), 2))
-
-    def _spreads(self) -> str:
-        return self._rows(self._judged, lambda case, m: _show(self.spread(case, m.key), 0, percent=True))
-
-    @property
-    def _judged(self) -> list[Metric]:
-        return [metric for metric in self.metrics if metric.better]
-
-    @property
-    def _compared_with(self) -> list[str]:
-        return [name for name in self.baselines if name in self.cases] if len(self.cases) > 1 else []
-
-    def write_json(self, path: Path) -> None:
-        """Everything: arguments, environment, each sample, and the figures of the tables."""
-        keys = [metric.key for metric in self.metrics]
-        document = {
+    def document(self) -> dict[str, object]:
+        """Everything, as bench/schema.json describes it."""
+        return {
+            "schema": SCHEMA,
+            "comparison": self.comparison,
+            "cases": self.cases,
+            "baselines": self.baselines,
+            "metrics": {
+                one.key: {"title": one.title, "unit": unit(one.key), "better": one.better, "digits": one.digits}
+                for one in self.metrics
+            },
             "arguments": self.arguments,
             "environment": self.environment,
-            "medians": {case: {key: self.median(case, key) for key in keys} for case in self.cases},
-            "times_as_good_as": {
-                baseline: {case: {m.key: self.ratio(case, baseline, m) for m in self._judged} for case in self.cases}
-                for baseline in self._compared_with
-            },
             "conntrack": self.conntrack,
             "load_average_end": self.load_average_end,
             "notes": self.notes,
             "samples": [asdict(sample) for sample in self.samples],
+            "figures": [*self._figures()],
         }
-        path.write_text(json.dumps(document, indent=2) + "\n")
 
+    @staticmethod
+    def of(document: Mapping[str, Any]) -> Results:
+        """What was written, from a document that `document.read` has checked."""
+        names = ("cases", "baselines", "arguments", "environment", "comparison")
+        made = Results(**{name: document[name] for name in names})
+        made.known = [
+            Metric(key, one["title"], one["better"], one["digits"]) for key, one in document["metrics"].items()
+        ]
+        for one in document["samples"]:
+            said = {"at_s": 0.0, "foreign_cores": 0.0, **one}
+            made.samples.append(Sample(**{name: said[name] for name in Sample.__dataclass_fields__ if name in said}))
+        made.notes, made.conntrack = [*document.get("notes", [])], dict(document.get("conntrack", {}))
+        made.load_average_end = document.get("load_average_end")
+        return made
 
-def _show(value: float | None, digits: int, *, percent: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}%}" if percent else f"{value:.{digits}f}"
+    def write_json(self, path: Path) -> None:
+        """Writes the document."""
+        path.write_text(json.dumps(self.document(), indent=2) + "\n")

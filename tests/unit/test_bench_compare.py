@@ -9,17 +9,27 @@ from typing import Any
 
 import pytest
 
-from bench.compare import compare, main, permutation_p
+from bench.compare import Line, main, permutation_p
+from bench.compare import compare as compare_runs
+from bench.measures import METRICS
+from bench.report import Results, Sample
 
 CASES = ("bridge", "vip-pydatapath", "vip-iptables")
 KEYS = {"conn_per_s": 17_000.0, "gbit_per_s": 45.0, "tcp_p50_us": 8.0, "udp_p99_us": 8.0}
-ENVIRONMENT = {"kernel": "6.1", "machine": "x86_64", "cpu": "one", "cores": 2}
+ENVIRONMENT: dict[str, object] = {"kernel": "6.1", "machine": "x86_64", "cpu": "one", "cores": 2}
 
 
-def run(seed: int, rounds: int = 7, noise: float = 0.02, machine: float = 1.0, slower: float = 1.0) -> dict[str, Any]:
-    """A made-up run; `slower`: by how much our VIP is, in each figure."""
+def run(
+    seed: int,
+    rounds: int = 7,
+    noise: float = 0.02,
+    machine: float = 1.0,
+    slower: float = 1.0,
+    at: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """A made-up run; `slower`: by how much our VIP is, in each figure; `at`: the parameters of all samples."""
     chance = Random(seed)
-    samples = []
+    made = Results({case: case for case in CASES}, ["bridge"], {}, ENVIRONMENT, comparison="made-up", known=METRICS)
     for number in range(1, rounds + 1):
         for case in CASES:
             worse = slower if case == "vip-pydatapath" else 1.0
@@ -27,13 +37,12 @@ def run(seed: int, rounds: int = 7, noise: float = 0.02, machine: float = 1.0, s
                 key: middle * machine * chance.gauss(1, noise) * (worse if key.endswith("_us") else 1 / worse)
                 for key, middle in KEYS.items()
             }
-            samples.append({"round": number, "case": case, "values": values})
-    return {
-        "samples": samples,
-        "medians": {case: {} for case in CASES},
-        "times_as_good_as": {"bridge": {}},
-        "environment": ENVIRONMENT,
-    }
+            made.samples.append(Sample(number, case, "all", 0.0, 0.0, values, parameters=at or {}))
+    return made.document()
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Line]:
+    return compare_runs(Results.of(before), Results.of(after))
 
 
 def verdicts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
@@ -59,6 +68,28 @@ def test_two_runs_of_the_same_are_equal() -> None:
 def test_a_difference_that_is_sure_and_tiny_is_none() -> None:
     """One per cent, without any noise."""
     assert verdicts(run(1, noise=1e-6), run(2, noise=1e-6, slower=1.01)) == {"equal"}
+
+
+def test_a_case_is_compared_with_itself_at_the_same_parameters_alone() -> None:
+    """Ten times as slow at 1,000 services as at one is no change; at one of two sizes that both have, it is one."""
+    one, many = run(1, at={"services": 1}), run(2, at={"services": 1000}, slower=10.0)
+    assert compare(one, many) == []
+    before = {**one, "samples": one["samples"] + many["samples"]}
+    more = run(4, at={"services": 1000}, slower=12.0)
+    after = {**one, "samples": run(3, at={"services": 1})["samples"] + more["samples"]}
+    found = {(line.case, line.at): line.verdict for line in compare(before, after)}
+    assert found == {
+        ("vip-pydatapath", (("services", 1),)): "equal",
+        ("vip-iptables", (("services", 1),)): "equal",
+        ("vip-pydatapath", (("services", 1000),)): "worse",
+        ("vip-iptables", (("services", 1000),)): "equal",
+    }
+
+
+def test_runs_of_different_benchmarks_are_not_compared() -> None:
+    """Even where they have cases of one name."""
+    with pytest.raises(ValueError, match="A is a run of made-up, B of snat"):
+        compare(run(1), {**run(2), "comparison": "snat"})
 
 
 def test_p_is_exact_for_few_rounds_and_estimated_for_many() -> None:
