@@ -21,13 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import flows
+from bench.blocks import measure_block
 from bench.crowd_cases import Crowd, add_addresses, cases, lacks_ipvs
 from bench.environment import environment
-from bench.measures import MEASURES, METRICS, Measure, Metric
+from bench.measure import Measure
+from bench.measures import MEASURES, METRICS, Metric
 from bench.paths import ReadyCase, ready
 from bench.processes import BenchError
 from bench.report import Results, Sample
-from bench.rounds import measure_once
 from bench.session import between, names_of, numbers, sampled, say, setting
 from bench.session import main as session
 
@@ -133,9 +134,10 @@ class Run:
         """Measure by measure, every case, beginning with another one every round."""
         shift = (number - 1) % max(1, len(ready_cases))
         for measure in measures:
-            for each in [*ready_cases[shift:], *ready_cases[:shift]]:
-                sample = measure_once(each, measure, number, self._at(), self.arguments.duration)
-                self._keep(replace(sample, parameters=parameters))
+            turn = [*ready_cases[shift:], *ready_cases[:shift]]
+            with contextlib.closing(measure_block(turn, measure, number, self.arguments.duration, self._at)) as block:
+                for sample in block:
+                    self._keep(replace(sample, parameters=parameters))
 
     def _packets(
         self, number: int, ready_cases: Sequence[ReadyCase], keys: Sequence[bytes], parameters: Mapping[str, int]

@@ -8,7 +8,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from bench.kube_proxy import ServicePort, restore_input
-from bench.measures import PORTS, Port
+from bench.measure import Port
+from bench.measures import PORTS
 from bench.scale import FIRST_POD, FIRST_VIP
 from bench.scale import Sample as Size
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from bench.crowd_cases import lacks_ipvs
 from bench.environment import environment
 from bench.many import Called, Many
-from bench.measures import Metric, Port
+from bench.measure import Port
+from bench.measures import Metric
 from bench.processes import BenchError, server
 from bench.programmers import COMMAND_S, PROGRAMMERS, STEPS, Change, Programmer
 from bench.report import Results, Sample

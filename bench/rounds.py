@@ -188,7 +188,7 @@ def prepare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     notes += [f"no ratios to {name}: it did not run" for name in comparison.baselines if name not in arguments.cases]
     texts = {case.name: case.text for case in chosen}
-    results = Results(texts, comparison.baselines, shown, environment(), notes=notes)
+    results = Results(texts, comparison.baselines, shown, environment(), notes=notes, comparison=comparison.name)
     if arguments.resume:
         results.samples += take_up(path, shown, results.environment)
         results.notes.append(f"taken up again after {len(results.samples)} measurements")
@@ -244,5 +244,5 @@ def main(comparison: Comparison, arguments: argparse.Namespace) -> int:
             say(f"go on with the same options and  --json {run.path} --resume")
         return 128 + int(stopped.args[0])
     print(run.results.text())
-    say(f"every raw value: {run.path}")
+    say(f"every raw value: {run.path}; pictures of it: python -m bench plot {run.path} --out FOLDER")
     return 1 if run.results.failures else 0

@@ -17,14 +17,14 @@ from types import FrameType
 from typing import TypeAlias
 
 from bench.host import ForeignLoad
+from bench.options import between, names_of
 from bench.paths import ROOT, sweep_stale
 from bench.processes import BenchError
 from bench.report import Results, Sample
-from bench.rounds import PACKAGES, SIGNALS, Stopped, _names_of, _stop, between, say
+from bench.rounds import PACKAGES, SIGNALS, Stopped, _stop, say
 
 __all__ = ["Work", "between", "main", "names_of", "numbers", "sampled", "say", "setting", "undisturbed"]
 
-names_of = _names_of
 Work: TypeAlias = Callable[[Results, Path], None]
 
 
