@@ -48,22 +48,22 @@ def _is_told(error: Error) -> bool:
     return error.kind != "redirect" and error.quoted >= ENOUGH and not error.about.is_later
 
 
-def readdressed(packet: Packet, to: FlowTuple, world: World) -> Packet:
+def readdressed(packet: Packet, to: FlowTuple, world: World, *, is_here: bool) -> Packet:
     """An error as it leaves, where the direction that it is of leaves with these addresses and ports (N49, N55, N56).
 
-    `kind` stays, and so do other bytes of it (N62).
+    `kind` stays, and so do other bytes of it (N62). `is_here`: it goes to a pod of this node, or to the node itself.
     """
     if packet.error is None:
         raise ValueError(f"{packet.tuple} is no error")
     return replace(
         packet,
-        source=to.source if _is_renamed(packet, to, world) else packet.source,
+        source=to.source if _is_renamed(packet, to, world, is_here=is_here) else packet.source,
         destination=to.destination,
         error=replace(packet.error, about=packet.error.about.readdressed(to.reverse)),
     )
 
 
-def _is_renamed(packet: Packet, to: FlowTuple, world: World) -> bool:
+def _is_renamed(packet: Packet, to: FlowTuple, world: World, *, is_here: bool) -> bool:
     """Whether its sender has another name where it goes: the other end of the flow, or a pod that is hidden there."""
-    leaves = not world.is_here(to.destination)
-    return packet.source == packet.tuple.source or (leaves and world.must_hide(packet.source, to.destination))
+    hides = not is_here and world.must_hide(packet.source, to.destination)
+    return packet.source == packet.tuple.source or hides

@@ -61,7 +61,10 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
     if _has_lost_its_sum(packet, to):
         return Verdict("drop", packet, reason="drop_rewrite")
     way = _way(hook, packet, to, world)
-    translated = readdressed(packet, to, world) if packet.error else packet.readdressed(to)
+    if packet.error:
+        translated = readdressed(packet, to, world, is_here=way in {_Way.POD, _Way.NODE})
+    else:
+        translated = packet.readdressed(to)
     if _is_routed(hook, way):
         if packet.ttl <= 1 and world.is_own(packet.tuple.destination):
             return Verdict("drop", packet, reason="drop_hops")  # or the node would take it for its own

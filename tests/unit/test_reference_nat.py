@@ -440,9 +440,11 @@ def test_N24_one_pod_cannot_take_all(at: Places, protocol: Protocol) -> None:
 
 
 def answered(talk: Talk, call: Packet) -> Verdict:
-    """A pod's first packet, as it left; it was answered."""
+    """A pod's first packet, as it left; it was answered, and TCP's answer, too."""
     there = talk.send(call)
     assert talk.answer(there, hook=Hook.FROM_UPLINK).packet.tuple == call.tuple.reverse
+    if call.protocol == "TCP":
+        talk.send(replace(call, flags="A"))
     return there
 
 
