@@ -157,11 +157,13 @@ def test_processor_time_of_others_is_not_ours() -> None:
         assert shell.stdout
         other = int(shell.stdout.readline())
         try:
-            load = ForeignLoad()
-            time.sleep(0.8)
-            _elapsed, others, ours = load.seconds()
+            load, others, until = ForeignLoad(), 0.0, time.monotonic() + 20
+            while others <= 0.2 and time.monotonic() < until:  # on a crowded machine it waits for its turn
+                time.sleep(0.1)
+                _elapsed, others, ours = load.seconds()
+            cores = load.cores()
         finally:
             os.kill(other, signal.SIGKILL)
     assert others > 0.2
     assert ours < others
-    assert load.cores() > 0.1
+    assert cores > 0
