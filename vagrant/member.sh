@@ -62,7 +62,7 @@ node_up() {
 
 node_down() {
     local pod
-    "$project/.venv/bin/pydatapath" unload --all || true
+    "$project/.venv/bin/pydatapath" --quiet unload || true
     for pod in 1 2; do
         systemctl --quiet stop "pydatapath-pod$pod" 2>/dev/null || true
         ip netns delete "pod$pod" 2>/dev/null || true
