@@ -47,6 +47,7 @@ node_up() {
         ip -netns "pod$pod" link set eth0 up
         ip -netns "pod$pod" route add default via "10.244.$number.1"
     done
+    udevadm settle --timeout=60 # udev gives new links a MAC address of its choice
     # the other node and its pods are behind the router
     ip route replace "192.168.6$other.0/24" via "192.168.6$number.254"
     ip route replace "10.244.$other.0/24" via "192.168.6$number.254"

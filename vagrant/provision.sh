@@ -4,7 +4,10 @@ set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
 
 # the host's configuration of apt, where PYDATAPATH_VM_APT_CONF names one
-[[ ! -e /tmp/99-from-the-host ]] || mv -- /tmp/99-from-the-host /etc/apt/apt.conf.d/
+if [[ -e /tmp/99-from-the-host ]]; then
+    install --mode=644 /tmp/99-from-the-host /etc/apt/apt.conf.d/
+    rm -f /tmp/99-from-the-host
+fi
 
 # "on Debian 12, as root, with git and make installed"
 if ! command -v git >/dev/null || ! command -v make >/dev/null; then
