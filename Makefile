@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-kernel lint format rules bench bench-full bench-snat check-fresh clean
+.PHONY: help setup demo test test-kernel lint format rules bench bench-full bench-snat vm-box check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,7 +27,7 @@ lint: setup ## ruff, mypy --strict, shellcheck
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy --strict
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh; else echo "shellcheck is not installed: shell scripts not checked"; fi
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run tools/*.sh vagrant/*.sh vagrant/{build-box,cluster,fetch}; else echo "shellcheck is not installed: shell scripts not checked"; fi
 
 format: setup ## put code into the one format
 	@$(BIN)/ruff check --fix --select I
@@ -47,6 +47,9 @@ bench-full: ## the same at length, with more workloads: what is published
 bench-snat: ## what leaving the cluster costs: plain routing, SNAT by us, MASQUERADE by iptables and nftables
 	@tools/setup.sh bench
 	@$(BIN)/python -m bench snat $(BENCH_ARGS)
+
+vm-box: ## a Vagrant box from Debian packages, for vagrant/ where none can be downloaded
+	@vagrant/build-box
 
 check-fresh: ## the release check: demo and test in a minimal Debian 12 root
 	@tools/setup.sh fresh

@@ -5,6 +5,7 @@
 #   tools/setup.sh kernel     also what `make test-kernel` needs (an emulator)
 #   tools/setup.sh bench      also what `make bench` needs (load generators, a web server, iptables to compare with)
 #   tools/setup.sh fresh      also what `make check-fresh` needs (a Debian bootstrapper)
+#   tools/setup.sh list ...   only prints the names of the Debian packages, for the groups that follow
 #
 # Quick when all is there: it installs only what is missing, and builds .venv anew only when pyproject.toml changed.
 set -euo pipefail
@@ -48,6 +49,11 @@ die() {
     exit 1
 }
 
+list=''
+if [[ ${1-} == list ]]; then
+    list=yes
+    shift
+fi
 wanted=("${packages[@]}" "${test_packages[@]}")
 for group in "$@"; do
     case $group in
@@ -60,6 +66,10 @@ for group in "$@"; do
         *) die "no such group: $group (known: kernel, bench, fresh)" ;;
     esac
 done
+if [[ -n $list ]]; then
+    printf '%s\n' "${wanted[@]}" | sort -u
+    exit
+fi
 
 # One set-up at a time in one tree; the lock goes with this process.
 exec 9<"$here/pyproject.toml"
