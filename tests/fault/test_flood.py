@@ -46,9 +46,11 @@ def cluster() -> Iterator[Cluster]:
         route = ["ip", "route", "add", f"{BALANCER[0]}/32", "via", made.lab.node(1).address]
         made.lab.outside.exec(route, check=True)
         made.serve(made.lab.outside)  # type: ignore[arg-type]
-        # A port is used again within a minute, which a server's TIME_WAIT may answer by a RST, also without us
+        # What the ends themselves would do also without us: a port is used again within a minute, which a server's
+        # TIME_WAIT may answer by a RST; and parts without an end fill a receiver's 4 MB, so it puts nothing together
+        settings = ["net.ipv4.tcp_max_tw_buckets=0", f"net.ipv4.ipfrag_high_thresh={1 << 28}"]
         for host in (*made.lab.pods, made.lab.outside):
-            host.exec(["sysctl", "-q", "-w", "net.ipv4.tcp_max_tw_buckets=0"], check=True)
+            host.exec(["sysctl", "-q", "-w", *settings], check=True)
         try:
             yield made
         finally:
