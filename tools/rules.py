@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-RULE = re.compile(r"[SCN][1-9][0-9]*")
-PARTS = {"S": "Services", "C": "Choices", "N": "NAT and flows"}
+RULE = re.compile(r"[SCNF][1-9][0-9]*")
+PARTS = {"S": "Services", "C": "Choices", "N": "NAT and flows", "F": "Faults"}
 STATES = {"later": "later", "not-ours": "not ours", "partly": "tested; partly"}
 SHOWN = 3  # tests of a rule that the table names
 ROWS = {"Case", "case"}  # what makes a case whose first argument is its name
@@ -88,7 +88,7 @@ def rules_of(path: Path) -> dict[str, Rule]:
 def rule_of(number: str, fields: object) -> Rule:
     """One rule of the file. Raises Wrong."""
     if not RULE.fullmatch(number):
-        raise Wrong(f"rules.toml: {number} is not a rule's number, such as S1, C1 or N1")
+        raise Wrong(f"rules.toml: {number} is not a rule's number, such as S1, C1, N1 or F1")
     if not isinstance(fields, dict) or not all(value and isinstance(value, str) for value in fields.values()):
         raise Wrong(f"rules.toml: {number} must have texts: must, and later, not-ours or partly")
     states = fields.keys() - {"must"}

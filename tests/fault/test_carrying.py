@@ -99,7 +99,7 @@ def packets(cluster: Cluster) -> dict[str, tuple[int, int]]:
         ({"max_backends": 100_000, "max_flows": 2048, "algorithm": "maglev"}, (4096, 100_000)),
     ],
 )
-def test_connections_live_on_in_maps_of_another_size(
+def test_F30_connections_live_on_in_maps_of_another_size(
     cluster: Cluster, sockets: Sockets, options: dict[str, Any], wanted: tuple[int, int]
 ):
     """Each has its backend and its counts still; new ones are answered; what was before is gone; and so it is back."""
@@ -234,7 +234,7 @@ def test_a_move_that_fails_leaves_all_as_it_was(
 
 
 @pytest.mark.parametrize("step", ["switch", "half of it", "connect"])
-def test_a_move_that_is_killed_is_finished_by_the_next_load(
+def test_F30_a_move_that_is_killed_is_finished_by_the_next_load(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str
 ):
     """Killed before the programs are exchanged: what they do until the next load is carried then."""
@@ -266,7 +266,7 @@ def as_another_layout(cluster: Cluster, version: int) -> None:
 
 
 @pytest.mark.parametrize("version", [LAYOUT_VERSION - 1, LAYOUT_VERSION + 1])
-def test_another_layout_is_refused_unless_flows_may_break(cluster: Cluster, sockets: Sockets, version: int):
+def test_F30_another_layout_is_refused_unless_flows_may_break(cluster: Cluster, sockets: Sockets, version: int):
     """Older or newer: what runs goes on; with --break-flows it is exchanged, and services are as they were."""
     as_another_layout(cluster, version)
     before = folders(cluster)
@@ -286,7 +286,7 @@ def test_another_layout_is_refused_unless_flows_may_break(cluster: Cluster, sock
         assert len(ask_many(cluster.lab.pod(1, 1), kind, VIP, 60).names) == 2
 
 
-def test_a_migration_carries_flows_from_another_layout(
+def test_F30_a_migration_carries_flows_from_another_layout(
     cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Of a layout whose flows have eight bytes more each, by a function that takes them away."""

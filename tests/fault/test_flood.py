@@ -209,7 +209,9 @@ def flood_from(host: Host, frame: bytes, vary: Any, count: int, pause: float = 0
         return count, flood.send(frame, count, vary, pause=pause)
 
 
-def test_a_flood_of_SYNs_hurts_no_connection(cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]):
+def test_F17_a_flood_of_SYNs_hurts_no_connection(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+):
     """From changing sources, more than either table holds, and backends that are alive answer them, most by cookies.
 
     What is established is not touched by it.
@@ -227,7 +229,7 @@ def test_a_flood_of_SYNs_hurts_no_connection(cluster: Cluster, idle: list[Idle],
     assert answered > SYNS // 100, "a flood that backends do not answer would say little"
 
 
-def test_a_flood_to_all_ports_hurts_no_connection(
+def test_F18_a_flood_to_all_ports_hurts_no_connection(
     cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
 ):
     """UDP to 60,000 ports of a service's address, and from one pod to 60,000 ports outside."""
@@ -249,7 +251,7 @@ def test_a_flood_of_ACKs_hurts_no_connection(cluster: Cluster, idle: list[Idle],
     assert_nobody_was_hurt(seen)
 
 
-def test_forged_errors_and_resets_hurt_no_connection(
+def test_F23_forged_errors_and_resets_hurt_no_connection(
     cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
 ):
     """From off the path, with right tuples and wrong ones: every kind of ICMP error, and RSTs with a wrong number.
@@ -302,7 +304,7 @@ def test_forged_errors_and_resets_hurt_no_connection(
     assert states == ["established"] * len(known), "a RST that nobody believed is forgotten"
 
 
-def test_a_flood_of_fragments_hurts_no_connection(
+def test_F22_a_flood_of_fragments_hurts_no_connection(
     cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
 ):
     """First fragments without an end, later ones without a first, overlapping ones: the table is bounded, and whoever
@@ -336,7 +338,7 @@ def test_a_flood_of_fragments_hurts_no_connection(
     assert entries <= room
 
 
-def test_a_full_table_forgets_who_has_been_silent_longest(
+def test_F16_a_full_table_forgets_who_has_been_silent_longest(
     cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
 ):
     """More connections than it has room for (F16): who talks is not forgotten; who is, and whose service has not

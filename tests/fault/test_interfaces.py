@@ -79,7 +79,7 @@ class Churn(threading.Thread):
             self.failure = str(error)
 
 
-def test_interfaces_that_go_while_programs_are_attached(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+def test_F12_interfaces_that_go_while_programs_are_attached(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     """Whatever goes while a load looks, asks, writes or attaches: it is left out, and nobody else notices."""
     churn, failed, loads = Churn(cluster), list[str](), 0
     with Scripts() as scripts:
@@ -181,7 +181,9 @@ def place(cluster: Cluster) -> Iterator[Replacing]:
         yield Replacing(cluster, stack.enter_context(Links(cluster.lab.node(1).netns)), attacher)
 
 
-def test_an_address_that_passes_to_another_pod(cluster: Cluster, place: Replacing, capsys: pytest.CaptureFixture[str]):
+def test_F14_an_address_that_passes_to_another_pod(
+    cluster: Cluster, place: Replacing, capsys: pytest.CaptureFixture[str]
+):
     """Its service has another backend, and the new pod serves another service: no old flow reaches its servers.
 
     UDP is chosen for again. A segment of an old connection may come to the new pod's stack, which resets it: no more
@@ -255,7 +257,7 @@ def left_soon(programs: set[int], maps: set[int], but: set[int]) -> tuple[set[in
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["nobody looks", "somebody holds the maps"])
-def test_a_namespace_that_is_deleted_with_its_programs(
+def test_F15_a_namespace_that_is_deleted_with_its_programs(
     cluster: Cluster, capsys: pytest.CaptureFixture[str], held: bool
 ):
     """What is left is pins, which `unload --all` finds; ten seconds later the kernel has nothing of it."""

@@ -147,7 +147,7 @@ def nothing() -> None:
     """Where a command ends, there it began."""
 
 
-def test_the_first_load(stand: Stand, figure: Callable[[str], None]):
+def test_F4_the_first_load(stand: Stand, figure: Callable[[str], None]):
     """The host's own traffic goes on; unloaded after all, the host is as it was."""
     stand.hold(stand.direct)
 
@@ -158,7 +158,7 @@ def test_the_first_load(stand: Stand, figure: Callable[[str], None]):
     killed_everywhere(trial, figure, 9)
 
 
-def test_a_first_load_that_compiles(stand: Stand, figure: Callable[[str], None]):
+def test_F4_a_first_load_that_compiles(stand: Stand, figure: Callable[[str], None]):
     """The compiler's processes end by themselves where their parent alone is killed."""
     stand.hold(stand.direct)
 
@@ -175,20 +175,20 @@ def loaded(stand: Stand) -> None:
     stand.hold(STEADY)
 
 
-def test_apply(stand: Stand, figure: Callable[[str], None]):
+def test_F3_apply(stand: Stand, figure: Callable[[str], None]):
     """A service that stays as it is does not notice, of the others each is as before or as after."""
     arguments = ["apply", "--prune", "-f", str(stand.changed)]
     trial = Trial(stand, arguments, lambda: loaded(stand), stand.apply, STEADY)
     killed_everywhere(trial, figure, 10)
 
 
-def test_an_upgrade(stand: Stand, figure: Callable[[str], None]):
+def test_F4_an_upgrade(stand: Stand, figure: Callable[[str], None]):
     """Other programs, maps, routes and plans: connections go on, whichever half of it is there."""
     trial = Trial(stand, ["load", *OTHER_OPTIONS], lambda: loaded(stand), stand.load, STEADY)
     killed_everywhere(trial, figure, 9)
 
 
-def test_unload(stand: Stand, figure: Callable[[str], None]):
+def test_F4_unload(stand: Stand, figure: Callable[[str], None]):
     """The host's own traffic goes on, and unload again takes away what is left."""
 
     def prepare() -> None:

@@ -118,7 +118,7 @@ def assert_nothing_noticed(account: Account) -> None:
     assert (account.lost, account.strays, account.twice, account.refused) == (0, 0, 0, 0)
 
 
-def test_who_is_connected_notices_no_change(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+def test_F1_F2_who_is_connected_notices_no_change(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     """No connection breaks, no datagram is lost or goes astray, every new call is answered, no count is forgotten."""
     apply(cluster.datapaths[1], [staying(cluster)])
     before = cluster.datapaths[1].status().counters

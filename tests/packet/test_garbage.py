@@ -204,7 +204,7 @@ def grind_all(bed: Bed, world: World, count: int, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.timeout(180 + COUNT // 50)
-def test_N108_what_nobody_should_send_has_the_models_verdict_or_is_left_alone(
+def test_N108_F20_what_nobody_should_send_has_the_models_verdict_or_is_left_alone(
     bed: Bed, capsys: pytest.CaptureFixture[str]
 ):
     """Every frame; and each is counted by name where it is dropped or left unread."""
@@ -212,7 +212,7 @@ def test_N108_what_nobody_should_send_has_the_models_verdict_or_is_left_alone(
 
 
 @pytest.mark.timeout(180 + COUNT // 50)
-def test_N108_N84_of_what_nobody_should_send_nothing_leaves_as_it_must_not(
+def test_N108_N84_F20_of_what_nobody_should_send_nothing_leaves_as_it_must_not(
     masquerading: Bed, capsys: pytest.CaptureFixture[str]
 ):
     """Every frame, where pods are masqueraded."""

@@ -280,7 +280,7 @@ def test_N21_a_port_by_chance_is_one_by_chance(masquerading: Bed, where: Places)
 
 @FAMILIES
 @MAKE
-def test_N24_one_pod_cannot_take_all(limited: Bed, where: Places, make):
+def test_N24_F18_one_pod_cannot_take_all(limited: Bed, where: Places, make):
     """Ten flows at once and one more every six seconds; what it has goes on, and others are not asked to pay."""
 
     def begins(port: int, source: str = where.CLIENT, device: str = "pod2") -> bool:

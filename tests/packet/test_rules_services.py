@@ -125,7 +125,7 @@ def test_N3_N4_many_flows_with_one_port_share_no_answer(bed: Bed, where: Places,
 
 @FAMILIES
 @MAKE
-def test_N22_N23_where_no_port_is_left_only_the_new_flow_fails_by_name(bed: Bed, where: Places, make: Make):
+def test_N22_N23_F19_where_no_port_is_left_only_the_new_flow_fails_by_name(bed: Bed, where: Places, make: Make):
     """Of the ports that it may leave from all but the last are taken: it leaves from that. All are: it is dropped and
     counted, and all else goes on.
     """

@@ -103,7 +103,7 @@ def test_N21_a_port_is_looked_for_in_the_range_alone(cluster: Cluster, ends: End
 
 
 @families
-def test_N23_where_no_port_is_free_only_the_new_call_fails(cluster: Cluster, ends: Ends):
+def test_N23_F19_where_no_port_is_free_only_the_new_call_fails(cluster: Cluster, ends: Ends):
     """A range of two, both taken: a named drop, and who has one goes on."""
     loaded(cluster, snat_ports="20200-20201")
     first, second = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)

@@ -168,7 +168,7 @@ def foreign(cluster: Cluster) -> Host:
     return cluster.lab.node(1)
 
 
-def test_foreign_filters_and_qdiscs_stay_and_work(cluster: Cluster, foreign: Host):
+def test_F10_foreign_filters_and_qdiscs_stay_and_work(cluster: Cluster, foreign: Host):
     """Before and behind ours, at the same hooks: they see the traffic while we are loaded, and are there afterwards."""
     client, server = cluster.lab.pod(1, 1), cluster.lab.pod(1, 2)
     for interface in ("pod1", "br0", "eth0"):
@@ -195,7 +195,7 @@ def test_foreign_filters_and_qdiscs_stay_and_work(cluster: Cluster, foreign: Hos
     assert dump(cluster.lab) == before
 
 
-def test_what_others_hung_on_our_qdisc_stays(cluster: Cluster, foreign: Host):
+def test_F10_what_others_hung_on_our_qdisc_stays(cluster: Cluster, foreign: Host):
     """A filter that came after load keeps its clsact, and nothing else is left."""
     cluster.load(1)
     tc(foreign, *f"filter add dev pod2 ingress prio 9 protocol ip {ALL}".split())
@@ -206,7 +206,7 @@ def test_what_others_hung_on_our_qdisc_stays(cluster: Cluster, foreign: Host):
     assert "clsact" not in tc(foreign, "qdisc", "show", "dev", "pod1")
 
 
-def test_a_place_taken_by_others_is_left_to_them(cluster: Cluster, foreign: Host):
+def test_F10_a_place_taken_by_others_is_left_to_them(cluster: Cluster, foreign: Host):
     """A foreign filter at our own priority: load refuses, names it, and leaves the host as it was."""
     tc(foreign, "qdisc", "add", "dev", "pod2", "clsact")
     tc(foreign, *f"filter add dev pod2 ingress prio 7 protocol ip {ALL}".split())

@@ -254,7 +254,7 @@ def test_F25_a_bad_file_is_refused_in_one_sentence(folder: Path, name: str, data
     assert refusal(lambda: read([name])) == message
 
 
-def test_F25_what_is_no_file_is_refused_at_once(folder: Path) -> None:
+def test_F24_F25_what_is_no_file_is_refused_at_once(folder: Path) -> None:
     """Devices are not read, a pipe without a writer is empty, a file of a terabyte is not begun."""
     os.mkfifo("pipe")
     Path("empty").mkdir()

@@ -114,8 +114,9 @@ def test_the_table_is_what_the_tests_make_of_it(rules: ModuleType, capsys: pytes
 
 
 def test_every_rule_is_there(rules: ModuleType) -> None:
-    """All of the services, the choices, and of NAT and flows, in their order."""
-    numbers = [f"{part}{number}" for part, most in (("S", 108), ("C", 14), ("N", 108)) for number in range(1, most + 1)]
+    """All of the services, the choices, of NAT and flows, and the faults, in their order."""
+    parts = {"S": 108, "C": 14, "N": 108, "F": 32}
+    numbers = [f"{part}{number}" for part, most in parts.items() for number in range(1, most + 1)]
     assert list(rules.rules_of(ROOT / "docs" / "rules.toml")) == numbers
 
 
@@ -207,7 +208,7 @@ def test_what_never_runs_carries_nothing(rules: ModuleType, tree: Path) -> None:
         pytest.param(
             "docs/rules.toml",
             'X1.must = "x"\n',
-            "rules.toml: X1 is not a rule's number, such as S1, C1 or N1",
+            "rules.toml: X1 is not a rule's number, such as S1, C1, N1 or F1",
             id="no rule's number",
         ),
         pytest.param(
