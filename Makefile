@@ -36,13 +36,32 @@ format: setup ## put code into the one format
 rules: setup ## docs/rules.md of the tests: which of them say that a rule holds
 	@$(BIN)/python tools/rules.py
 
-bench: ## speed, in some minutes: plain ways, services by us and by kube-proxy's rules, SNAT
-	@tools/setup.sh bench
-	@$(BIN)/python -m bench run --quick $(BENCH_ARGS)
+# Where results go: $(BENCH)-run.json and its kin, $(BENCH).md, pictures in $(BENCH)/. Given again after a run that was
+# stopped, it takes that one up: make bench-full BENCH=bench/results/2026-11-30-120000
+BENCH ?= bench/results/$(shell date +%Y-%m-%d-%H%M%S)
+BENCH := $(BENCH)
 
-bench-full: ## the same at length, with more workloads: what is published
+# $(call measured,NAME,OPTIONS): a benchmark's result. Where something in it failed there is a result all the same, which
+# says what; where there is none, or it was stopped, we stop, too.
+measured = @code=0; file=$(BENCH)-$(1).json; \
+	$(BIN)/python -m bench $(1) $(2) --json $$file $$([[ ! -e $$file ]] || echo --resume) || code=$$?; \
+	[[ $$code == 0 || ( $$code == 1 && -e $$file ) ]] || exit $$code
+
+bench: ## speed, in some minutes: plain ways, services by us and by kube-proxy's rules, SNAT; with pictures
 	@tools/setup.sh bench
-	@$(BIN)/python -m bench run --full $(BENCH_ARGS)
+	@mkdir -p $(dir $(BENCH))
+	$(call measured,run,--quick $(BENCH_ARGS))
+	@$(BIN)/python -m bench plot $(BENCH)-run.json --out $(BENCH) --markdown $(BENCH).md
+	@echo "pictures: $(BENCH)/, tables: $(BENCH).md, every raw value: $(BENCH)-run.json"
+
+bench-full: ## what is published: the same at length, many services, and how soon a change is in effect
+	@tools/setup.sh bench
+	@mkdir -p $(dir $(BENCH))
+	$(call measured,run,--full $(BENCH_ARGS))
+	$(call measured,crowd,$(CROWD_ARGS))
+	$(call measured,programming,$(PROGRAMMING_ARGS))
+	@$(BIN)/python -m bench plot $(BENCH)-{run,crowd,programming}.json --out $(BENCH) --markdown $(BENCH).md
+	@echo "pictures: $(BENCH)/, tables: $(BENCH).md, every raw value: $(BENCH)-*.json"
 
 bench-snat: ## what leaving the cluster costs: plain routing, SNAT by us, MASQUERADE by iptables and nftables
 	@tools/setup.sh bench

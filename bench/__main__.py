@@ -15,7 +15,8 @@ NAMES = {
     "programming": "from the command to the first packet that is served right",
     "packet_costs": "ns of a packet in our programs",
     "compare": "two results: what has become better or worse",
-    "plot": "a result as pictures",
+    "plot": "results as pictures and Markdown",
+    "goals": "what results say of our goals",
 }
 
 

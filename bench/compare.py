@@ -1,6 +1,6 @@
 """Two runs of one benchmark: what has become better or worse, and what is noise.
 
-    .venv/bin/python -m bench.compare A.json B.json
+    .venv/bin/python -m bench compare A.json B.json
 
 Compared are ratios to the baseline of the same round at the same parameters (so many services), so that two machines,
 or one at two moments, can be compared. A difference counts where it is larger than 2 %, and where hardly any way of
@@ -24,6 +24,7 @@ from typing import Literal
 from bench.document import read
 from bench.measures import Metric
 from bench.report import At, Results, shown
+from bench.resume import SAME
 
 __all__ = ["Line", "compare", "main", "permutation_p"]
 
@@ -32,7 +33,6 @@ LEAST = 0.02  # a smaller difference is none, however sure
 EXACT = 20_000  # ways of dealing; where there are more, so many of them
 WIDTH = 32  # of a case's name with its parameters
 Verdict = Literal["equal", "better", "worse"]
-SAME = ("kernel", "machine", "cpu", "cores")
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,23 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
     return (1 + sum(differs(chance.sample(pooled, size)) for _ in range(EXACT))) / (EXACT + 1)
 
 
+def _pairs(before: Results, after: Results) -> dict[str, str]:
+    """Each case that both runs have, and the first of its baselines that both compare it with."""
+    cases = [case for case in before.cases if case in after.cases]
+    common = {case: [one for one in before.baselines_of(case) if one in after.baselines_of(case)] for case in cases}
+    return {case: baselines[0] for case, baselines in common.items() if baselines}
+
+
 def _lines(before: Results, after: Results) -> Iterator[Line]:
     """Every figure that both runs have of the same case at the same parameters."""
     if before.comparison != after.comparison:
         raise ValueError(f"A is a run of {before.comparison}, B of {after.comparison}")
-    baselines = [one for one in before.compared_with if one in after.compared_with]
-    if not baselines:
-        raise ValueError("they have no baseline in common")
-    baseline = baselines[0]
+    pairs = _pairs(before, after)
+    if not pairs:
+        raise ValueError("they have no case and its baseline in common")
     known = {metric.key for metric in after.judged}
     places = [at for at in before.places if at in after.places]
-    cases = [case for case in before.cases if case != baseline and case in after.cases]
-    for at, case, metric in itertools.product(places, cases, before.judged):
+    for at, (case, baseline), metric in itertools.product(places, pairs.items(), before.judged):
         first, second = (run.ratios(case, baseline, metric, at) for run in (before, after))
         if metric.key in known and first and second:
             p = permutation_p([*map(math.log, first)], [*map(math.log, second)])
@@ -106,7 +111,7 @@ def compare(before: Results, after: Results) -> list[Line]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compares two files; the exit code."""
-    parser = argparse.ArgumentParser(prog="bench.compare", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench compare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("before", type=Path, metavar="A.json")
     parser.add_argument("after", type=Path, metavar="B.json")
     arguments = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """Speed beside many others: services, endpoints of one service, and flows in the table.
 
-    .venv/bin/python -m bench.crowd [--quick] [--json FILE]
+    .venv/bin/python -m bench crowd [--quick] [--json FILE]
 
 Called is the last of 1 to 50,000 services, one service of 1 to 1,000 endpoints, and one beside 0 to 1,000,000 flows: by
 pydatapath, by kube-proxy's rules (iptables, nftables, IPVS where there is one), and past them all over the bridge.
@@ -22,15 +22,16 @@ from pathlib import Path
 
 from bench import flows
 from bench.blocks import measure_block
-from bench.crowd_cases import Crowd, add_addresses, cases, lacks_ipvs
+from bench.crowd_cases import Crowd, add_addresses, cases
 from bench.environment import environment
 from bench.measure import Measure
 from bench.measures import MEASURES, METRICS, Metric
 from bench.paths import ReadyCase, ready
 from bench.processes import BenchError
 from bench.report import Results, Sample
-from bench.session import between, names_of, numbers, sampled, say, setting
+from bench.session import RESUME, began, between, finish, names_of, numbers, result_options, sampled, say, setting
 from bench.session import main as session
+from bench.vip import lacks_ipvs
 
 WARM_UP_S = 1
 METRICS_HERE = (
@@ -94,7 +95,7 @@ class Run:
             folder = self.workdir / "-".join(f"{key}{value}" for key, value in parameters.items())
             folder.mkdir(exist_ok=True)
             say(f"setting up {self._named(parameters)}: {case.text}")
-            began = time.monotonic()
+            start = time.monotonic()
             own = stack.enter_context(ExitStack())
             try:
                 one = own.enter_context(ready(case, name, folder, backends=1, cpu=self.cpu))
@@ -103,7 +104,7 @@ class Run:
                 one.measure(MEASURES["conn"], WARM_UP_S)
             except BenchError as error:
                 own.close()
-                self._leave_out(case.name, parameters, f"after {time.monotonic() - began:.0f} s: {error}")
+                self._leave_out(case.name, parameters, f"after {time.monotonic() - start:.0f} s: {error}")
                 continue
             made.append(one)
         return made
@@ -163,7 +164,9 @@ class Run:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line; sizes that are not given are None."""
-    parser = argparse.ArgumentParser(prog="bench.crowd", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench crowd", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
     parser.add_argument("--quick", action="store_true", help="one round of a second each, fewer sizes: three minutes")
     parser.add_argument("--rounds", type=between(1, 1000), help="interleaved rounds (default 3)")
     parser.add_argument("--duration", type=between(1, 600), help="seconds a measurement takes (default 2)")
@@ -184,7 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
     for option, known in (("--cases", [case.name for case in cases(Crowd(), 0)]), ("--measures", MEASURED["services"])):
         text = f"comma-separated, of {', '.join(known)} (default all)"
         parser.add_argument(option, type=names_of(known), help=text)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw value and the environment to FILE")
+    result_options(parser, RESUME)
     return parser
 
 
@@ -209,20 +212,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     def empty() -> Results:
         lack = lacks_ipvs() if "ipvs" in wanted else ""
         texts = {name: text for name, text in known.items() if name in wanted and not (name == "ipvs" and lack)}
-        shown = {**vars(arguments), "json": str(arguments.json or ""), "pin": True}
+        shown = {**vars(arguments), "json": str(arguments.json), "pin": True}
         notes = [f"ipvs is left out: {lack}"] if lack else []
-        baselines = ["bridge", "iptables", "iptables-legacy", "nftables"]
-        results = Results(texts, baselines, shown, environment(), notes=notes)
+        beside = {case.name: case.beside for case in cases(Crowd(), 0) if case.name in texts}
+        results = Results(texts, ["bridge"], shown, environment(), notes=notes, beside=beside)
         results.comparison, results.known = "crowd", METRICS_HERE
         return results
 
     def work(results: Results, workdir: Path) -> None:
-        this = Run(results, arguments, workdir, time.monotonic())
-        for name in SIZES:
-            for value in getattr(arguments, name):
+        this = Run(results, arguments, workdir, began(results))
+        for name, value in [(one, value) for one in SIZES for value in getattr(arguments, one)]:
+            if {name: value} not in results.finished:
                 this.size(name, value)
+                finish(results, {name: value}, arguments.json)
 
-    return session(empty, work, arguments, TOOLS)
+    return session("crowd", empty, work, arguments, TOOLS)
 
 
 if __name__ == "__main__":

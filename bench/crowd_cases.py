@@ -22,7 +22,7 @@ from bench.processes import BenchError, run
 from bench.programmers import LEGACY_FORM, NFT_FORM
 from bench.topology import BRIDGE, NODE_IP, POD_NETWORK, Node, set_sysctls
 
-__all__ = ["Crowd", "add_addresses", "cases", "lacks_ipvs"]
+__all__ = ["Crowd", "add_addresses", "cases"]
 
 MORE_PODS = "10.244.4.0/22"  # further addresses of the server: of one /24 there are too few for 1,000 endpoints
 POD_CIDRS = ("10.244.1.0/24", MORE_PODS)
@@ -100,25 +100,22 @@ def _ipvs(crowd: Crowd, this: Node, _folder: Path) -> Iterator[None]:
     yield
 
 
-def lacks_ipvs() -> str:
-    """Why there is no IPVS here; "" where there is."""
-    try:
-        run(["unshare", "--net", "ipvsadm", "--list"])
-    except BenchError as error:
-        return str(error)
-    return ""
-
-
 def cases(crowd: Crowd, max_flows: int) -> list[Case]:
     """Each implementation with its services."""
 
     def netfilter(name: str, text: str, how: Callable[[Crowd, Node, Path], AbstractContextManager[None]]) -> Case:
         prepare = functools.partial(how, crowd)
-        return Case(name, text, prepare, to_vip=True, tracked=True, bridge_netfilter=True)
+        return Case(name, text, prepare, to_vip=True, tracked=True, bridge_netfilter=True, beside=["bridge"])
 
     return [
         Case("bridge", "pod to pod over the plain bridge, past all services", nothing),
-        Case("pydatapath", "by pydatapath", functools.partial(_ours, crowd, max_flows), to_vip=True),
+        Case(
+            "pydatapath",
+            "by pydatapath",
+            functools.partial(_ours, crowd, max_flows),
+            to_vip=True,
+            beside=["bridge", "iptables-legacy", "nftables"],
+        ),
         netfilter(
             "iptables",
             "by kube-proxy's iptables rules in iptables' nft form; the last service is the last rule",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from bench.measure import Measure
 from bench.paths import Case
+from bench.processes import BenchError
 
-__all__ = ["Comparison", "Preset", "between", "make_parser", "names_of", "settle"]
+__all__ = ["Comparison", "Preset", "between", "check_resume", "make_parser", "names_of", "result_options", "settle"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: cases, by measures, with those among them that are `baselines`.
+    """What is compared: cases, by measures.
 
     `presets`: named ways of running it, of which the user may choose one. `extra`: measures only for who asks for them.
     """
@@ -34,9 +35,13 @@ class Comparison:
     text: str
     cases: Mapping[str, Case]
     measures: Mapping[str, Measure]
-    baselines: Sequence[str]
     presets: Mapping[str, Preset] = field(default_factory=dict)
     extra: Sequence[str] = ("udp-one-way",)
+
+    @property
+    def baselines(self) -> list[str]:
+        """The cases that others are compared with."""
+        return list(dict.fromkeys(name for case in self.cases.values() for name in case.beside))
 
     @property
     def usual(self) -> Preset:
@@ -91,13 +96,21 @@ def make_parser(comparison: Comparison) -> argparse.ArgumentParser:
         metavar="S",
         help="wait up to S seconds in all for moments in which nothing else needs the processor (default 0)",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where the result goes (default bench/results/DATE-NAME.json)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run in FILE, that was stopped or had fewer rounds"
-    )
+    result_options(parser, "go on with the run in FILE, that was stopped or had fewer rounds")
     return parser
+
+
+def result_options(parser: argparse.ArgumentParser, resume: str) -> None:
+    """Where the result goes, and whether one that is there is gone on with."""
+    where = "where the result goes (default bench/results/DATE-TIME-NAME.json)"
+    parser.add_argument("--json", type=Path, metavar="FILE", help=where)
+    parser.add_argument("--resume", action="store_true", help=resume)
+
+
+def check_resume(arguments: argparse.Namespace) -> None:
+    """Raise BenchError where nobody can know what to go on with."""
+    if arguments.resume and not arguments.json:
+        raise BenchError("--resume needs --json FILE, the run to go on with")
 
 
 def settle(comparison: Comparison, arguments: argparse.Namespace) -> None:

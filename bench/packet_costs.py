@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import statistics
@@ -38,7 +39,7 @@ HOPS = 50  # that a packet has left where each run takes one
 class _Statistics(libbpf._ProgramInfo):
     """struct bpf_prog_info up to run_cnt."""
 
-    _fields_ = (
+    _fields_ = (  # type: ignore[assignment]  # the base class's are of other types
         ("rest", ctypes.c_uint8 * 112),
         ("run_time_ns", ctypes.c_uint64),
         ("run_cnt", ctypes.c_uint64),
@@ -76,13 +77,13 @@ def documents(lab: Lab, port: int, target: int, name: str) -> list[dict[str, obj
     ports = [{"name": kind.lower(), "protocol": kind} for kind in ("TCP", "UDP", "SCTP")]
     pod = lab.pod(1, 2)
     vips = list(VIPS.values())
-    service = {
+    service: dict[str, object] = {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name},
         "spec": {"clusterIPs": vips, "ports": [{**one, "port": port, "targetPort": target} for one in ports]},
     }
-    slices = [
+    slices: list[dict[str, object]] = [
         {
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -144,7 +145,7 @@ def kernel_now(this: Bench) -> int:
     """The kernel's 64-bit jiffies, of which a user's clock has the lower half: read off a flow that is made for it."""
     run(this, packet(this.address(Family.IPV4, 1), VIPS[Family.IPV4], "TCP", CALLED, "S"), 1)
     own = this.datapath._maps["half_open"]
-    return max(LAYOUTS[Family.IPV4].flow.struct.unpack(value)[1] for _, value in own.items())
+    return max(int(LAYOUTS[Family.IPV4].flow.struct.unpack(value)[1]) for _, value in own.items())
 
 
 def enter(this: Bench, family: Family, protocol: str, *, plain: bool = False) -> None:
@@ -247,12 +248,15 @@ def leaving(this: Bench) -> None:
         frame = packet(this.address(family, 1), outside_of(family, this.lab.outside), "UDP", CALLED)
         return statistics.median(run(this, frame, HOPS) for _ in range(OPENINGS))
 
+    def opening(protocol: str, family: Family) -> float:
+        return openings(this, family, protocol, outside_of(family, this.lab.outside))
+
     row(this, "known flow, UDP, masqueraded", known)
     for protocol in ("TCP", "UDP"):
         row(
             this,
             f"new flow, {protocol}, masqueraded",
-            lambda family, kind=protocol: openings(this, family, kind, outside_of(family, this.lab.outside)),
+            functools.partial(opening, protocol),
         )
 
 

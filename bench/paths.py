@@ -47,6 +47,7 @@ class Case:
     """One way to the server. `prepare` puts into the node (first argument) what is measured, and takes it away.
 
     `tracked`: netfilter tracks connections there. `bridge_netfilter`: also of what crosses the bridge.
+    `beside`: the cases that it is compared with, the most telling first.
     `lack`: what this machine lacks for it, a sentence; "" where it can run.
     """
 
@@ -57,6 +58,7 @@ class Case:
     where: Where = Where.POD
     tracked: bool = False
     bridge_netfilter: bool = False
+    beside: Sequence[str] = ()
     lack: Callable[[], str] = _lacks_nothing
 
 

@@ -1,15 +1,18 @@
 """Pictures and Markdown tables of results.
 
-    .venv/bin/python -m bench.plot RESULT.json [...] --out DIR [--png] [--markdown FILE]
+    .venv/bin/python -m bench plot RESULT.json [...] --out DIR [--png] [--markdown FILE | --into FILE]
 
 A measurement at one size becomes bars, one figure per measure: medians, with quartiles. One at several sizes (services,
-endpoints, flows) becomes a curve for each case. The same results give the same bytes. Exit code 0; 2 for a file that is
+endpoints, flows) becomes a curve for each case. `--into` writes the Markdown into a page, between two comments, and
+leaves the rest of it alone. The same results give the same bytes. Exit code 0; 2 for a file that is
 no result.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.document import read
+from bench.markdown import BEGIN, markdown, replaced
 from bench.measures import Metric
-from bench.report import Results, Spread, unit
+from bench.report import Results, Spread
 from bench.tables import number
+from bench.words import title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,30 +35,7 @@ __all__ = ["draw", "main"]
 # Okabe and Ito, "Color Universal Design" (2008), without yellow, which is too pale for a line; black last
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WORDS = {
-    "conn_per_s": "new TCP connections",
-    "gbit_per_s": "one TCP stream",
-    "tcp_p50_us": "TCP latency, half the round trip, median",
-    "tcp_p99_us": "TCP latency, half the round trip, 99th percentile",
-    "udp_p50_us": "UDP latency, half the round trip, median",
-    "udp_p99_us": "UDP latency, half the round trip, 99th percentile",
-    "udp_per_s": "datagrams of 64 bytes, some answered",
-    "tcp_p999_us": "TCP latency, half the round trip, 99.9th percentile",
-    "udp_p999_us": "UDP latency, half the round trip, 99.9th percentile",
-    "udp_1400_per_s": "datagrams of 1,400 bytes",
-    "one_way_per_s": "datagrams of 64 bytes, none answered",
-    "req_per_s": "requests on TCP connections that are kept",
-    "streams_gbit_per_s": "eight TCP streams together",
-    "cpu_per_conn_us": "processor time for a new TCP connection",
-    "cpu_per_req_us": "processor time for a request",
-    "cpu_per_gbit_us": "processor time for a gigabit of one TCP stream",
-    "streams_cpu_per_gbit_us": "processor time for a gigabit of eight TCP streams",
-    "first_s": "first load, until the first and the last service answer",
-    "one_s": "one service changed, until it answers so",
-    "all_s": "all services changed, until the first and the last answer so",
-    "one_flow_ns": "a packet of one known flow, by BPF_PROG_TEST_RUN",
-    "random_flow_ns": "a packet of any known flow at random, by BPF_PROG_TEST_RUN",
-}
+LETTER = 0.075  # inches of one, as small as beside the bars
 SPREAD_OVER = 5.0  # the largest value over the smallest, from which on an axis is logarithmic
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
@@ -77,17 +59,6 @@ class Picture:
     figure: Figure
 
 
-def _title(metric: Metric) -> str:
-    return f"{_what(metric)}: {'more' if metric.better > 0 else 'less'} is better"
-
-
-def _what(metric: Metric) -> str:
-    """In words, with the unit; those that have none here are called as in the tables."""
-    if metric.key not in WORDS:
-        return metric.title
-    return f"{WORDS[metric.key]} ({said})" if (said := unit(metric.key)) else WORDS[metric.key]
-
-
 def _looks(results: Results) -> dict[str, tuple[str, str]]:
     """Colour and marker of each case: the same in all pictures of a run."""
     return {
@@ -101,38 +72,40 @@ def _around(found: Spread) -> tuple[float, float]:
 
 
 def _bars(results: Results, metric: Metric) -> Picture | None:
-    """One bar for each case, at the one size there is; behind it value and ratio to the first baseline."""
+    """One bar for each case, at the one size there is; behind it its value, on the right ratios to its baselines."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     found = {case: one for case in results.cases if (one := results.spread(case, metric.key))}
     if not found:
         return None
     looks = _looks(results)
-    figure = Figure(figsize=(8.2, 1.2 + 0.42 * len(found)), layout="constrained")
+    beside = {case: _beside(results, case, metric) for case in found}
+    width = 7.6 + LETTER * max(map(len, beside.values()))
+    figure = Figure(figsize=(width, 1.2 + 0.42 * len(found)), layout="constrained")
     axes = figure.subplots()
     for place, (case, one) in enumerate(found.items()):
         low, high = _around(one)
         axes.barh(place, one.median, xerr=[[low], [high]], color=looks[case][0], height=0.62, capsize=3)
-        text = f"  {number(one.median, metric.digits)}{_beside(results, case, metric)}"
-        axes.annotate(text, (one.q3, place), va="center", fontsize=9)
+        axes.annotate(f"  {number(one.median, metric.digits)}", (one.q3, place), va="center", fontsize=9)
+        axes.annotate(beside[case], (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=9)
     axes.set_yticks(range(len(found)), [*found])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, max(one.q3 for one in found.values()) * 1.32)
     axes.set_xlabel(metric.title)
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # few: large numbers are long
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-    figure.suptitle(_title(metric), x=0.01, ha="left")
-    baseline = next(iter(results.compared_with), "")
-    beside = f"; in brackets: times as good as {baseline} in the same round" if baseline else ""
-    _say_below(figure, f"{_rounds(results)}{beside}")
+    figure.suptitle(title(metric), x=0.01, ha="left")
+    also = "; on the right: times as good as the case named there, in the same round" if any(beside.values()) else ""
+    _say_below(figure, f"{_rounds(results)}{also}")
     return Picture(metric.key, figure)
 
 
 def _beside(results: Results, case: str, metric: Metric) -> str:
-    """The ratio to the first baseline of the same round."""
-    baseline = next(iter(results.compared_with), case)
-    ratio = results.ratio(case, baseline, metric) if case != baseline else None
-    return f"  ({ratio.median:.2f} x)" if ratio else ""
+    """The ratios to its baselines of the same round."""
+    ratios = {name: results.ratio(case, name, metric) for name in results.baselines_of(case)}
+    return ", ".join(f"{one.median:.2f} x {name}" for name, one in ratios.items() if one)
 
 
 def _rounds(results: Results) -> str:
@@ -179,7 +152,7 @@ def _curve(results: Results, metric: Metric, size: str) -> Picture | None:
     )
     axes.set_xlabel(f"number of {size}")
     axes.set_ylabel(metric.title)
-    figure.suptitle(_title(metric), x=0.01, ha="left")
+    figure.suptitle(title(metric), x=0.01, ha="left")
     figure.legend(loc="outside right center")
     _say_below(figure, _rounds(results))
     return Picture(f"{size}-{metric.key}", figure)
@@ -223,24 +196,48 @@ def _save(figure: Figure, stem: Path, kinds: Sequence[str]) -> Iterator[Path]:
         yield path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draws and writes; the exit code."""
-    parser = argparse.ArgumentParser(prog="bench.plot", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """What the pictures of each file are called after: its name without a date, where that tells them apart."""
+    short = [re.sub(r"^\d{4}-\d\d-\d\d-\d{6}-", "", path.stem) for path in paths]
+    return short if len(set(short)) == len(short) else [path.stem for path in paths]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench plot", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write the pictures there, as SVG")
     parser.add_argument("--png", action="store_true", help="also as PNG")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE, for GitHub")
+    wanted = parser.add_mutually_exclusive_group()
+    wanted.add_argument("--markdown", type=Path, metavar="FILE", help="write tables, pictures and goals to FILE")
+    wanted.add_argument("--into", type=Path, metavar="FILE", help=f"the same, in place of what FILE has after {BEGIN}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draws and writes; the exit code."""
+    parser = make_parser()
     arguments = parser.parse_args(argv)
-    if not arguments.out and not arguments.markdown:
-        parser.error("--out or --markdown says what is wanted")
+    page = arguments.markdown or arguments.into
+    if not arguments.out and not page:
+        parser.error("--out, --markdown or --into says what is wanted")
     try:
-        runs = {path.stem: Results.of(read(path)) for path in arguments.results}
-        if arguments.markdown:
-            arguments.markdown.write_text("\n".join(run.markdown() for run in runs.values()))
-            print(arguments.markdown)
-        for path in (
-            _pictures(runs, arguments.out, ["svg", *(["png"] if arguments.png else [])]) if arguments.out else ()
-        ):
+        found = [Results.of(read(path)) for path in arguments.results]
+        before = arguments.into.read_text() if arguments.into else None
+        if before is not None:
+            replaced(before, "")
+        runs = dict(zip(_stems(arguments.results), found, strict=True))
+        kinds = ["svg", *(["png"] if arguments.png else [])]
+        drawn = [*_pictures(runs, arguments.out, kinds)] if arguments.out else []
+        if page:
+            links = {
+                (stem, name): os.path.relpath(path, page.parent) for stem, name, path in drawn if path.suffix == ".svg"
+            }
+            text = markdown(runs, links)
+            page.write_text(text if before is None else replaced(before, text))
+        for path in [*(path for _, _, path in drawn), *([page] if page else [])]:
             print(path)
     except (ValueError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -248,8 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _pictures(runs: Mapping[str, Results], folder: Path, kinds: Sequence[str]) -> Iterator[Path]:
-    """Writes all of them. Raises ValueError where matplotlib is not there."""
+def _pictures(runs: Mapping[str, Results], folder: Path, kinds: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
+    """Writes all of them: run, name and file. Raises ValueError where matplotlib is not there."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -258,7 +255,8 @@ def _pictures(runs: Mapping[str, Results], folder: Path, kinds: Sequence[str]) -
     with mpl.rc_context(STYLE):
         for stem, run in runs.items():
             for picture in draw(run):
-                yield from _save(picture.figure, folder / f"{stem}-{picture.name}", kinds)
+                for path in _save(picture.figure, folder / f"{stem}-{picture.name}", kinds):
+                    yield stem, picture.name, path
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long until it is so: from the command to the first packet that is served right.
 
-    .venv/bin/python -m bench.programming [--sizes 100,1000,10000] [--json FILE]
+    .venv/bin/python -m bench programming [--sizes 100,1000,10000] [--json FILE]
 
 Among so many services: the first load of all, one that has changed, all changed at once. A prober in the client pod
 asks on and on, each time from another port, and says when the right backend has answered. bench/README.md explains it.
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.crowd_cases import lacks_ipvs
 from bench.environment import environment
 from bench.many import Called, Many
 from bench.measure import Port
@@ -26,9 +25,10 @@ from bench.measures import Metric
 from bench.processes import BenchError, server
 from bench.programmers import COMMAND_S, PROGRAMMERS, STEPS, Change, Programmer
 from bench.report import Results, Sample
-from bench.session import between, names_of, numbers, sampled, say, setting
+from bench.session import RESUME, began, between, finish, names_of, numbers, result_options, sampled, say, setting
 from bench.session import main as session
 from bench.topology import Node, Where, node
+from bench.vip import lacks_ipvs
 
 ASKED = Port("ask", "udp", 53, 9053)
 FIRST_VIP, LAST_VIP = "10.96.0.10", "10.97.0.10"
@@ -43,6 +43,7 @@ METRICS = (
     *(Metric(f"{step}_s", f"{TITLES[step]} s", -1, 4) for step in STEPS),
     *(Metric(f"{step}_command_s", f"{step} command s", 0, 4) for step in STEPS),
 )
+BASELINES = ("iptables-legacy-whole", "nftables")
 TOOLS = ("ip", "iptables-restore", "nft", "nsenter", "ping", "setpriv", "sysctl")
 
 
@@ -86,17 +87,17 @@ def until_served(this: Node, change: Change, command: Callable[[], object], fold
     deadline = time.monotonic() + PROBE_S + GRACE_S
     with server(argv, netns=this.client, log=log):
         _lines(log, 1, deadline)
-        began = time.monotonic()
+        start = time.monotonic()
         command()
-        took = time.monotonic() - began
+        took = time.monotonic() - start
         last = _lines(log, 2, deadline)[1]
     try:
         served = float(last)
     except ValueError:
         raise BenchError(f"{change.step}: {last}") from None
-    if served < began:
+    if served < start:
         raise BenchError(f"{change.step}: it was served so before the command began")
-    return {f"{change.step}_s": served - began, f"{change.step}_command_s": took}
+    return {f"{change.step}_s": served - start, f"{change.step}_command_s": took}
 
 
 def _node(stack: ExitStack, which: Programmer, folder: Path) -> Node:
@@ -113,8 +114,10 @@ class Run:
 
     def __init__(self, results: Results, arguments: argparse.Namespace, folder: Path) -> None:
         self.results, self.arguments, self.folder = results, arguments, folder
-        self.began = time.monotonic()
-        self.too_slow: set[str] = set()
+        self.began = began(results)
+        last = results.finished[-1] if results.finished else None
+        there = {sample.case for sample in results.samples if sample.parameters == last}
+        self.too_slow = {*results.cases} - there if last else set()
 
     def size(self, nodes: Mapping[str, Node], services: int) -> None:
         """Every implementation in each round, beginning with another one."""
@@ -156,7 +159,9 @@ class Run:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="bench.programming", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench programming", description=(__doc__ or "").split("\n", maxsplit=1)[0]
+    )
     parser.add_argument("--rounds", type=between(1, 1000), default=3, help="interleaved rounds (default 3)")
     parser.add_argument(
         "--sizes",
@@ -168,7 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--endpoints", type=between(1, 5), default=2, help="of each service (default 2)")
     text = f"comma-separated, of {', '.join(PROGRAMMERS)} (default all)"
     parser.add_argument("--cases", type=names_of([*PROGRAMMERS]), help=text)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every raw value and the environment to FILE")
+    result_options(parser, RESUME)
     return parser
 
 
@@ -180,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def empty() -> Results:
         lack = lacks_ipvs() if "ipvs" in names else ""
         texts = {name: PROGRAMMERS[name].text for name in names if not (name == "ipvs" and lack)}
-        shown = {**vars(arguments), "json": str(arguments.json or "")}
-        results = Results(texts, ["iptables-legacy-whole", "nftables"], shown, environment())
+        shown = {**vars(arguments), "json": str(arguments.json)}
+        results = Results(texts, BASELINES, shown, environment())
         results.notes += [f"ipvs is left out: {lack}"] if lack else []
         results.comparison, results.known = "programming", METRICS
         return results
@@ -191,9 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with setting() as stack:
             nodes = {name: _node(stack, PROGRAMMERS[name], folder) for name in results.cases}
             for services in arguments.sizes:
-                this.size(nodes, services)
+                if {"services": services} not in results.finished:
+                    this.size(nodes, services)
+                    finish(results, {"services": services}, arguments.json)
 
-    return session(empty, work, arguments, TOOLS)
+    return session("programming", empty, work, arguments, TOOLS)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,17 +13,11 @@ from bench.document import SCHEMA
 from bench.environment import environment
 from bench.host import QUIET_CORES
 from bench.measures import METRICS, Metric
-from bench.tables import Table, number
+from bench.words import unit
 
-__all__ = ["At", "Results", "Sample", "Spread", "environment", "shown", "unit"]
+__all__ = ["At", "Results", "Sample", "Spread", "environment", "shown"]
 
 At: TypeAlias = tuple[tuple[str, int], ...]  # a sample's parameters, sorted by name
-UNITS = (("gbit_per_s", "Gbit/s"), ("_per_s", "1/s"), ("_us", "us"), ("_ns", "ns"), ("_s", "s"))
-
-
-def unit(key: str) -> str:
-    """The unit of a figure: its key ends in it; "" for a plain count."""
-    return next((text for end, text in UNITS if key.endswith(end)), "")
 
 
 def shown(at: At) -> str:
@@ -77,14 +69,15 @@ class Spread:
         """As parts of the median."""
         if not self.median:
             return "-"
-        return f"{self.q1 / self.median - 1:+.1%} {self.q3 / self.median - 1:+.1%}"
+        return f"{self.q1 / self.median - 1:+.0%} {self.q3 / self.median - 1:+.0%}"
 
 
 @dataclass
 class Results:
     """All samples of a run, and what is known about it. `cases`: the name and what it is, of each that ran.
 
-    `known`: every figure that the comparison can have, in the tables' order.
+    `beside`: which cases each one is compared with, the most telling first. `known`: every figure that the comparison
+    can have, in the tables' order. `finished`: sizes at which all has been measured, so that they need not be again.
     """
 
     cases: Mapping[str, str]
@@ -97,6 +90,8 @@ class Results:
     load_average_end: Sequence[float] | None = None
     comparison: str = ""
     known: Sequence[Metric] = METRICS
+    beside: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    finished: list[Mapping[str, int]] = field(default_factory=list)
 
     @property
     def failures(self) -> list[Sample]:
@@ -120,9 +115,25 @@ class Results:
         return sorted({sample.at for sample in self.samples if sample.values}) or [()]
 
     @property
-    def compared_with(self) -> list[str]:
-        """The baselines that ran."""
-        return [name for name in self.baselines if name in self.cases] if len(self.cases) > 1 else []
+    def workloads(self) -> dict[str, list[Metric]]:
+        """The figures of each measure, in the tables' order."""
+        keys: dict[str, set[str]] = {}
+        for sample in self.samples:
+            keys.setdefault(sample.measure, set()).update(sample.values)
+        found = {name: [metric for metric in self.known if metric.key in own] for name, own in keys.items()}
+        return {name: metrics for name, metrics in found.items() if metrics}
+
+    @property
+    def sizes(self) -> dict[tuple[str, ...], list[At]]:
+        """The places by what they are sizes of; () where there is but one."""
+        found: dict[tuple[str, ...], list[At]] = {}
+        for at in self.places:
+            found.setdefault(tuple(name for name, _ in at), []).append(at)
+        return found
+
+    def baselines_of(self, case: str) -> list[str]:
+        """Those cases that ran which this one is compared with; in a file that names none, with the run's baselines."""
+        return [name for name in self.beside.get(case, self.baselines) if name in self.cases and name != case]
 
     def by_round(self, case: str, key: str, at: At = ()) -> dict[int, float]:
         """The figure of each round that has one."""
@@ -141,43 +152,6 @@ class Results:
     def ratio(self, case: str, baseline: str, metric: Metric, at: At = ()) -> Spread | None:
         """The median of the ratios within each round, and their quartiles."""
         return Spread.of(self.ratios(case, baseline, metric, at))
-
-    def tables(self) -> Iterator[Table]:
-        """Medians; a table of ratios for each baseline; quartiles, where there is more than one round."""
-        for names in dict.fromkeys(tuple(name for name, _ in at) for at in self.places):
-            places = [at for at in self.places if tuple(name for name, _ in at) == names]
-            by = f", by {' and '.join(names)}" if names else ""
-            yield self._table(f"Medians{by}", places, self._median)
-            for baseline in self.compared_with:
-                title = f"Times as good as `{baseline}` in the same round{by} (above 1.00 is better, also for latency)"
-                yield self._table(title, places, partial(self._ratio, baseline))
-            if len({sample.round for sample in self.samples}) > 1:
-                title = f"Quartiles of the rounds beside the median{by}: what differs by less says little"
-                yield self._table(title, places, self._quartiles)
-
-    def _median(self, case: str, metric: Metric, at: At) -> str:
-        found = self.spread(case, metric.key, at)
-        return number(found.median if found else None, metric.digits)
-
-    def _ratio(self, baseline: str, case: str, metric: Metric, at: At) -> str:
-        found = self.ratio(case, baseline, metric, at)
-        return number(found.median if found else None, 2)
-
-    def _quartiles(self, case: str, metric: Metric, at: At) -> str:
-        found = self.spread(case, metric.key, at) if metric.better else None
-        return found.quartiles() if found else "-"
-
-    def _table(self, title: str, places: Sequence[At], figure: Callable[[str, Metric, At], str]) -> Table:
-        """A line per case and parameters, a column per metric; without those that nothing is known of."""
-        lines = list(itertools.product(places, self.cases))
-        cells = {(line, metric): figure(line[1], metric, line[0]) for line in lines for metric in self.metrics}
-        columns = [metric for metric in self.metrics if any(cells[line, metric] != "-" for line in lines)]
-        rows = [
-            [f"{shown(at)}: {case}" if at else case, *(cells[(at, case), metric] for metric in columns)]
-            for at, case in lines
-            if not at or any(cells[(at, case), metric] != "-" for metric in columns)
-        ]
-        return Table(title, ["case", *(metric.title for metric in columns)], rows)
 
     def remarks(self) -> list[str]:
         """What a reader has to know beside the tables."""
@@ -200,21 +174,6 @@ class Results:
             said.append(f"latency: half the round trip, {ends}")
         return ", ".join(said)
 
-    def text(self) -> str:
-        """The tables, and what a reader has to know beside them."""
-        width = max(map(len, self.cases), default=0)
-        parts = [f"{self.how()}\n", *(f"{table.text()}\n" for table in self.tables())]
-        parts += [f"{name:<{width}}  {text}" for name, text in self.cases.items()]
-        return "\n".join(parts + self.remarks())
-
-    def markdown(self) -> str:
-        """The same for GitHub, with the machine."""
-        known = {name: self.environment.get(name) for name in ("cpu", "cores", "kernel", "date")}
-        parts = [f"## {self.comparison}", ", ".join(f"{name}: {value}" for name, value in known.items() if value)]
-        parts += [self.how(), *(table.markdown() for table in self.tables())]
-        parts += ["\n".join(f"- `{name}`: {text}" for name, text in self.cases.items())]
-        return "\n\n".join([*parts, "\n".join(f"- {one}" for one in self.remarks())]).rstrip() + "\n"
-
     def _foreign_load(self) -> str:
         """How quiet the machine was: the reader decides by it whether to believe the rest."""
         cores = [sample.foreign_cores for sample in self.samples]
@@ -229,7 +188,7 @@ class Results:
                 for metric in self.metrics:
                     found = self.spread(case, metric.key, at)
                     if found:
-                        ratios = {name: self.ratio(case, name, metric, at) for name in self.compared_with}
+                        ratios = {name: self.ratio(case, name, metric, at) for name in self.baselines_of(case)}
                         known = {name: asdict(one) for name, one in ratios.items() if one}
                         place = {"case": case, "parameters": dict(at), "metric": metric.key}
                         yield {**place, **asdict(found), "times_as_good_as": known}
@@ -241,6 +200,7 @@ class Results:
             "comparison": self.comparison,
             "cases": self.cases,
             "baselines": self.baselines,
+            "beside": self.beside,
             "metrics": {
                 one.key: {"title": one.title, "unit": unit(one.key), "better": one.better, "digits": one.digits}
                 for one in self.metrics
@@ -250,6 +210,7 @@ class Results:
             "conntrack": self.conntrack,
             "load_average_end": self.load_average_end,
             "notes": self.notes,
+            "finished": self.finished,
             "samples": [asdict(sample) for sample in self.samples],
             "figures": [*self._figures()],
         }
@@ -266,6 +227,7 @@ class Results:
             said = {"at_s": 0.0, "foreign_cores": 0.0, **one}
             made.samples.append(Sample(**{name: said[name] for name in Sample.__dataclass_fields__ if name in said}))
         made.notes, made.conntrack = [*document.get("notes", [])], dict(document.get("conntrack", {}))
+        made.beside, made.finished = document.get("beside", {}), [*document.get("finished", [])]
         made.load_average_end = document.get("load_average_end")
         return made
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import os
 import shutil
 import signal
@@ -18,19 +17,20 @@ from pathlib import Path
 from types import FrameType
 
 from bench.blocks import OVERHEAD_S, measure_block, warm_up
+from bench.files import check_writable, result_path, save
 from bench.host import wait_for_quiet
 from bench.measure import Measure
 from bench.measures import CONGESTION
-from bench.options import Comparison, settle
-from bench.paths import ROOT, Case, ReadyCase, ready, sweep_stale
+from bench.options import Comparison, check_resume, settle
+from bench.paths import Case, ReadyCase, ready, sweep_stale
 from bench.processes import BenchError
 from bench.progress import Progress, duration
 from bench.report import Results, environment
-from bench.resume import save, take_up
+from bench.resume import take_up
+from bench.terminal import text
 
 __all__ = ["main"]
 
-RESULTS = ROOT / "bench" / "results"
 WARM_UP_BLOCK_S = 3.0  # what one measure's warm-up may take
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PACKAGES = {  # each tool, and the Debian package that has it
@@ -106,10 +106,7 @@ def check_host(path: Path, measures: Sequence[Measure]) -> None:
     known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
     if CONGESTION not in known:
         raise BenchError(f"this kernel has no congestion control {CONGESTION}: modprobe tcp_{CONGESTION}")
-    if path.parent == RESULTS:
-        RESULTS.mkdir(exist_ok=True)
-    if not os.access(path.resolve().parent, os.W_OK):
-        raise BenchError(f"{path}: cannot be written there")
+    check_writable(path)
 
 
 def choose_cases(known: Mapping[str, Case], wanted: Sequence[str] | None) -> tuple[list[Case], list[str]]:
@@ -178,17 +175,18 @@ def note_losses(results: Results) -> None:
 def prepare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     """All that is known before anything is set up; BenchError for what cannot be run."""
     settle(comparison, arguments)
-    if arguments.resume and not arguments.json:
-        raise BenchError("--resume needs --json FILE, the run to go on with")
-    path = arguments.json or RESULTS / f"{datetime.datetime.now().astimezone():%Y-%m-%d-%H%M%S}-{comparison.name}.json"
+    check_resume(arguments)
+    path = result_path(comparison.name, arguments.json)
     measures = [comparison.measures[name] for name in arguments.measures]
     check_host(path, measures)
     chosen, notes = choose_cases(comparison.cases, arguments.cases)
     arguments.cases = [case.name for case in chosen]
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    notes += [f"no ratios to {name}: it did not run" for name in comparison.baselines if name not in arguments.cases]
+    wanted = dict.fromkeys(name for case in chosen for name in case.beside)
+    notes += [f"no ratios to {name}: it did not run" for name in wanted if name not in arguments.cases]
     texts = {case.name: case.text for case in chosen}
     results = Results(texts, comparison.baselines, shown, environment(), notes=notes, comparison=comparison.name)
+    results.beside = {case.name: case.beside for case in chosen}
     if arguments.resume:
         results.samples += take_up(path, shown, results.environment)
         results.notes.append(f"taken up again after {len(results.samples)} measurements")
@@ -227,7 +225,7 @@ def bench(run: Run) -> None:
 
 
 def main(comparison: Comparison, arguments: argparse.Namespace) -> int:
-    """Run the comparison; 0 done, 1 something failed, 128 + n ended by signal n."""
+    """Run the comparison; 0 done, 1 something failed, 2 it cannot be run, 128 + n ended by signal n."""
     run = None
     for each in SIGNALS:
         signal.signal(each, _stop)
@@ -237,12 +235,12 @@ def main(comparison: Comparison, arguments: argparse.Namespace) -> int:
             bench(run)
     except BenchError as error:
         print(f"Error: {error}", file=sys.stderr)
-        return 1
+        return 1 if run else 2
     except Stopped as stopped:
         say("stopped; everything is cleared up")
         if run and run.results.samples:
             say(f"go on with the same options and  --json {run.path} --resume")
         return 128 + int(stopped.args[0])
-    print(run.results.text())
+    print(text(run.results))
     say(f"every raw value: {run.path}; pictures of it: python -m bench plot {run.path} --out FOLDER")
     return 1 if run.results.failures else 0

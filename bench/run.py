@@ -25,7 +25,6 @@ COMPARISON = Comparison(
     (__doc__ or "").split("\n")[0],
     {**vip.CASES, **snat.CASES},
     MEASURES,
-    ["veth", "bridge", "outside"],
     PRESETS,
 )
 

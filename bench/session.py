@@ -16,15 +16,33 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
+from bench.files import check_writable, result_path, save
 from bench.host import ForeignLoad
-from bench.options import between, names_of
-from bench.paths import ROOT, sweep_stale
+from bench.options import between, check_resume, names_of, result_options
+from bench.paths import sweep_stale
 from bench.processes import BenchError
 from bench.report import Results, Sample
+from bench.resume import STOPPED, TOOK, take_up_sizes
 from bench.rounds import PACKAGES, SIGNALS, Stopped, _stop, say
+from bench.terminal import text
 
-__all__ = ["Work", "between", "main", "names_of", "numbers", "sampled", "say", "setting", "undisturbed"]
+__all__ = [
+    "RESUME",
+    "Work",
+    "began",
+    "between",
+    "finish",
+    "main",
+    "names_of",
+    "numbers",
+    "result_options",
+    "sampled",
+    "say",
+    "setting",
+    "undisturbed",
+]
 
+RESUME = "go on with the run in FILE, that was stopped, from the first size that it has not finished"
 Work: TypeAlias = Callable[[Results, Path], None]
 
 
@@ -79,46 +97,68 @@ def sampled(sample: Sample, work: Callable[[], Mapping[str, float]]) -> Sample:
     return Sample(*place, others.cores(), values, error, sample.parameters)
 
 
-def _check_host(tools: Sequence[str], json: Path | None) -> None:
+def _check_host(tools: Sequence[str], json: Path) -> None:
     """Raise BenchError, with the way out, for what would fail later."""
     if os.geteuid() != 0:
         raise BenchError("the benchmark makes network namespaces and loads programs, so it must run as root: use sudo")
     missing = {PACKAGES[tool] for tool in tools if shutil.which(tool) is None}
     if missing:
         raise BenchError(f"tools are missing: apt install {' '.join(sorted(missing))}")
-    if json and not os.access(json.resolve().parent, os.W_OK):
-        raise BenchError(f"{json}: cannot be written there")
+    check_writable(json)
     # everything here is in namespaces of its own, which end with the run
     for name in sweep_stale():
         say(f"deleted {name}, left by an earlier run that was killed")
 
 
-def main(make: Callable[[], Results], work: Work, arguments: argparse.Namespace, tools: Sequence[str]) -> int:
-    """Do the work on empty results; 0 done, 1 something failed, 128 + n ended by signal n. What there is, is kept."""
+def began(results: Results) -> float:
+    """When the first measurement began, by the monotonic clock: of a run that is taken up as if it had not stopped."""
+    return time.monotonic() - max((sample.at_s for sample in results.samples), default=0.0)
+
+
+def finish(results: Results, parameters: Mapping[str, int], path: Path) -> None:
+    """All has been measured at this size: it is written, and need not be again."""
+    results.finished.append(dict(parameters))
+    save(results, path)
+
+
+def main(
+    name: str, make: Callable[[], Results], work: Work, arguments: argparse.Namespace, tools: Sequence[str]
+) -> int:
+    """Do the work on empty results, and keep what there is.
+
+    0 done, 1 something failed, 2 it cannot be run, 128 + n ended by signal n.
+    """
     for each in SIGNALS:
         signal.signal(each, _stop)
-    began = time.monotonic()
+    start = time.monotonic()
     results = None
+    ready = False
     code = 0
     try:
+        check_resume(arguments)
+        arguments.json = result_path(name, arguments.json)
         _check_host(tools, arguments.json)
         results = make()
+        if arguments.resume:
+            take_up_sizes(arguments.json, results)
+        ready = True
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             work(results, Path(folder))
         results.load_average_end = os.getloadavg()
     except BenchError as error:
         print(f"Error: {error}", file=sys.stderr)
-        code = 1
+        code = 1 if ready else 2
     except Stopped as stopped:
         say("stopped; everything is cleared up")
         code = 128 + int(stopped.args[0])
     if results is None or not results.samples:
         return code or 1
     if code:
-        results.notes.append("stopped before its end")
-    results.notes.append(f"the run took {time.monotonic() - began:.0f} s")
-    print(results.text())
-    if arguments.json:
-        results.write_json(arguments.json)
-        say(f"pictures of it: {sys.executable} -m bench.plot {arguments.json} --out {ROOT / 'bench' / 'plots'}")
+        results.notes.append(STOPPED)
+    results.notes.append(f"{TOOK}{time.monotonic() - start:.0f} s")
+    print(text(results))
+    save(results, arguments.json)
+    if code > 128:
+        say(f"go on with the same options and  --json {arguments.json} --resume")
+    say(f"every raw value: {arguments.json}; pictures of it: python -m bench plot {arguments.json} --out FOLDER")
     return code or (1 if results.failures else 0)

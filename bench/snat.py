@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from bench.measures import MEASURES
@@ -51,6 +52,10 @@ def _pydatapath(this: Node, _folder: Path) -> Iterator[None]:
         yield
 
 
+def _netfilter(name: str, text: str, prepare: Callable[[Node, Path], AbstractContextManager[None]]) -> Case:
+    return Case(name, text, prepare, where=Where.OUTSIDE, tracked=True, beside=["outside"])
+
+
 CASES = {
     case.name: case
     for case in (
@@ -60,14 +65,14 @@ CASES = {
             "the same, masqueraded by pydatapath",
             _pydatapath,
             where=Where.OUTSIDE,
+            beside=["outside", "snat-iptables"],
             lack=lacks_pydatapath,
         ),
-        Case("snat-iptables", "the same, by iptables' MASQUERADE", _iptables, where=Where.OUTSIDE, tracked=True),
-        Case("snat-nftables", "the same, by nftables' masquerade", _nftables, where=Where.OUTSIDE, tracked=True),
+        _netfilter("snat-iptables", "the same, by iptables' MASQUERADE", _iptables),
+        _netfilter("snat-nftables", "the same, by nftables' masquerade", _nftables),
     )
 }
-BASELINES = ("outside", "snat-iptables")
-COMPARISON = Comparison("snat", (__doc__ or "").split("\n")[0], CASES, MEASURES, BASELINES)
+COMPARISON = Comparison("snat", (__doc__ or "").split("\n")[0], CASES, MEASURES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,9 +18,10 @@ from bench.paths import CLUSTER_IP, Case, lacks_pydatapath, loaded, nothing, why
 from bench.processes import run
 from bench.topology import NODE_IP, POD_NETWORK, Node, Where, set_sysctls
 
-__all__ = ["CASES", "manifests"]
+__all__ = ["CASES", "lacks_ipvs", "manifests"]
 
 SERVICE = "default/web"
+PLAIN = ("bridge", "veth")  # what the ways of one node are compared with
 SERVICE_NETWORK = "10.96.0.0/16"
 BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 # iptables-legacy waits for whoever changes rules anywhere on the machine, and they for it; our tables are ours alone
@@ -87,7 +88,8 @@ def _lacks_netfilter(*argv: str, stdin: str) -> str:
     return why_not(argv, stdin)
 
 
-def _lacks_ipvs() -> str:
+def lacks_ipvs() -> str:
+    """Why there is no IPVS here; "" where a virtual server can be made."""
     alone = dataclasses.replace(SAMPLE, backends=())  # where no link is up, no address of a backend is a host's
     lack = _lacks_netfilter("ipvsadm", "--restore", stdin=ipvs_input([alone]))
     return lack and f"IPVS cannot be used here, {lack}"
@@ -97,7 +99,8 @@ def _kube_proxy(
     name: str, how: str, prepare: Callable[..., contextlib.AbstractContextManager[None]], lack: Callable[[], str]
 ) -> Case:
     """A way to the virtual IP by netfilter."""
-    return Case(name, f"pod to VIP, {how}", prepare, to_vip=True, tracked=True, bridge_netfilter=True, lack=lack)
+    text = f"pod to VIP, {how}"
+    return Case(name, text, prepare, to_vip=True, tracked=True, bridge_netfilter=True, beside=PLAIN, lack=lack)
 
 
 def _by_iptables(name: str, restore: str, how: str) -> Case:
@@ -111,15 +114,23 @@ CASES: Mapping[str, Case] = {
     case.name: case
     for case in (
         Case("veth", "client and server at the two ends of one veth pair, no node between", nothing, where=Where.LINK),
-        Case("bridge", "pod to pod over the plain bridge, no service, nothing loaded", nothing),
-        Case("bridge-loaded", "pod to pod, with pydatapath loaded", _pydatapath, lack=lacks_pydatapath),
+        Case("bridge", "pod to pod over the plain bridge, no service, nothing loaded", nothing, beside=["veth"]),
+        Case("bridge-loaded", "pod to pod, with pydatapath loaded", _pydatapath, beside=PLAIN, lack=lacks_pydatapath),
         Case(
             "routed",
             "pod to pod in another subnet by the node's routing, without a bridge",
             nothing,
             where=Where.SUBNET,
+            beside=PLAIN,
         ),
-        Case("vip-local", "pod to VIP, served by pydatapath", _pydatapath, to_vip=True, lack=lacks_pydatapath),
+        Case(
+            "vip-local",
+            "pod to VIP, served by pydatapath",
+            _pydatapath,
+            to_vip=True,
+            beside=PLAIN,
+            lack=lacks_pydatapath,
+        ),
         _by_iptables("vip-iptables", "iptables-nft-restore", "in iptables' nft form"),
         _by_iptables("vip-iptables-legacy", "iptables-legacy-restore", "in iptables' own, legacy form"),
         _kube_proxy(
@@ -136,7 +147,7 @@ CASES: Mapping[str, Case] = {
             "vip-ipvs",
             "by IPVS as in kube-proxy's IPVS mode: round robin, NAT",
             _ipvs,
-            _lacks_ipvs,
+            lacks_ipvs,
         ),
         Case(
             "remote-routed", "pod to a pod of another node over the uplink, nothing loaded", nothing, where=Where.NODE2
@@ -147,6 +158,7 @@ CASES: Mapping[str, Case] = {
             _pydatapath,
             to_vip=True,
             where=Where.NODE2,
+            beside=["remote-routed"],
             lack=lacks_pydatapath,
         ),
     )

@@ -117,10 +117,11 @@ CROWD = ("crowd", "--quick", "--services", "2", "--cases", "pydatapath,iptables"
 
 @pytest.mark.parametrize("moment", ["setting up", "in a round"])
 @pytest.mark.parametrize("command", [("programming", "--sizes", "1000"), CROWD], ids=lambda one: one[0])
-def test_a_run_that_is_stopped_leaves_nothing(command: tuple[str, ...], moment: str):
+def test_a_run_that_is_stopped_leaves_nothing(command: tuple[str, ...], moment: str, tmp_path: Path):
     """By Ctrl-C: exit code 130 after clearing up, what is loaded included (the fixtures look for that)."""
+    path = tmp_path / "run.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", f"bench.{command[0]}", *command[1:]],
+        [sys.executable, "-m", f"bench.{command[0]}", *command[1:], "--json", str(path)],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -138,4 +139,39 @@ def test_a_run_that_is_stopped_leaves_nothing(command: tuple[str, ...], moment: 
         process.wait()
     assert process.returncode == 130, said
     assert "stopped; everything is cleared up" in said
+    assert (f"--json {path} --resume" in said) == path.exists() == (moment == "in a round")
     assert left() == set()
+
+
+def test_a_run_of_sizes_is_taken_up_at_the_size_where_it_was_stopped(tmp_path: Path):
+    """What it has of finished sizes stays as it is; what it has of another one is measured anew."""
+    path = tmp_path / "run.json"
+    options = ("--sizes", "3,10", "--rounds", "1", "--cases", "pydatapath-api")
+    whole = run("programming", *options, json=path)
+    kept = [sample for sample in whole.samples if sample.parameters == {"services": 3}]
+    assert whole.finished == [{"services": 3}, {"services": 10}]
+    whole.finished.pop()
+    whole.write_json(path)
+    again = run("programming", *options, "--resume", json=path)
+    assert [sample for sample in again.samples if sample.parameters == {"services": 3}] == kept
+    assert len(again.samples) == len(whole.samples)
+    assert again.samples != whole.samples
+    assert again.finished == [{"services": 3}, {"services": 10}]
+    command = [
+        sys.executable,
+        "-m",
+        "bench",
+        "programming",
+        *options,
+        "--endpoints",
+        "1",
+        "--json",
+        str(path),
+        "--resume",
+    ]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=BOUND_S, check=False)
+    assert refused.returncode == 2, refused.stderr
+    assert "that was another run: endpoints was 2 and is 1" in refused.stderr
+    last = run("programming", *options, "--resume", json=path)
+    assert last.samples == again.samples
+    assert sum(note.startswith("the run took") for note in last.notes) == 1

@@ -86,6 +86,17 @@ def test_a_case_is_compared_with_itself_at_the_same_parameters_alone() -> None:
     }
 
 
+def test_a_case_is_compared_by_the_first_of_its_own_baselines_that_both_runs_have() -> None:
+    """The bridge did not run in one of them; where nothing is left to compare with, that is said."""
+    own = {"vip-pydatapath": ["bridge", "vip-iptables"], "vip-iptables": ["bridge"]}
+    before, after = ({**run(seed, slower=slower), "beside": own} for seed, slower in ((1, 1.0), (2, 1.1)))
+    after["cases"] = {name: text for name, text in after["cases"].items() if name != "bridge"}
+    found = {(line.case, line.verdict) for line in compare(before, after)}
+    assert found == {("vip-pydatapath", "worse")}
+    with pytest.raises(ValueError, match="they have no case and its baseline in common"):
+        compare(before, {**after, "beside": {"vip-pydatapath": []}})
+
+
 def test_runs_of_different_benchmarks_are_not_compared() -> None:
     """Even where they have cases of one name."""
     with pytest.raises(ValueError, match="A is a run of made-up, B of snat"):

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from bench.document import SCHEMA_FILE, faults, read
+from bench.markdown import BEGIN, END, replaced
 from bench.measures import METRICS, Metric
 from bench.plot import STYLE, draw, main
-from bench.report import Results, Sample, Spread, shown, unit
+from bench.report import Results, Sample, Spread, shown
+from bench.terminal import WIDTH, tables, text
+from bench.words import unit
 
 CASES = {"bridge": "plain", "ours": "by us", "theirs": "by them"}
 SIZES = (1, 100, 10_000)
@@ -36,7 +39,7 @@ def test_quartiles_lie_around_the_median() -> None:
     assert Spread.of([4.0, 1.0, 3.0, 2.0]) == Spread(2.5, 1.75, 3.25, 4)
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 1)
     assert Spread.of([]) is None
-    assert Spread(2.5, 1.75, 3.25, 4).quartiles() == "-30.0% +30.0%"
+    assert Spread(2.5, 1.75, 3.25, 4).quartiles() == "-30% +30%"
 
 
 def test_ratios_are_taken_within_a_round_and_above_one_is_better() -> None:
@@ -61,7 +64,7 @@ def test_a_document_is_as_the_schema_says_and_comes_back_as_it_was(tmp_path: Pat
     made.write_json(tmp_path / "run.json")
     document = read(tmp_path / "run.json")
     again = Results.of(document)
-    assert again.text() == made.text()
+    assert text(again) == text(made)
     assert again.samples == made.samples
     figure = next(
         one for one in document["figures"] if one["case"] == "theirs" and one["parameters"] == {"services": 100}
@@ -121,24 +124,99 @@ def test_a_schema_with_a_word_that_the_check_does_not_know_is_refused() -> None:
     assert not list(faults(json.loads(json.dumps(run().document())), json.loads(SCHEMA_FILE.read_text())))
 
 
-def test_tables_in_text_and_markdown_have_medians_ratios_and_quartiles(tmp_path: Path) -> None:
-    """By one command; parameters are named in the line, and a figure that a case has not is a dash."""
+def test_a_terminal_has_a_table_for_each_workload_with_each_cases_own_baselines() -> None:
+    """Parameters are named in the line; a baseline that did not run is not named."""
     made = run(sizes=SIZES)
+    made.beside = {"ours": ["bridge", "theirs"], "theirs": ["absent"]}
     made.samples.append(Sample(1, "bridge", "udp", 0.0, 0.0, {"udp_per_s": 5000.0}, parameters={"services": 1}))
-    assert re.search(r"^10,000 services: theirs +1,250 +0\.8 +-$", made.text(), re.MULTILINE)
-    made.write_json(tmp_path / "run.json")
-    assert main([str(tmp_path / "run.json"), "--markdown", str(tmp_path / "t.md")]) == 0
-    text = (tmp_path / "t.md").read_text()
+    lines = text(made).splitlines()
+    assert "conn, by services" in lines
+    assert "udp, by services" in lines
+    found = [" ".join(line.split()) for line in lines]
+    assert "10,000 services: ours bridge theirs 2,500 -30% +30% 1.00 2.00 0.4 -25% +50% 1.00 2.00" in found
+    assert "10,000 services: theirs - 1,250 -30% +30% - 0.8 -25% +50% -" in found
+    assert "1 service: bridge 5,000" in found, "what it has not is no column"
+
+
+def test_no_table_is_wider_than_a_terminal_and_no_figure_is_missing() -> None:
+    """One workload with every figure that there is: as many tables as it takes."""
+    made = run()
+    names = [f"{case}-of-the-longest-{place}" for place, case in enumerate(CASES)]
+    made.cases, made.known = dict.fromkeys(names, ""), METRICS
+    made.beside = dict.fromkeys(names[2:], names[:2])
+    values = {metric.key: 12345.6789 for metric in METRICS}
+    made.samples = [Sample(number, case, "all", 0.0, 0.0, values) for case in names for number in (1, 2)]
+    made_of = [*tables(made)]
+    assert len(made_of) > 2
+    assert all(table.width <= WIDTH for table in made_of)
+    titles = [title for table in made_of for title in table.header if title in {one.title for one in METRICS}]
+    assert titles == [metric.title for metric in METRICS]
+
+
+def test_markdown_has_a_heading_a_picture_and_a_table_for_each_figure(tmp_path: Path) -> None:
+    """Links lead from the page to the pictures; the machine, its settings and what failed are told."""
+    made = run(sizes=SIZES)
+    made.environment = {"cpu": "one", "versions": {"wrk": "4.1"}, "settings": {"streams": 8}}
+    made.notes.append("ipvs is left out: this kernel has none")
+    made.samples.append(Sample(1, "theirs", "conn", 0.0, 0.0, error="it broke", parameters={"services": 1}))
+    made.write_json(tmp_path / "2026-11-30-120000-run.json")
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    words = [str(tmp_path / "2026-11-30-120000-run.json"), "--out", str(tmp_path / "docs" / "pictures")]
+    assert main([*words, "--markdown", str(page)]) == 0
+    said = page.read_text()
     for line in (
-        "| case | conn/s | tcp p50 us | udp/s |",
-        "| 1 service: bridge | 2,500 | 0.4 | 5,000 |",
-        "**Times as good as `bridge` in the same round, by services (above 1.00 is better, also for latency)**",
-        "| 10,000 services: theirs | 0.50 | 0.50 | - |",
-        "| 100 services: ours | -30.0% +30.0% | -25.0% +50.0% | - |",
+        "### New TCP connections (1/s), by services: more is better",
+        "| case | median | lower quartile | upper quartile | times as good, in the same round |",
+        "| 1 service: `bridge` | 2,500 | 1,750 | 3,250 | - |",
+        "| 10,000 services: `theirs` | 1,250 | 875 | 1,625 | 0.50 x `bridge` |",
+        "**Machine.** cpu: one.",
+        "**Versions.** wrk 4.1.",
+        "**Settings.** 4 interleaved rounds, 3 s each. rounds: 4; duration: 3; streams 8.",
         "- `theirs`: by them",
+        "- Note: ipvs is left out: this kernel has none",
+        "- Failed: round 1 theirs conn (1 service): it broke",
     ):
-        assert line in text.splitlines(), text
-    assert "absent" not in text
+        assert line in said.splitlines(), said
+    links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", said)
+    assert links == ["pictures/run-services-conn_per_s.svg", "pictures/run-services-tcp_p50_us.svg"]
+    assert all((page.parent / link).is_file() for link in links)
+    assert "absent" not in said
+    assert str(tmp_path) not in said
+
+
+def test_a_page_keeps_what_is_written_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what lies between the two comments is new; a page without them is refused and left alone."""
+    run().write_json(tmp_path / "run.json")
+    page, bare = tmp_path / "page.md", tmp_path / "bare.md"
+    page.write_text(f"# By hand\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    bare.write_text("nothing\n")
+    for _ in range(2):
+        assert main([str(tmp_path / "run.json"), "--into", str(page)]) == 0
+    said = page.read_text()
+    assert said.startswith(f"# By hand\n\n{BEGIN}\n\n## Goals\n")
+    assert said.endswith(f"\n\n{END}\n\nafter\n")
+    assert "\nold\n" not in said
+    capsys.readouterr()
+    assert main([str(tmp_path / "run.json"), "--into", str(bare)]) == 2
+    assert "the page has no single part between" in capsys.readouterr().err
+    assert bare.read_text() == "nothing\n"
+
+
+@pytest.mark.parametrize("page", ["", BEGIN, END, f"{END}{BEGIN}", f"{BEGIN}{END}{END}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_page_without_each_comment_once_and_in_order_is_refused(page: str) -> None:
+    """Else what is written by hand between two of them would be lost."""
+    with pytest.raises(ValueError, match="the page has no single part between"):
+        replaced(page, "new")
+
+
+def test_pictures_of_two_runs_of_one_comparison_do_not_take_each_others_names(tmp_path: Path) -> None:
+    """Without dates in their names they would."""
+    paths = [tmp_path / f"2026-11-{day}-120000-run.json" for day in (29, 30)]
+    for path in paths:
+        run().write_json(path)
+    assert main([*map(str, paths), "--out", str(tmp_path / "out")]) == 0
+    assert len([*(tmp_path / "out").iterdir()]) == 4
 
 
 def _texts(path: Path) -> list[str]:
@@ -155,9 +233,12 @@ def test_one_size_is_bars_with_figures_and_ratios_beside_them(tmp_path: Path) ->
     for name in made:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     found = [text.strip() for text in _texts(tmp_path / "one" / "run-conn_per_s.svg")]
-    for text in (*CASES, "new TCP connections (1/s): more is better", "2,500", "1,250  (0.50 x)", "conn/s"):
-        assert text in found
-    assert "median and quartiles of 4 rounds; in brackets: times as good as bridge in the same round" in found
+    for word in (*CASES, "new TCP connections (1/s): more is better", "2,500", "1,250", "0.50 x bridge", "conn/s"):
+        assert word in found
+    assert (
+        "median and quartiles of 4 rounds; on the right: times as good as the case named there, in the same round"
+        in found
+    )
     latency = _texts(tmp_path / "one" / "run-tcp_p50_us.svg")
     assert "TCP latency, half the round trip, median (us): less is better" in latency
 
@@ -172,8 +253,8 @@ def test_several_sizes_are_a_curve_for_each_case(tmp_path: Path) -> None:
     }
     picture = tmp_path / "run-services-conn_per_s.svg"
     found = _texts(picture)
-    for text in (*CASES, "1", "100", "10,000", "number of services", "conn/s"):
-        assert text in found
+    for word in (*CASES, "1", "100", "10,000", "number of services", "conn/s"):
+        assert word in found
     colours = set(re.findall(r"stroke: (#[0-9a-f]{6})", picture.read_text().lower()))
     assert {"#0072b2", "#d55e00", "#009e73"} <= colours
 
@@ -188,7 +269,7 @@ def test_no_label_lies_on_another_one(sizes: tuple[int, ...]) -> None:
 
     made = run()
     made.cases = {f"a-case-with-a-long-name-{number}": "" for number in range(7)}
-    made.baselines, made.samples = [next(iter(made.cases))], []
+    made.beside, made.samples = {case: [*made.cases][:2] for case in made.cases}, []
     metrics = [Metric(key, title, -1, 4) for key, title in (("tcp_p99_us", "tcp p99 us"), ("first_s", "first load s"))]
     made.known = metrics
     for number, (place, case), size in itertools.product(range(3), enumerate(made.cases), sizes or (None,)):

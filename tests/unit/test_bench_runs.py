@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import sys
@@ -14,12 +15,14 @@ import pytest
 import bench.__main__ as names
 from bench import snat
 from bench.blocks import OVERHEAD_S, events
-from bench.options import make_parser, settle
+from bench.environment import environment
+from bench.files import RESULTS, check_writable, result_path, save
+from bench.options import check_resume, make_parser, settle
 from bench.paths import Case, nothing
 from bench.processes import BenchError
 from bench.progress import Progress, duration
 from bench.report import Results, Sample
-from bench.resume import complete_blocks, save, take_up
+from bench.resume import STOPPED, TOOK, complete_blocks, take_up, take_up_sizes
 from bench.rounds import choose_cases, note_losses
 from bench.run import COMPARISON, QUICK
 
@@ -196,6 +199,69 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
     assert json.loads(before)["arguments"]["rounds"] == 3
+
+
+def sized(size: int) -> Sample:
+    return Sample(1, "veth", "conn", float(size), 0.0, {"conn_per_s": 1000.0}, parameters={"services": size})
+
+
+def test_a_run_of_sizes_goes_on_at_the_first_one_that_is_not_finished(tmp_path: Path) -> None:
+    """Notes of what was left out stay; those on the run that was stopped do not."""
+    path = tmp_path / "run.json"
+    made = results(sized(1), sized(100))
+    made.finished, made.notes = [{"services": 1}], ["ipvs is left out", "here too", STOPPED, f"{TOOK}3 s"]
+    save(made, path)
+    again = results()
+    again.notes = ["ipvs is left out"]
+    take_up_sizes(path, again)
+    assert again.samples == [sized(1)]
+    assert again.finished == [{"services": 1}]
+    assert again.notes == ["ipvs is left out", "here too", "taken up again after 1 sizes"]
+
+
+@pytest.mark.parametrize("rounds", [2, 4])
+def test_a_run_of_sizes_with_other_rounds_is_another_run(tmp_path: Path, rounds: int) -> None:
+    """Else sizes would have different numbers of them."""
+    save(results(sized(1)), tmp_path / "run.json")
+    with pytest.raises(BenchError, match=f"rounds was 3 and is {rounds}"):
+        take_up_sizes(tmp_path / "run.json", results(rounds=rounds))
+
+
+def test_every_comparison_puts_its_result_into_one_folder_by_moment_and_name() -> None:
+    """Unless it is told where."""
+    moment = datetime.datetime(2026, 11, 30, 9, 5, 7, tzinfo=datetime.UTC)
+    assert result_path("crowd", None, moment) == RESULTS / "2026-11-30-090507-crowd.json"
+    assert result_path("crowd", Path("mine.json"), moment) == Path("mine.json")
+
+
+def test_a_folder_that_is_not_there_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"absent/run\.json: cannot be written there"):
+        check_writable(tmp_path / "absent" / "run.json")
+    check_writable(tmp_path / "run.json")
+
+
+def test_to_go_on_needs_a_file() -> None:
+    with pytest.raises(BenchError, match="--resume needs --json FILE"):
+        check_resume(arguments("--resume"))
+    check_resume(arguments("--resume", "--json", "run.json"))
+
+
+def test_every_baseline_of_a_case_is_a_case_of_the_same_comparison() -> None:
+    """And what is plain has none but the plainer."""
+    for case in COMPARISON.cases.values():
+        assert {*case.beside} < {*COMPARISON.cases} - {case.name}, case.name
+    assert COMPARISON.cases["vip-remote"].beside == ["remote-routed"]
+    assert not COMPARISON.cases["veth"].beside
+    assert {name for name, case in COMPARISON.cases.items() if "outside" in case.beside} == {*snat.CASES} - {"outside"}
+
+
+def test_the_environment_names_every_tool_and_both_forms_of_iptables() -> None:
+    """One that is not installed is "unknown", never a missing line."""
+    found = environment()
+    assert {"ipvsadm", "iptables-nft", "iptables-legacy", "nft", "wrk"} <= {*found["versions"]}
+    assert {"wrk_connections", "net.core.bpf_jit_enable"} <= {*found["settings"]}
+    assert {"cores", "kernel", "memory", "distribution"} < {*found}
+    assert found["cpu"] != "unknown"
 
 
 def test_losses_are_told_once_for_each_case() -> None:
