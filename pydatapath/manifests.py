@@ -86,11 +86,11 @@ class _Reader:
             if empty:
                 self.loaded.faults.append(ManifestError(f"{source}: holds no objects"))
 
-    def _take(self, document: object, source: str, at: str) -> None:
-        """One document: an object, a list of them, or something to skip."""
+    def _take(self, document: object, source: str, at: str, *, of_list: bool = False) -> None:
+        """One document: an object, a list of them, or something to skip. `of_list`: part of one that was checked."""
         where = f"{source}{at}"
         try:
-            manifest = checked(document, where)
+            manifest = document if of_list and isinstance(document, dict) else checked(document, where)
             kind = kind_of(manifest, where)
             if kind in API_VERSIONS:
                 self._keep(build(manifest, kind, source, at), kind, source, where)
@@ -112,7 +112,7 @@ class _Reader:
             typed = item
             if kind != "List" and isinstance(item, dict) and "kind" not in item:
                 typed = {"apiVersion": manifest.get("apiVersion"), "kind": kind.removesuffix("List"), **item}
-            self._take(typed, source, f"{at}: {path}")
+            self._take(typed, source, f"{at}: {path}", of_list=True)
 
     def _keep(self, found: Manifested, kind: str, source: str, where: str) -> None:
         if other := self._places.get((kind, found.key)):
