@@ -59,11 +59,11 @@ class _Ip:
     fragment: Fragment | None = None
 
 
-def read(raw: bytes, world: World | None = None) -> Reading:
+def read(raw: bytes, world: World | None = None, hook: Hook = Hook.FROM_POD) -> Reading:
     """Reads a frame of at least an Ethernet header.
 
     `world`: where it is. If pods are masqueraded there, replies to echoes are packets, too, and so are echoes of any
-    code but those for a service (RFC 792 knows the code 0 only), and what is quoted of them.
+    code but those that call a service at this hook (RFC 792 knows the code 0 only), and what is quoted of them.
     """
     family = {b"\x08\x00": 4, b"\x86\xdd": 6}.get(raw[12:14])
     if family is None:
@@ -88,7 +88,7 @@ def read(raw: bytes, world: World | None = None) -> Reading:
     elif ip.transport + LEAST[name] > len(raw):
         return replace(found, kind="malformed")
     elif name == "ICMP":
-        return _icmp(raw, found, family, ip, world if world and world.masquerade else None)
+        return _icmp(raw, found, family, ip, world if world and world.masquerade else None, hook)
     elif _lies(raw, name, ip):
         return replace(found, kind="malformed")
     else:
@@ -161,12 +161,12 @@ def _flags(raw: bytes, name: Protocol, at: int) -> str:
     return "S" if opens else ""  # RFC 9260 3.3.2
 
 
-def _icmp(raw: bytes, found: Reading, family: int, ip: _Ip, hidden: World | None) -> Reading:
+def _icmp(raw: bytes, found: Reading, family: int, ip: _Ip, hidden: World | None, hook: Hook) -> Reading:
     """An echo request, its reply, or an error about a packet with ports; anything else is a query."""
     kind, code = raw[found.transport], raw[found.transport + 1]
     ends = found.source, 0, found.destination, 0
     asks, replies = (kind == one for one in ECHOES[family])
-    any_code = hidden is not None and (replies or not hidden.answers_ping(found.destination))
+    any_code = hidden is not None and (replies or not _pings_service(found, hidden, hook))
     if (asks or (replies and hidden)) and (code == 0 or any_code):
         packet = replace(_echo(*ends[::2], raw, family, found.transport), fragment=ip.fragment)
         return replace(found, packet=_sized(packet, raw, family))
@@ -180,6 +180,11 @@ def _icmp(raw: bytes, found: Reading, family: int, ip: _Ip, hidden: World | None
     error = Error(cast("ErrorKind", told), about[0])
     packet = Packet(*ends, "ICMP", fragment=ip.fragment, error=error)
     return replace(found, packet=_sized(packet, raw, family), quoted=about[1])
+
+
+def _pings_service(found: Reading, world: World, hook: Hook) -> bool:
+    asked = Packet(found.source, 0, found.destination, 0, "ICMP")
+    return world.answers_ping(found.destination) and may_call(asked, hook, world)
 
 
 def _echo(source: str, destination: str, raw: bytes, family: int, at: int) -> Packet:

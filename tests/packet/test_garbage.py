@@ -72,7 +72,7 @@ class Mill(Twins):
         now_counted = counted(self.bed)
         moved = {name: now - self._counted[name] for name, now in now_counted.items() if now != self._counted[name]}
         self._counted = now_counted
-        reading = read(raw, self.model.world)
+        reading = read(raw, self.model.world, hook)
         self.kinds[reading.kind] += 1
         # What the node sends itself is not looked at behind extension headers: it calls its node ports without
         if reading.packet is None or (hook is Hook.TO_LOOPBACK and reading.is_extended):
@@ -101,7 +101,7 @@ class Mill(Twins):
         packet = reading.packet
         assert packet is not None
         flows = {name: dict(self.bed.maps[name].items()) for name in tables_of(packet.source)}
-        left = read(outcome.packet, self.model.world).packet
+        left = read(outcome.packet, self.model.world, hook).packet
         canonical = frame(left, NO_MAC) if left and not left.error else frame(packet, NO_MAC)
         chosen = self._chosen(packet, outcome._replace(packet=canonical), flows, moved)
         if "drop_hops" in moved and chosen == Choice():
