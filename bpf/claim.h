@@ -17,6 +17,9 @@ static inline void flow_claimed_before(struct flow *claim, const struct flow *ag
 	claim->last_seen = again->last_seen;
 	claim->backend = again->backend;
 	claim->generation = again->generation;
+	/* Answered, it counts its own packets only */
+	if (claim->state == FLOW_ANSWERED)
+		return;
 	__sync_fetch_and_add(&claim->packets, again->packets);
 	__sync_fetch_and_add(&claim->bytes, again->bytes);
 }
@@ -31,8 +34,9 @@ static inline bool flow_take_over(const struct tuple *reply_key, struct flow *re
 {
 	struct tuple other_key;
 
-	if (holder) {
-		/* Its other half must not stay: found to be over, it would take our reply with it */
+	/* Its other half must not stay: found to be over, it would take our reply with it. A claim alone has none: what stands
+	 * under that key is another flow's. */
+	if (holder && (holder->flags & FLOW_PAIRED)) {
 		other_key = tuple_reverse(&holder->to);
 		half_open.delete(&other_key);
 	}
@@ -119,22 +123,25 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 {
 	struct flow *flow = half_open.lookup(key);
 	struct tuple other_key;
+	bool ended;
 
 	if (!flow)
 		return NOT_FOUND;
-	other_key = tuple_reverse(&flow->to);
-	if (flow_begins_anew(flow, packet->tcp_flags)) {
-		half_open.delete(&other_key);
-		half_open.delete(key);
-		return NOT_FOUND;
-	}
+	/* What is left over of a flow that has moved, or that another backend has won, must not take its place again */
+	ended = flow_begins_anew(flow, packet->tcp_flags) ||
+		(flow->state == FLOW_ANSWERED && !(flow->flags & FLOW_REPLY) && flows.lookup(key));
 	*found = *flow;
-	if (packet->tcp_flags & TCP_RST) {
-		/* Refused, or given up: the next attempt is a new flow, with a new choice */
-		half_open.delete(&other_key);
+	/* Refused, or given up: the next attempt is a new flow, with a new choice */
+	if (ended || (packet->tcp_flags & TCP_RST)) {
+		/* A claim alone has no other half, and what stands under that key is another flow's: nobody's tuple is
+		 * called instead. In `other`: on the stack it would be another way for the verifier. */
+		other->to = tuple_reverse(&found->to);
+		other->to.zero[1] = ~found->flags & FLOW_PAIRED;
+		half_open.delete(&other->to);
 		half_open.delete(key);
-		return FOLLOWED;
+		return ended ? NOT_FOUND : FOLLOWED;
 	}
+	other_key = tuple_reverse(&found->to);
 	if ((found->flags & FLOW_REPLY) && answers_opening(packet))
 		return flow_note_answer(key, flow, packet, other) ? FOLLOWED : TOO_LATE;
 	if (found->flags & FLOW_REPLY)
@@ -162,6 +169,12 @@ static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple
 	}
 	if (claim == CLAIMED)
 		count(NEW_FLOW);
+	/* N5: answered already, it had two entries, and the LRU has dropped this one */
+	winner = claim == CLAIMED_BEFORE ? half_open.lookup(reply_key) : NULL;
+	if (winner && winner->state == FLOW_ANSWERED) {
+		flow->state = FLOW_ANSWERED;
+		flow->flags |= FLOW_PAIRED;
+	}
 	if (!(flow->flags & FLOW_PAIRED))
 		return;
 	/*

@@ -65,13 +65,16 @@ static inline int pass_to_family(struct __sk_buff *skb, enum hook hook)
 	return pass(skb, hook);
 }
 
-/* On the loopback interface only calls of services are ours, the node's own node ports: all else costs two lookups */
+/*
+ * On the loopback interface only calls of services are ours, the node's own node ports, and what has begun so: all else costs
+ * three lookups
+ */
 static inline bool is_called(const struct packet *packet)
 {
 	struct tuple key = packet_tuple(packet);
 	struct transport_address called = called_address(&key);
 
-	return services.lookup(&called) != NULL;
+	return services.lookup(&called) || half_open.lookup(&key);
 }
 
 #endif

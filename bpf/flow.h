@@ -252,12 +252,17 @@ static inline bool flow_promote(struct tuple *key, struct flow *flow, const stru
 	struct flow *first;
 
 	flow_opposite(flow, key, other);
+	first = half_open.lookup(&other_key);
+	if (first && !tuple_equal(&first->to, &other->to)) {
+		half_open.delete(key);
+		return false;
+	}
 	if (!paired) {
 		other->packets = flow->packets;
 		other->bytes = flow->bytes;
 		flow->packets = 0;
 		flow->bytes = 0;
-	} else if ((first = half_open.lookup(&other_key))) {
+	} else if (first) {
 		other->packets = first->packets;
 		other->bytes = first->bytes;
 	}

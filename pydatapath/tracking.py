@@ -28,7 +28,7 @@ class FlowFilter:
     """Which flows are meant: those for which all holds that is said. Addresses are in their canonical form.
 
     `service`: `namespace/name` or `name`; `src`: who called; `dst`: the called address, or the backend's; `state`: new,
-    established or closing.
+    answered, established or closing.
     """
 
     service: str | None = None

@@ -161,10 +161,13 @@ def _tables_of(maps: Maps, ends: Ends) -> list[Map]:
 def _is_half(table: Map, key: bytes) -> bool:
     """Whether an entry is there without its other direction, as only TCP's claims of half-open flows are."""
     value = table.lookup(key)
-    if value is None or (table.contract.in_c == "half_open" and _protocol(key) == "TCP"):
+    if value is None:
         return False
     unpack = _FLOWS[_family(key)].unpack
-    other = table.lookup(_reverse(unpack(value)[0]))
+    to, *_, flags = unpack(value)
+    if table.contract.in_c == "half_open" and _protocol(key) == "TCP" and flags & REPLY and not flags & PAIRED:
+        return False
+    other = table.lookup(_reverse(to))
     return other is None or unpack(other)[0] != _reverse(key)
 
 

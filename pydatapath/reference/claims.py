@@ -16,6 +16,7 @@ from pydatapath.reference.entry import Dropped, Entry, Moment
 from pydatapath.reference.flows import Flows, remove_both
 from pydatapath.reference.packet import FlowTuple
 from pydatapath.reference.services import Impossible
+from pydatapath.reference.timers import State
 
 __all__ = [
     "FREE_ENOUGH",
@@ -69,12 +70,13 @@ def _claim_half_open(flows: Flows, key: FlowTuple, reply: Entry, moment: Moment,
         flows.half_open[key] = reply
         return Claim.CLAIMED
     if holder.to == reply.to:
+        answered = holder.state is State.ANSWERED  # then it counts its own packets only
         flows.half_open[key] = replace(
             holder,
             last_seen=reply.last_seen,
             backend=reply.backend,
-            packets=holder.packets + reply.packets,
-            octets=holder.octets + reply.octets,
+            packets=holder.packets + (0 if answered else reply.packets),
+            octets=holder.octets + (0 if answered else reply.octets),
         )
         return Claim.BEFORE
     if not _may_take(flows, holder, moment, inside):
@@ -112,6 +114,8 @@ def enter(flows: Flows, entry: Entry, moment: Moment, found: Claim) -> tuple[Ent
     if "R" in moment.packet.flags:
         flows.half_open.pop(entry.to.reverse, None)  # given up: nothing is left to wait for
         return entry, False
+    if found is Claim.BEFORE and flows.half_open[entry.to.reverse].state is State.ANSWERED:
+        entry = replace(entry, state=State.ANSWERED)  # N5: it had two entries, of which this one was lost
     if entry.is_paired:
         flows.half_open.setdefault(moment.packet.tuple, entry)
     return entry, found is Claim.CLAIMED

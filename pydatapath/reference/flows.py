@@ -125,6 +125,7 @@ class Flows:
 
 
 def remove_both(table: Table, key: FlowTuple, entry: Entry) -> None:
-    """N5: both directions die together, or the one that stays would be taken for a flow."""
-    table.pop(entry.to.reverse, None)
+    """N5: both directions die together, or the one that stays would be taken for a flow. A claim alone has no other."""
+    if entry.is_paired:
+        table.pop(entry.to.reverse, None)
     table.pop(key, None)

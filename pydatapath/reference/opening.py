@@ -23,7 +23,9 @@ def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
     entry = flows.half_open.get(key)
     if entry is None:
         return None
-    if flows.begins_anew(entry, moment):
+    # What is left over of a flow that has moved, or that another backend has won, must not take its place again
+    left_over = entry.state is State.ANSWERED and not entry.reply and key in flows.main
+    if left_over or flows.begins_anew(entry, moment):
         remove_both(flows.half_open, key, entry)
         return None
     if "R" in moment.packet.flags:
@@ -72,9 +74,6 @@ def _note_answer(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -
     caller, answer = _counted(flows, key, claimed, moment)
     caller = replace(caller, state=State.ANSWERED)
     _must_be_in_time(flows, key, caller_key, caller, moment)
-    waiting = flows.half_open.get(caller_key)
-    if waiting is not None and waiting.to != caller.to:
-        _is_late(flows, key)
     flows.half_open[caller_key] = caller
     flows.half_open[key] = replace(answer, state=State.ANSWERED)
     return flows.half_open[key]
@@ -101,6 +100,9 @@ def _counted(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> tu
 
 def _must_be_in_time(flows: Flows, key: FlowTuple, caller_key: FlowTuple, caller: Entry, moment: Moment) -> None:
     """Where the backends changed between two SYNs, two have one connection; who answers first has it."""
+    waiting = flows.half_open.get(caller_key)
+    if waiting is not None and waiting.to != caller.to:
+        _is_late(flows, key)
     first = flows.main.get(caller_key)
     if first is not None and first.to != caller.to:
         if not flows.is_over(first, moment.world, moment.now, opens=True):

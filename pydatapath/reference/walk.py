@@ -142,6 +142,7 @@ class Model:
         if not packet.is_plain:
             return False
         known = not packet.is_syn and packet.tuple in self.flows.main
+        known = known or (packet.tuple in self.flows.half_open and not packet.answers_opening)
         return known or service_called(packet, Hook.TO_LOOPBACK, self.world) is not None
 
     def _refresh_mapping(self, entry: Entry, packet: Packet, now: float) -> None:

@@ -90,10 +90,67 @@ def test_N5_what_is_answered_and_has_lost_a_half_goes_on(bed: Bed):
         syn = tcp(CLIENT, 40001 + number, VIP, 80)
         there = bed.run(Hook.FROM_POD, syn)
         bed.answer(there)
+        bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080"]})
         bed.maps["half_open"].delete(key_of(syn if lost == "client's" else answer_to(there)))
         ack = tcp(*addresses(syn), "A")
         assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
+        bed.serve(ELSEWHERE)
+        assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
         assert addresses(bed.answer(there, "PA")) == reverse(addresses(syn))
+        assert [half.packets for half in halves(bed, there, syn)] == ([2, 2] if lost == "client's" else [3, 1])
+
+
+def answered_by_the_first(bed: Bed) -> tuple[Outcome, Outcome]:
+    """Two SYNs went to two backends, since the set changed between them; the first one has answered."""
+    first = bed.run(Hook.FROM_POD, SYN)
+    bed.serve(ELSEWHERE)
+    second = bed.run(Hook.FROM_POD, SYN)
+    assert addresses(second)[2] == SECOND
+    assert addresses(bed.answer(first)) == reverse(addresses(SYN))
+    return first, second
+
+
+@pytest.mark.parametrize("flags", ["RA", "A"])
+def test_17457_whatever_the_slower_backend_says_the_quicker_ones_connection_goes_on(bed: Bed, flags: str):
+    """It refuses, or takes the SYN for one of an old connection's: the client's ACK goes to who has answered."""
+    _, second = answered_by_the_first(bed)
+    said = bed.answer(second, flags, device="pod4")
+    assert said.verdict == (DROP if flags == "A" else REDIRECT)
+    for _ in range(2):
+        assert send(bed, client("A")) == BACKEND
+        bed.age(2)
+    assert len(bed.entries()) == 2
+    assert bed.entries("half_open") == {}
+
+
+def test_N5_a_claim_that_is_taken_over_takes_no_other_flows_half(bed: Bed):
+    """It had none of its own; what stands under its client's tuple by now waits for that client."""
+    others = {f"{VIP}:81/TCP": [f"{SECOND}:8080"]}  # so that a direct connection to that backend is entered
+    bed.serve(ELSEWHERE | others)
+    bed.run(Hook.FROM_POD, SYN)
+    bed.age(130)
+    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080"]} | others)
+    bed.answer(bed.run(Hook.FROM_POD, SYN))
+    bed.run(Hook.FROM_POD, tcp(CLIENT, 40000, SECOND, 8080))
+    bed.serve(ELSEWHERE | others)
+    assert send(bed, client("A")) == BACKEND
+
+
+def test_N5_what_is_left_over_of_a_flow_that_has_moved_begins_nothing(bed: Bed):
+    """Such as by a SYN-ACK that is sent again while another CPU sees the client's ACK: FINs and counts stay."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    bed.answer(there)
+    left_over = bed.maps["half_open"].lookup(key_of(SYN))
+    assert left_over is not None
+    bed.confirm(SYN)
+    bed.answer(there, "FA")
+    bed.run(Hook.FROM_POD, client("FA"))
+    bed.maps["half_open"].update(key_of(SYN), left_over)
+    bed.age(2)
+    assert send(bed, client("A")) == BACKEND
+    assert states(bed, there) == {FlowState.CLOSING}
+    assert [half.packets for half in halves(bed, there, SYN)] == [4, 2]
+    assert bed.entries("half_open") == {}
 
 
 def test_two_FINs_close(bed: Bed):

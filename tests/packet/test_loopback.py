@@ -109,11 +109,15 @@ def test_what_calls_no_service_is_left_alone(serving: Bed, where: Places):
 
 
 @FAMILIES
-def test_C8_S89_a_connection_outlives_its_service(serving: Bed, where: Places):
-    """What is open goes on, by its flow; a new call finds nobody there but the node itself."""
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_C8_S89_a_connection_outlives_its_service(serving: Bed, where: Places, confirmed: bool):
+    """What is open goes on, by its flow, also what was answered just now; a new call finds nobody there but the node
+    itself.
+    """
     packet = from_node(tcp, where, 30080)
     serving.answer(serving.run(Hook.TO_LOOPBACK, packet))
-    serving.confirm(packet, Hook.TO_LOOPBACK)
+    if confirmed:
+        serving.confirm(packet, Hook.TO_LOOPBACK)
     serving.serve({})
     data = from_node(tcp, where, 30080, flags="PA", payload=b"more")
     assert addresses(serving.run(Hook.TO_LOOPBACK, data)) == (where.UPLINK, 40000, where.BACKEND, 8080)

@@ -114,6 +114,7 @@ def test_F21_cut_at_each_byte(bed: Bed, row: Case, known: bool):
     if known:
         bed.run(Hook.FROM_POD, row.packet)
         bed.run(Hook.FROM_POD, answer_to(bed.run(Hook.FROM_POD, row.packet)), device="pod3")
+        bed.confirm(row.packet)
     entries = bed.entries("flows") | bed.entries("half_open")
     for hook in (Hook.FROM_POD, Hook.FROM_UPLINK):
         counted = bed.counted().get("pass_malformed", 0)
