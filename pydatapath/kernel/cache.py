@@ -75,10 +75,16 @@ def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
         temporary = DIRECTORY / f"{key}.{os.getpid()}"
         temporary.write_text(json.dumps(programs))
         temporary.rename(DIRECTORY / f"{key}.json")
-        for half in DIRECTORY.glob("*.[0-9]*"):  # of one that was killed
-            half.unlink()
+        _forget_halves()
         for old in sorted(DIRECTORY.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             old.unlink()
+
+
+def _forget_halves() -> None:
+    """Of those that were killed while they kept something: their names end in their pids."""
+    for half in DIRECTORY.glob("*.[0-9]*"):
+        if not Path("/proc", half.suffix[1:]).exists():
+            half.unlink()
 
 
 def load(key: str, place: Place, places: Mapping[str, int]) -> bool:
@@ -87,6 +93,7 @@ def load(key: str, place: Place, places: Mapping[str, int]) -> bool:
     False: the compiler must be asked.
     """
     try:
+        _forget_halves()
         kept = _read(key)
         if kept is not None:
             _load(kept, place, places)
