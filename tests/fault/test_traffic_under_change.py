@@ -39,7 +39,7 @@ OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
     {"timeout": ("udp=180", "tcp-closing=120")},
     {"pod_flow_rate": "100000/60"},
     {"nat_type": "symmetric"},
-    {"nat_type": "full-cone", "algorithm": "maglev", "max_backends": 4096},
+    {"nat_type": "full-cone", "algorithm": "maglev", "max_backends": 65_536},
     {},
 )
 
