@@ -72,9 +72,9 @@ def _note_answer(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -
     """A SYN-ACK: who floods gets one, too, and never answers it. Both directions wait for the client to speak again."""
     caller_key = claimed.to.reverse
     caller, answer = _counted(flows, key, claimed, moment)
-    caller = replace(caller, state=State.ANSWERED)
     _must_be_in_time(flows, key, caller_key, caller, moment)
-    flows.half_open[caller_key] = caller
+    caller = replace(flows.half_open.get(caller_key, caller), last_seen=moment.now)
+    flows.half_open[caller_key] = replace(caller, state=State.ANSWERED)
     flows.half_open[key] = replace(answer, state=State.ANSWERED)
     return flows.half_open[key]
 
