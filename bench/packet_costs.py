@@ -163,8 +163,14 @@ def enter(this: Bench, family: Family, protocol: str, *, plain: bool = False) ->
     for key, to in (keys, keys[::-1]):
         value = layout.flow.struct.pack(key if plain else to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags)
         maps[f"flows{family.suffix}"].update(key, value)
-    interface = interface_index(this.lab, "pod2")
-    maps[f"endpoints{family.suffix}"].update(vip, ENDPOINT.pack(interface, bytes(6), 0))
+    know(this, family)
+
+
+def know(this: Bench, family: Family) -> None:
+    """Makes both ends of the flow known at the serving pod: it has sent nothing yet that it could be learned by."""
+    endpoint = ENDPOINT.pack(interface_index(this.lab, "pod2"), bytes(6), 0)
+    for address in (VIPS[family], this.address(family, 2)):
+        this.datapath._maps[f"endpoints{family.suffix}"].update(ip_address(address).packed, endpoint)
 
 
 def forget(this: Bench) -> None:
