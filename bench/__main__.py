@@ -14,6 +14,7 @@ NAMES = {
     "scale": "what commands and programs cost beside many services",
     "programming": "from the command to the first packet that is served right",
     "packet_costs": "ns of a packet in our programs",
+    "parts": "ns of the single things that a packet's walk is made of",
     "compare": "two results: what has become better or worse",
     "plot": "results as pictures and Markdown",
     "goals": "what results say of our goals",

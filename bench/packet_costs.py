@@ -12,15 +12,20 @@ import ctypes
 import functools
 import json
 import os
+import re
 import statistics
 import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import TypeAlias
 
+from bench.measures import HTTP_PORT, WRK_CONNECTIONS
+from bench.servers import server_commands
 from pydatapath import Datapath, Options, schema
 from pydatapath.kernel import libbpf
 from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FlowFlag, FlowState
@@ -29,7 +34,7 @@ from pydatapath.lab import Host, Lab, LabSpec
 Cost: TypeAlias = Callable[[Family], float]
 
 VIPS = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd00:10:96::10"}
-TARGET, CALLED, IPERF, SPORT = 8080, 80, 5201, 40000
+TARGET, CALLED, IPERF, SPORT = HTTP_PORT, 80, 5201, 40000
 REPEAT, ROUNDS, OPENINGS, SECONDS = 100_000, 9, 4000, 4
 FAR_AWAY = {Family.IPV4: "198.51.100.77", Family.IPV6: "2001:db8:99::77"}
 CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
@@ -307,6 +312,25 @@ def under_load(this: Bench, family: Family) -> None:
             print(f"{name:16}IPv{family:<6}{runs:12,}{total / runs:12.0f}{speed:12.1f}")
 
 
+def connecting(this: Bench) -> None:
+    """What all of our programs take for one short connection of a real client, its packets together."""
+    caller = ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{SECONDS}s", "-H", "Connection: close"]
+    with tempfile.TemporaryDirectory() as folder:
+        server = this.lab.pod(1, 2).popen(server_commands(Path(folder), None)["nginx"])
+        try:
+            time.sleep(0.5)
+            before = taken(this)["from_pod"]
+            done = this.lab.pod(1, 1).exec([*caller, f"http://{VIPS[Family.IPV4]}:{CALLED}/"], timeout=60)
+            after = taken(this)["from_pod"]
+        finally:
+            server.kill()
+            server.wait()
+    found = re.search(r"(\d+) requests in", done.stdout)
+    assert found, done.stdout
+    total, runs = ((now - then) / int(found[1]) for now, then in zip(after, before, strict=True))
+    print(f"{'a short TCP connection of 1 request, IPv4':48}{int(found[1]):12,}{runs:12.1f}{total:12.0f}")
+
+
 def main() -> None:
     """All tables."""
     with bench() as this:
@@ -315,6 +339,8 @@ def main() -> None:
         with statistics_on():
             for family in Family:
                 under_load(this, family)
+            print(f"\n{'under wrk':48}{'connections':>12}{'packets':>12}{'ns of ours':>12}")
+            connecting(this)
     with bench(masquerade=True) as this:
         print(f"\n{'ns a packet that leaves the cluster':48}{'IPv4':>8}{'IPv6':>8}")
         leaving(this)

@@ -169,6 +169,34 @@ def both_have_closed(table: Map, wanted: int, seconds: float = 5.0) -> bool:
     return found == 2 * wanted
 
 
+# What a client does that has sent its SYN and no ACK yet, for as long as it takes
+SILENCE = f"""
+table inet silence {{
+  chain out {{
+    type filter hook output priority 0
+    tcp dport {VIP_PORT} tcp flags & (syn | ack) == ack drop
+  }}
+}}
+"""
+
+
+@pytest.mark.parametrize("more", [{}, {"max_flows": 2048}, {"max_backends": 1024}], ids=["same", "flows", "backends"])
+def test_F30_a_connection_that_is_answered_and_not_confirmed_is_carried(
+    cluster: Cluster, later: Sockets, more: dict[str, Any]
+):
+    """Between SYN-ACK and ACK it stands in half_open: its client's ACK goes where the SYN went, whatever is served now."""
+    client, (_, one, other) = cluster.lab.pod(1, 1), cluster.lab.pods
+    cluster.apply("web", VIP[0], [one])
+    client.exec(["nft", "-f", "-"], stdin=SILENCE, check=True)
+    later["waits"] = dial(client, VIP)
+    load(cluster, **more)
+    cluster.apply("web", VIP[0], [other])
+    assert [flow.state for flow in cluster.datapaths[1].flows()] == ["answered"]
+    client.exec(["nft", "delete", "table", "inet", "silence"], check=True)
+    assert ask(later["waits"]).name == one.name
+    assert [flow.state for flow in cluster.datapaths[1].flows()] == ["established"]
+
+
 def fails(*_: object) -> None:
     raise KernelError("cannot be attached")
 
