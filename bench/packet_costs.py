@@ -166,7 +166,9 @@ def enter(this: Bench, family: Family, protocol: str, *, plain: bool = False) ->
     flags = FlowFlag.PLAIN if plain else FlowFlag(0)
     last_seen = kernel_now(this)
     for key, to in (keys, keys[::-1]):
-        value = layout.flow.struct.pack(key if plain else to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags)
+        value = layout.flow.struct.pack(
+            key if plain else to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4)
+        )
         maps[f"flows{family.suffix}"].update(key, value)
     know(this, family)
 
@@ -242,7 +244,7 @@ def enter_masqueraded(this: Bench, family: Family) -> None:
     keys = [layout.tuple.struct.pack(one, far, *ports, PROTOCOLS["UDP"]) for one in (client, ip_address(node).packed)]
     flags, last_seen = FlowFlag.PAIRED | FlowFlag.MASQUERADED, kernel_now(this)
     for key, to in (keys, keys[::-1]):
-        value = layout.flow.struct.pack(to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags)
+        value = layout.flow.struct.pack(to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4))
         maps[f"flows{family.suffix}"].update(key, value)
 
 

@@ -117,7 +117,7 @@ static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_
 
 enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
 
-/* A packet of a flow that has had no reply yet; the reply itself promotes it, but a SYN-ACK: the client's ACK does. */
+/* A packet of a flow that has had no reply yet; the reply itself promotes it, but a SYN-ACK: the client's ACK of that does. */
 static inline enum followed flow_follow_half_open(struct tuple *key, const struct packet *packet, struct flow *found,
 						  struct flow *other)
 {
@@ -150,7 +150,7 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 	flow_count(flow, packet);
 	*found = *flow;
 	if (flow_keep_reply(key, &other_key, found, packet->tcp_flags, other)) {
-		if (found->state == FLOW_ANSWERED && !(packet->tcp_flags & TCP_SYN))
+		if (flow_is_confirmed(found, packet))
 			flow_confirm(key, found, packet->tcp_flags, &other_key, other);
 		return FOLLOWED;
 	}
@@ -174,6 +174,7 @@ static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple
 	if (winner && winner->state == FLOW_ANSWERED) {
 		flow->state = FLOW_ANSWERED;
 		flow->flags |= FLOW_PAIRED;
+		flow->awaited = winner->awaited;
 	}
 	if (!(flow->flags & FLOW_PAIRED))
 		return;

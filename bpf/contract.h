@@ -3,7 +3,8 @@
  * What C and Python share: the structs in the maps. No map, no helper here.
  *
  * Python's side is pydatapath/kernel/layout.py; whenever the compiler runs its structs are compared, field by field, with
- * the ones that it made of these. Whoever changes a struct raises LAYOUT_VERSION there and here.
+ * the ones that it made of these. Whoever changes a struct raises LAYOUT_VERSION there and here, unless bytes that were
+ * zero get a meaning of which 0 says nothing, and who does not know it does no harm: such entries are carried as they are.
  *
  * Numbers that both sides need (states, flags, counters, timeouts, networks) are given by -D from Python, its only
  * place; a missing one is an error here, never a default.
@@ -52,9 +53,13 @@ struct flow {
 	__u32 generation;   /* of that backend when it was chosen */
 	__u8 state;	    /* FLOW_NEW, FLOW_ANSWERED, FLOW_ESTABLISHED; closing is told by both directions' flags */
 	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_PAIRED, FLOW_MASQUERADED; FLOW_FIN, FLOW_RST: this direction's */
-	__u8 zero[14];	    /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
+	__u8 zero[2];
+	/* Of a flow that a SYN-ACK has answered: what its client's ACK acknowledges (RFC 9293 3.5). 0, from before this was
+	 * here: the server's next word counts. */
+	__be32 awaited;
+	__u8 more_zero[8];  /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
 #if FAMILY == 6
-	__u8 more_zero[16];
+	__u8 most_zero[16];
 #endif
 };
 _Static_assert(sizeof(struct flow) == (FAMILY == 4 ? 64 : 104), "layout 3");

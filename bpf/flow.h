@@ -3,7 +3,7 @@
  * The flow table: find, promote, refresh, expire. Maps: flows, half_open, backends; counters.
  *
  * A flow is two entries, one for each direction: key = the tuple as a packet arrives, value = the whole tuple as it
- * must leave. A new flow lives in half_open until its reply is seen, TCP's until its client has answered that, then moves
+ * must leave. A new flow lives in half_open until its reply is seen, TCP's until its client has acknowledged that, then moves
  * to flows: a flood of first packets can push out other half-open flows, never live ones.
  */
 #ifndef PYDATAPATH_FLOW_H
@@ -179,6 +179,7 @@ static inline void flow_opposite(const struct flow *flow, const struct tuple *ke
 	opposite->backend = flow->backend;
 	opposite->generation = flow->generation;
 	opposite->state = flow->state;
+	opposite->awaited = flow->awaited;
 	opposite->flags = (flow->flags ^ FLOW_REPLY) & (FLOW_REPLY | FLOW_PLAIN | FLOW_PAIRED | FLOW_MASQUERADED);
 }
 
@@ -299,6 +300,7 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 	bool paired = flow->flags & FLOW_PAIRED;
 	struct flow *first;
 
+	flow->awaited = bpf_htonl(bpf_ntohl(packet->sequence) + 1);
 	flow_opposite(flow, key, other);
 	other->state = FLOW_ANSWERED;
 	other->flags |= FLOW_PAIRED;
@@ -321,6 +323,7 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 		if (first) {
 			first->last_seen = other->last_seen;
 			first->state = FLOW_ANSWERED;
+			first->awaited = other->awaited;
 		}
 	}
 	flow->last_seen = other->last_seen;
@@ -328,6 +331,16 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 	flow->flags |= FLOW_PAIRED;
 	flow_count(flow, packet);
 	return true;
+}
+
+/*
+ * Whether a client's packet answers the SYN-ACK, which only who got that can. Who makes up clients sends ACKs of any number;
+ * where the server believes one all the same it says so, and by that the flow is promoted.
+ */
+static inline bool flow_is_confirmed(const struct flow *flow, const struct packet *packet)
+{
+	return flow->state == FLOW_ANSWERED && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK &&
+	       packet->acknowledged == flow->awaited;
 }
 
 /* The client has answered the SYN-ACK: both directions, as they stand in half_open, move to the main table */

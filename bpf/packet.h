@@ -88,6 +88,8 @@ struct packet {
 	__u8 tcp_flags; /* TCP_FIN | ...; TCP_SYN for SCTP's INIT; else 0 */
 	bool is_first;	/* fragment of several */
 	__le32 crc_change; /* what new ports change in an SCTP checksum */
+	__be32 sequence;   /* TCP's numbers */
+	__be32 acknowledged;
 };
 
 /* `transport` is the length that the protocol's own header gives, `least` the shortest there is */
@@ -146,6 +148,8 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 		transport_length = packet->tcp->doff * 4;
 		least = sizeof(struct tcphdr);
 		packet->tcp_flags = ((__u8 *)packet->tcp)[13];
+		packet->sequence = packet->tcp->seq;
+		packet->acknowledged = packet->tcp->ack_seq;
 	} else if (read.protocol == IPPROTO_UDP) {
 		if ((void *)(packet->udp + 1) > end)
 			return PARSED_SHORT;

@@ -346,7 +346,7 @@ class FamilyLayout:
             ),
         )
         tuple_bytes = f"{self.tuple.struct.size}s"
-        more = (("more_zero", "16x"),) if family is Family.IPV6 else ()
+        most = (("most_zero", "16x"),) if family is Family.IPV6 else ()
         self.flow = Record(
             "flow",
             (
@@ -358,8 +358,10 @@ class FamilyLayout:
                 ("generation", "I"),
                 ("state", "B"),
                 ("flags", "B"),
-                ("zero", "14x"),
-                *more,
+                ("zero", "2x"),
+                ("awaited", "4s"),
+                ("more_zero", "8x"),
+                *most,
             ),
         )
         self.transport_address = Record(

@@ -114,8 +114,10 @@ def enter(flows: Flows, entry: Entry, moment: Moment, found: Claim) -> tuple[Ent
     if "R" in moment.packet.flags:
         flows.half_open.pop(entry.to.reverse, None)  # given up: nothing is left to wait for
         return entry, False
-    if found is Claim.BEFORE and flows.half_open[entry.to.reverse].state is State.ANSWERED:
-        entry = replace(entry, state=State.ANSWERED)  # N5: it had two entries, of which this one was lost
+    claimed = flows.half_open[entry.to.reverse] if found is Claim.BEFORE else entry
+    if claimed.state is State.ANSWERED:
+        # N5: it had two entries, of which this one was lost
+        entry = replace(entry, state=State.ANSWERED, awaited=claimed.awaited)
     if entry.is_paired:
         flows.half_open.setdefault(moment.packet.tuple, entry)
     return entry, found is Claim.CLAIMED

@@ -32,9 +32,10 @@ class Moment:
 class Entry:
     """What becomes of packets with one tuple. Its other direction has the key `to.reverse`: always two, or a claim.
 
-    `reply`: the answering direction; `plain`: nothing is rewritten (N93); `masqueraded`: one of its
-    ends is hidden behind the node's address (nat.py); `fin`, `rst`: this direction has sent one (N38, N39). `backend`
-    is None for a flow of no service. `packets` and `octets` of layer 3 are this direction's.
+    `reply`: the answering direction; `plain`: nothing is rewritten (N93); `masqueraded`: one of its ends is hidden
+    behind the node's address (nat.py); `fin`, `rst`: this direction has sent one (N38, N39). `awaited`: after a
+    SYN-ACK, the number that its caller must acknowledge. `backend` is None for a flow of no service. `packets` and
+    `octets` of layer 3 are this direction's.
     """
 
     to: FlowTuple
@@ -46,6 +47,7 @@ class Entry:
     masqueraded: bool = False
     fin: bool = False
     rst: bool = False
+    awaited: int = 0
     packets: int = 0
     octets: int = 0
 
@@ -67,6 +69,7 @@ class Entry:
             reply=not self.reply,
             plain=self.plain,
             masqueraded=self.masqueraded,
+            awaited=self.awaited,
         )
 
     def counting(self, packet: Packet) -> Entry:

@@ -1,4 +1,4 @@
-"""A packet of a flow that was not answered yet, and the answer: by that it is a live one, TCP by its client's next."""
+"""A packet of a flow that was not answered yet, and the answer: by that it is a live one, TCP by the client's to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 from pydatapath.reference.claims import Claim, claim
 from pydatapath.reference.entry import Dropped, Entry, Moment
 from pydatapath.reference.flows import Flows, remove_both
-from pydatapath.reference.packet import FlowTuple
+from pydatapath.reference.packet import FlowTuple, Packet
 from pydatapath.reference.timers import State
 
 __all__ = ["follow_half_open"]
@@ -38,10 +38,17 @@ def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
     entry = replace(entry, last_seen=moment.now).counting(moment.packet)
     flows.half_open[key] = entry
     if _keep_the_answer(flows, key, entry, moment):
-        confirms = entry.state is State.ANSWERED and not moment.packet.is_syn
-        return _confirm(flows, key, entry, moment) if confirms else entry
+        return _confirm(flows, key, entry, moment) if _confirms(moment.packet, entry) else entry
     flows.half_open.pop(key, None)  # its answers would be another's by now: a new flow, from another port
     return None
+
+
+def _confirms(packet: Packet, entry: Entry) -> bool:
+    """Whether it answers the SYN-ACK, which only who got that can: who makes up clients sends ACKs of any number.
+
+    Where the server believes another one all the same it says so, and by that the flow is promoted.
+    """
+    return entry.state is State.ANSWERED and not packet.is_syn and packet.acknowledges(entry.awaited)
 
 
 def _keep_the_answer(flows: Flows, key: FlowTuple, entry: Entry, moment: Moment) -> bool:
@@ -69,11 +76,12 @@ def _promote(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> En
 
 
 def _note_answer(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> Entry:
-    """A SYN-ACK: who floods gets one, too, and never answers it. Both directions wait for the client to speak again."""
+    """A SYN-ACK: who floods gets one, too, and cannot answer it. Both directions wait until the client does."""
     caller_key = claimed.to.reverse
+    claimed = replace(claimed, awaited=(moment.packet.sequence + 1) % 2**32)
     caller, answer = _counted(flows, key, claimed, moment)
     _must_be_in_time(flows, key, caller_key, caller, moment)
-    caller = replace(flows.half_open.get(caller_key, caller), last_seen=moment.now)
+    caller = replace(flows.half_open.get(caller_key, caller), last_seen=moment.now, awaited=answer.awaited)
     flows.half_open[caller_key] = replace(caller, state=State.ANSWERED)
     flows.half_open[key] = replace(answer, state=State.ANSWERED)
     return flows.half_open[key]

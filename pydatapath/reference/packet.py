@@ -105,11 +105,11 @@ class Error:
 class Packet:
     """One packet of TCP, UDP or SCTP, or of either IP version's ICMP an echo request, its reply, or an error.
 
-    `flags`: TCP's as scapy writes them, "S", "SA", "FA"; "S" for SCTP's INIT, the only chunk that matters (S18). `ttl`:
-    IPv6's hop limit. `length`: of layer 3, its headers included. The identifier of an echo is the port of who asks, and
-    who is asked has the port 0 (RFC 5508 3.1); a reply whose identifier is 0 has the flag "A". Errors and later
-    fragments have no ports, which are 0 then. `extended`: with extension headers of
-    IPv6, which are passed over (RFC 8200 4).
+    `flags`: TCP's as scapy writes them, "S", "SA", "FA"; "S" for SCTP's INIT, the only chunk that matters (S18).
+    `sequence`, `acknowledged`: TCP's numbers. `ttl`: IPv6's hop limit. `length`: of layer 3, its headers included. The
+    identifier of an echo is the port of who asks, and who is asked has the port 0 (RFC 5508 3.1); a reply whose
+    identifier is 0 has the flag "A". Errors and later fragments have no ports, which are 0 then. `extended`: with
+    extension headers of IPv6, which are passed over (RFC 8200 4).
     """
 
     source: str
@@ -123,6 +123,8 @@ class Packet:
     fragment: Fragment | None = None
     error: Error | None = None
     extended: bool = False
+    sequence: int = 1000
+    acknowledged: int = 1001
 
     def __post_init__(self) -> None:
         if self.protocol != "TCP" and self.flags and (self.protocol, self.flags) not in {("SCTP", "S"), ("ICMP", "A")}:
@@ -190,6 +192,10 @@ class Packet:
     def answers_opening(self) -> bool:
         """SYN with ACK: said by whoever was called, also where it keeps nothing of that (RFC 4987 3.6: SYN cookies)."""
         return "S" in self.flags and "A" in self.flags
+
+    def acknowledges(self, number: int) -> bool:
+        """What the other side has sent, up to this number (RFC 9293 3.5)."""
+        return "A" in self.flags and self.acknowledged == number
 
     def readdressed(self, to: FlowTuple) -> Packet:
         """The packet with these addresses and ports; its length never changes (N81)."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 import pytest
@@ -34,7 +35,8 @@ FLOWS = 16_384  # room for so many: less than a flood has, or two clients' ports
 TALKERS = 100  # inside, and as many outside
 LAPSE = 0.5  # seconds: in eight of them a table is filled one and a half times
 SYN, RST, ACK = 0x02, 0x04, 0x10
-STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000  # RFC 2544: nobody's
+STRANGE = IPv4Network("198.18.0.0/15")  # RFC 2544: nobody's
+STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000
 FLOW = LAYOUTS[Family.IPV4].flow.struct
 
 
@@ -227,6 +229,40 @@ def test_F17_a_flood_of_SYNs_hurts_no_connection(
     say(capsys, f"SYN flood: {seen}; {entries}")
     assert_nobody_was_hurt(seen)
     assert answered > SYNS // 100, "a flood that backends do not answer would say little"
+
+
+def test_F17_nor_does_one_whose_SYNs_are_followed_by_ACKs(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+):
+    """Whoever makes up clients gets no SYN-ACK: an ACK of another number makes no connection of its SYN's flow."""
+    outside = cluster.lab.outside
+    at_once, rounds = STRANGER_COUNT // 10, SYNS // STRANGER_COUNT * 10
+    between: list[str] = []
+
+    def strangers() -> list[str]:
+        flows = cluster.datapaths[1].flows()
+        return [one.state for one in flows if IPv4Address(one.original.src) in STRANGE]
+
+    def openings() -> tuple[int, float]:
+        began = time.monotonic()
+        with Flood(outside) as flood:
+            for number in range(rounds):
+                first = str(IPv4Address(STRANGERS) + number % 10 * at_once)
+                for flags in (SYN, ACK):
+                    frame = tcp(macs(cluster, outside), (first, 1024), BALANCER, flags)
+                    flood.send(frame, at_once, by_source(frame, 50, first, at_once))
+                    between.extend(() if between else strangers())
+        return 2 * at_once * rounds, time.monotonic() - began
+
+    seen = under(cluster, idle, openings)
+    answered, established = between.count("answered"), strangers().count("established")
+    say(
+        capsys,
+        f"SYNs and ACKs: {seen}; {answered} of the first {at_once} answered, in the end {established} established",
+    )
+    assert_nobody_was_hurt(seen)
+    assert answered > at_once // 10, "a flood that backends do not answer would say little"
+    assert established == 0
 
 
 def test_F18_a_flood_to_all_ports_hurts_no_connection(

@@ -95,6 +95,9 @@ def read(raw: bytes, world: World | None = None, hook: Hook = Hook.FROM_POD) -> 
         sport, dport = struct.unpack_from("!HH", raw, ip.transport)
         flags = _flags(raw, name, ip.transport)
         packet = Packet(source, sport, destination, dport, name, flags, fragment=ip.fragment)
+        if name == "TCP":
+            sequence, acknowledged = struct.unpack_from("!II", raw, ip.transport + 4)
+            packet = replace(packet, sequence=sequence, acknowledged=acknowledged)
     return replace(found, packet=_sized(packet, raw, family))
 
 

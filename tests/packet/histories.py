@@ -77,10 +77,10 @@ ODD: Final = 0.04
 STEPS: Final = int(os.environ.get("PYDATAPATH_STEPS", "55"))  # fewer than that, after the services
 WAITS: Final = (*(0.5, 1, 1.5, 5, 9, 11) * 4, 29, 31, 60, 118, 121, 239, 241, 299, 301, 3600, 431_999, 432_001)
 OPENING: Final = (*("S",) * 12, "SA", "A", "PA", "FA", "R", "SF")
-ANSWERS: Final = (*("SA",) * 8, "A", "PA", "PA", "FA", "FA", "R", "RA", "S")
+ANSWERS: Final = (*("SA",) * 8, "SA!", "A", "PA", "PA", "FA", "FA", "R", "RA", "S")
 NEAR: Final = (0, 0, 0, 1, 1, 2, 3, 4, 5)  # how far back it is
 MOST: Final[tuple[Protocol, ...]] = ("TCP", "TCP", "UDP", "SCTP")
-LATER: Final = (*("S", "A", "PA") * 3, "FA", "FA", "R", "RA", "SA", "SF")
+LATER: Final = (*("S", "A", "PA") * 3, "A?", "PA?", "FA", "FA", "R", "RA", "SA", "SF")
 MISTAKEN: Final[tuple[Wrong, ...]] = ("",) * 6 + ("error", "header", "datagram", "no datagram")
 TOLD: Final[tuple[ErrorKind, ...]] = (
     *("port unreachable", "host unreachable", "too big", "time exceeded", "parameter problem"),

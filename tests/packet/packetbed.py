@@ -235,6 +235,7 @@ class Entry(NamedTuple):
     generation: int
     state: int
     flags: int
+    awaited: bytes
 
 
 @dataclass(frozen=True)
@@ -264,10 +265,19 @@ def frame(source: str, destination: str, *, to_mac: str = "", **ip: object) -> P
 
 
 def tcp(
-    source: str, sport: int, destination: str, dport: int, flags: str = "S", *, payload: bytes = b"", **ip: object
+    source: str,
+    sport: int,
+    destination: str,
+    dport: int,
+    flags: str = "S",
+    *,
+    payload: bytes = b"",
+    ack: int = 1001,
+    **ip: object,
 ) -> Packet:
-    """A TCP segment; what is not named goes to IP."""
-    return frame(source, destination, **ip) / TCP(sport=sport, dport=dport, flags=flags, seq=1000) / Raw(payload)
+    """A TCP segment, whose ACK is that of a SYN-ACK from here; what is not named goes to IP."""
+    numbers = {"seq": 1000, "ack": ack if "A" in flags else 0}
+    return frame(source, destination, **ip) / TCP(sport=sport, dport=dport, flags=flags, **numbers) / Raw(payload)
 
 
 def udp(source: str, sport: int, destination: str, dport: int, *, payload: bytes = b"dns?", **ip: object) -> Packet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conversation import BOTH, ELSEWHERE, QUERY, SYN, client, halves, send, states
 from packetbed import (
     BACKEND,
     CLIENT,
@@ -12,9 +13,7 @@ from packetbed import (
     SECOND,
     VIP,
     Bed,
-    Entry,
     Hook,
-    Outcome,
     Packet,
     Serving,
     addresses,
@@ -31,126 +30,7 @@ from pydatapath.kernel.layout import FlowFlag, FlowState
 
 pytestmark = pytest.mark.same_everywhere
 
-SYN = tcp(CLIENT, 40000, VIP, 80)
-QUERY = udp(CLIENT, 40000, VIP, 53)
-BOTH = pytest.mark.parametrize("packet", [SYN, QUERY], ids=["TCP", "UDP"])
-ELSEWHERE = {f"{VIP}:80/TCP": [f"{SECOND}:8080"], f"{VIP}:53/UDP": [f"{SECOND}:5353"]}
-
-
-def client(flags: str) -> Packet:
-    """A segment of the client's."""
-    return tcp(CLIENT, 40000, VIP, 80, flags)
-
-
-def send(bed: Bed, packet: Packet) -> str:
-    """Sends a client's packet; the address of the backend that it went to."""
-    outcome = bed.run(Hook.FROM_POD, packet)
-    assert outcome.verdict == REDIRECT
-    return addresses(outcome)[2]
-
-
-def halves(bed: Bed, there: Outcome, packet: Packet, table: str = "flows") -> tuple[Entry, Entry]:
-    """Both directions of a flow."""
-    forward, back = bed.entry(packet, table), bed.entry(answer_to(there), table)
-    assert forward is not None
-    assert back is not None
-    return forward, back
-
-
-def states(bed: Bed, there: Outcome) -> set[int]:
-    """The state of a TCP flow, seen from each direction."""
-    forward, back = halves(bed, there, SYN)
-    return {
-        layout.flow_state(FlowState(one.state), FlowFlag(one.flags), FlowFlag(other.flags))
-        for one, other in ((forward, back), (back, forward))
-    }
-
-
 # What opens and closes a connection
-
-
-def test_N4_a_SYN_ACK_promotes_nothing_but_its_clients_answer_does(bed: Bed):
-    """Who floods gets SYN-ACKs, too. What waits for the client keeps its backend, whatever is changed meanwhile."""
-    there = bed.run(Hook.FROM_POD, SYN)
-    for _ in range(2):
-        assert addresses(bed.answer(there)) == reverse(addresses(SYN))
-    assert bed.entries() == {}
-    assert {half.state for half in halves(bed, there, SYN, "half_open")} == {FlowState.ANSWERED}
-    assert send(bed, SYN) == BACKEND
-    assert bed.entries() == {}
-    bed.serve(ELSEWHERE)
-    assert send(bed, client("A")) == BACKEND
-    assert [half.packets for half in halves(bed, there, SYN)] == [3, 2]
-    assert bed.entries("half_open") == {}
-
-
-def test_N5_what_is_answered_and_has_lost_a_half_goes_on(bed: Bed):
-    """Either half of it, as an LRU that is full of a flood drops them: the client's ACK makes the other anew."""
-    for number, lost in enumerate(("client's", "answer's")):
-        syn = tcp(CLIENT, 40001 + number, VIP, 80)
-        there = bed.run(Hook.FROM_POD, syn)
-        bed.answer(there)
-        bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080"]})
-        bed.maps["half_open"].delete(key_of(syn if lost == "client's" else answer_to(there)))
-        ack = tcp(*addresses(syn), "A")
-        assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
-        bed.serve(ELSEWHERE)
-        assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
-        assert addresses(bed.answer(there, "PA")) == reverse(addresses(syn))
-        assert [half.packets for half in halves(bed, there, syn)] == ([2, 2] if lost == "client's" else [3, 1])
-
-
-def answered_by_the_first(bed: Bed) -> tuple[Outcome, Outcome]:
-    """Two SYNs went to two backends, since the set changed between them; the first one has answered."""
-    first = bed.run(Hook.FROM_POD, SYN)
-    bed.serve(ELSEWHERE)
-    second = bed.run(Hook.FROM_POD, SYN)
-    assert addresses(second)[2] == SECOND
-    assert addresses(bed.answer(first)) == reverse(addresses(SYN))
-    return first, second
-
-
-@pytest.mark.parametrize("flags", ["RA", "A"])
-def test_17457_whatever_the_slower_backend_says_the_quicker_ones_connection_goes_on(bed: Bed, flags: str):
-    """It refuses, or takes the SYN for one of an old connection's: the client's ACK goes to who has answered."""
-    _, second = answered_by_the_first(bed)
-    said = bed.answer(second, flags, device="pod4")
-    assert said.verdict == (DROP if flags == "A" else REDIRECT)
-    for _ in range(2):
-        assert send(bed, client("A")) == BACKEND
-        bed.age(2)
-    assert len(bed.entries()) == 2
-    assert bed.entries("half_open") == {}
-
-
-def test_N5_a_claim_that_is_taken_over_takes_no_other_flows_half(bed: Bed):
-    """It had none of its own; what stands under its client's tuple by now waits for that client."""
-    others = {f"{VIP}:81/TCP": [f"{SECOND}:8080"]}  # so that a direct connection to that backend is entered
-    bed.serve(ELSEWHERE | others)
-    bed.run(Hook.FROM_POD, SYN)
-    bed.age(130)
-    bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080"]} | others)
-    bed.answer(bed.run(Hook.FROM_POD, SYN))
-    bed.run(Hook.FROM_POD, tcp(CLIENT, 40000, SECOND, 8080))
-    bed.serve(ELSEWHERE | others)
-    assert send(bed, client("A")) == BACKEND
-
-
-def test_N5_what_is_left_over_of_a_flow_that_has_moved_begins_nothing(bed: Bed):
-    """Such as by a SYN-ACK that is sent again while another CPU sees the client's ACK: FINs and counts stay."""
-    there = bed.run(Hook.FROM_POD, SYN)
-    bed.answer(there)
-    left_over = bed.maps["half_open"].lookup(key_of(SYN))
-    assert left_over is not None
-    bed.confirm(SYN)
-    bed.answer(there, "FA")
-    bed.run(Hook.FROM_POD, client("FA"))
-    bed.maps["half_open"].update(key_of(SYN), left_over)
-    bed.age(2)
-    assert send(bed, client("A")) == BACKEND
-    assert states(bed, there) == {FlowState.CLOSING}
-    assert [half.packets for half in halves(bed, there, SYN)] == [4, 2]
-    assert bed.entries("half_open") == {}
 
 
 def test_two_FINs_close(bed: Bed):

@@ -345,7 +345,7 @@ class Twins:
             return Choice(found[0] if found else None, left.source_port)
         _, half_open = tables_of(packet.source)
         for key, raw in flows[half_open].items() - self._flows[half_open].items():
-            to, _, _, _, number, generation, _, _ = layout_of(raw).flow.struct.unpack(raw)
+            to, _, _, _, number, generation, *_ = layout_of(raw).flow.struct.unpack(raw)
             if to == tuple_bytes(packet.tuple.reverse):
                 found = [one for one in backends if (one.number, one.generation) == (number, generation)]
                 return Choice(found[0] if found else None, tuple_of(key).destination_port)

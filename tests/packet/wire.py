@@ -88,7 +88,7 @@ MORE: Final = {4: 0x2000, 6: 1}  # fragments
 HEADERS: Final[dict[Protocol, int]] = {"TCP": 20, "UDP": 8, "SCTP": 12, "ICMP": 8}  # bytes
 STATES: Final = {state: FlowState[state.name] for state in State}
 FLAGS: Final = {"F": 1, "S": 2, "R": 4, "P": 8, "A": 16}
-SEQUENCE, ACKNOWLEDGED, WINDOW = 1000, 2000, 0xFFFF  # of every segment
+WINDOW: Final = 0xFFFF  # of every segment
 IDENTIFIED: Final = 1  # what is no fragment
 STAMP_BYTES: Final = 8  # of struct mapping and struct fragment, at their beginning
 WORD: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -170,7 +170,8 @@ def _transport(packet: Packet, data: bytes) -> bytes:
     ports = struct.pack("!HH", packet.source_port, packet.destination_port)
     match packet.protocol:
         case "TCP":
-            return _segment(packet, SEQUENCE, ACKNOWLEDGED, sum(FLAGS[flag] for flag in packet.flags), WINDOW, data)
+            flags = sum(FLAGS[flag] for flag in packet.flags)
+            return _segment(packet, packet.sequence, packet.acknowledged, flags, WINDOW, data)
         case "UDP":
             head = ports + struct.pack("!H", 8 + len(data))
             check = _checksum(_pseudo(packet, PROTOCOLS["UDP"], 8 + len(data)) + head + data)
@@ -243,7 +244,12 @@ def _sctp(ports: bytes, length: int, *, opens: bool) -> bytes:
 
 
 def flagged(packet: Packet, flags: str) -> Packet:
-    """The packet with these flags, as far as its protocol has them."""
+    """The packet with these flags, as far as its protocol has them.
+
+    "!": its own number is another one than all others have; "?": so is the number that it acknowledges.
+    """
+    numbers = {"sequence": 5000 if "!" in flags else 1000, "acknowledged": 5001 if "?" in flags else 1001}
+    packet, flags = replace(packet, **numbers), flags.rstrip("!?")
     had = {"TCP": flags, "SCTP": "S" if flags == "S" else "", "ICMP": packet.flags}
     return replace(packet, flags=had.get(packet.protocol, ""))
 
@@ -281,10 +287,10 @@ def refusal(packet: Packet, raw: bytes, *, prohibited: bool = False) -> bytes:
     if packet.protocol == "TCP" and not prohibited:
         data = bytes(packet.length - size)
         if "A" in packet.flags:
-            segment = _segment(back, ACKNOWLEDGED, 0, FLAGS["R"], 0, data)
+            segment = _segment(back, packet.acknowledged, 0, FLAGS["R"], 0, data)
         else:
             held = len(data) + ("S" in packet.flags) + ("F" in packet.flags)
-            segment = _segment(back, 0, SEQUENCE + held, FLAGS["R"] | FLAGS["A"], 0, data)
+            segment = _segment(back, 0, packet.sequence + held, FLAGS["R"] | FLAGS["A"], 0, data)
         return macs + _datagram(PROTOCOLS["TCP"], back, segment, IDENTIFIED)
     if Family.of(packet.source) is Family.IPV6:
         why = b"\1\1" if prohibited else b"\1\4"
@@ -350,14 +356,14 @@ def flow_bytes(entry: Entry) -> bytes:
         FlowFlag.MASQUERADED * entry.masqueraded,
     )
     to = tuple_bytes(entry.to)
-    counted = entry.packets, entry.octets
-    return layout_of(to).flow.struct.pack(to, 0, *counted, number, generation, STATES[entry.state], sum(flags))
+    counted, awaited = (entry.packets, entry.octets), entry.awaited.to_bytes(4, "big")
+    return layout_of(to).flow.struct.pack(to, 0, *counted, number, generation, STATES[entry.state], sum(flags), awaited)
 
 
 def entry_in(raw: bytes) -> str:
     """A struct flow in words, without its stamp."""
-    to, _, packets, octets, number, generation, state, flags = layout_of(raw).flow.struct.unpack(raw)
-    counted = f"{packets} packets, {octets} bytes, backend {number}.{generation}"
+    to, _, packets, octets, number, generation, state, flags, awaited = layout_of(raw).flow.struct.unpack(raw)
+    counted = f"{packets} packets, {octets} bytes, backend {number}.{generation}, awaits {int.from_bytes(awaited)}"
     return f"to {tuple_of(to)}, {counted}, {FlowState(state).name}, {FlowFlag(flags)!r}"
 
 
