@@ -29,7 +29,6 @@ BPF_TABLE("lru_hash", struct key, struct value, lru, 262144);
 BPF_TABLE("hash", u32, struct value, plain, 16384);
 BPF_TABLE("array", u32, struct value, array, 16384);
 BPF_TABLE("percpu_array", u32, u64, counters, 16);
-BPF_F_TABLE("lpm_trie", u64, u32, trie, 1024, BPF_F_NO_PREALLOC);
 BPF_TABLE("prog", u32, u32, next, 1);
 #define CHECK 50 /* TCP's checksum behind Ethernet's and IPv4's header */
 int nothing(struct __sk_buff *skb) { return TC_ACT_OK; }
@@ -48,7 +47,6 @@ PARTS: Final = (
     ("hash_found", "hash of 4-byte keys: found", "u32 k = 1; sum += !!plain.lookup(&k)"),
     ("array_found", "array: an entry read", "u32 k = 1; struct value *v = array.lookup(&k); if (v) sum += v->words[0]"),
     ("counted", "per-CPU array: one added", "u32 k = 1; u64 *v = counters.lookup(&k); if (v) (*v)++"),
-    ("trie_asked", "trie of IPv4 networks (one inside): asked", "u64 k = 32; sum += !!trie.lookup(&k)"),
     ("jiffies", "the time in jiffies", "sum += bpf_jiffies64()"),
     ("clock", "the time in ns (ktime_get_ns)", "sum += bpf_ktime_get_ns()"),
     (
@@ -79,7 +77,6 @@ def fill(module: Mapping[str, Any]) -> None:
     """What is looked up is there."""
     for name, key in (("lru", bytes([1, *bytes(15)])), ("plain", bytes([1, 0, 0, 0]))):
         libbpf.update(module[name].map_fd, key, bytes(64))
-    libbpf.update(module["trie"].map_fd, bytes([24, 0, 0, 0, 192, 0, 2, 0]), bytes(4))
 
 
 def main() -> None:
