@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pydatapath.compacting import stages
-from pydatapath.guarding import Guard, guard_change, ranges_of
+from pydatapath.guarding import Guard, GuardChange, guard_change, ranges_of
 from pydatapath.kernel.layout import Family, ServiceFlag, VipKind
 from pydatapath.live import NO_FLAG, Called, Change, Live, LiveBackend, Move
 from pydatapath.model import Algorithm, EndpointSlice, Policy, Protocol, Service, ServicePort
@@ -233,6 +233,14 @@ def _frontends(
                     yield port, Frontend(at, kind, inside, outside, owned=text not in here.addresses)
 
 
+class _Numbered(NamedTuple):
+    """A service port with its number, and what shall stand in its slots."""
+
+    number: int
+    port: PortPlan
+    slots: dict[EndpointSet, tuple[Address, ...]]
+
+
 def change(
     wanted: Collection[PortPlan],
     before: Mapping[int, list[Address]],
@@ -245,48 +253,69 @@ def change(
     the number of each wanted one. Ports that share their clients come with all of their Service. Raises OutOfRoom.
     """
     result = Change()
-    own_numbers = [numbers[port.key] for port in wanted]
-    oldest: dict[tuple[str, str, str], int] = {}
-    for number, port in zip(own_numbers, wanted, strict=True):
-        if port.shared and port.affinity:
-            oldest[port.siblings] = min(number, oldest.get(port.siblings, number))
-    numbered = live.backends_by_service
-    slots = [port.slots for port in wanted]
-
-    def stocks() -> list[_Stock]:
-        return [_Stock(number, before.get(number, ()), live, numbered.get(number, {})) for number in own_numbers]
-
-    stock = stocks()
-    needs = [count for own, each in zip(stock, slots, strict=True) for count in own.lacks(each)]
-    room = Room(live.taken if needs else (), live.slot_limit)
-    if not room.fits(needs):
-        result.moves = _make_room(live, needs)
-        stock, room = stocks(), Room(live.runs, live.slot_limit)
+    own = [_Numbered(numbers[port.key], port, port.slots) for port in wanted]
+    oldest = _oldest(own)
+    stocks, room = _stocks(own, before, live, result)
     kept: set[Address] = set()
     staying: set[int] = set()
-    for number, port, own, each in zip(own_numbers, wanted, stock, slots, strict=True):
-        runs = {name: own.run(backends, room, result) for name, backends in each.items()}
-        own.drain(port.draining, result)
-        staying.update(own.used)
-        shared = oldest[port.siblings] if oldest and port.shared and port.affinity else 0
+    for (number, port, slots), stock in zip(own, stocks, strict=True):
+        runs = {name: stock.run(backends, room, result) for name, backends in slots.items()}
+        stock.drain(port.draining, result)
+        staying.update(stock.used)
+        shared = oldest.get(port.siblings, 0) if port.shared and port.affinity else 0
         for frontend in port.frontends:
             inside, outside = runs[frontend.inside], runs[frontend.outside]
             service = Called(inside, outside, number, port.affinity, port.flags(frontend), shared)
             kept.add(frontend.address)
             if live.services.get(frontend.address) != service:
                 result.services[frontend.address] = service
-    removed = [at for addresses in before.values() for at in addresses if at in live.services and at not in kept]
-    result.removed_services = removed
+    was = [at for addresses in before.values() for at in addresses]
+    result.removed_services = [at for at in was if at in live.services and at not in kept]
     result.gone_backends = {number: one for number, one in live.backends.items() if number not in staying}
     _count_targets(live, result)
-    called = {at.address for at in {*live.services, *result.services} - set(removed)}
-    guards = [port.guard(number) for number, port in zip(own_numbers, wanted, strict=True)]
+    result.guards = _guards(own, before, live, result)
+    return result
+
+
+def _oldest(own: Collection[_Numbered]) -> dict[tuple[str, str, str], int]:
+    """C11: of each Service whose ports share their clients the number under which they do."""
+    found: dict[tuple[str, str, str], int] = {}
+    for number, port, _ in own:
+        if port.shared and port.affinity:
+            found[port.siblings] = min(number, found.get(port.siblings, number))
+    return found
+
+
+def _stocks(
+    own: Collection[_Numbered], before: Mapping[int, list[Address]], live: Live, result: Change
+) -> tuple[list[_Stock], Room]:
+    """What each port has, and where its new runs find room: others move for them where no gap is long enough.
+
+    Raises OutOfRoom.
+    """
+    numbered = live.backends_by_service
+
+    def stocks() -> list[_Stock]:
+        return [_Stock(number, before.get(number, ()), live, numbered.get(number, {})) for number, *_ in own]
+
+    found = stocks()
+    needs = [count for stock, one in zip(found, own, strict=True) for count in stock.lacks(one.slots)]
+    room = Room(live.taken if needs else (), live.slot_limit)
+    if room.fits(needs):
+        return found, room
+    result.moves = _make_room(live, needs)
+    return stocks(), Room(live.runs, live.slot_limit)
+
+
+def _guards(own: Collection[_Numbered], before: Mapping[int, list[Address]], live: Live, result: Change) -> GuardChange:
+    """What stands around the ports, once `result` is written: services' own addresses, and who may call."""
+    called = {at.address for at in {*live.services, *result.services} - set(result.removed_services)}
+    guards = [port.guard(number) for number, port, _ in own]
     changing = {*before, *(guard.number for guard in guards)}
     others = {at.address for at, one in live.services.items() if one.number not in changing}
     had = live.guards.vips if live.whole else {at.address for addresses in before.values() for at in addresses}
     others |= {address for address in {*had, *called} if live.is_called(address)}
-    result.guards = guard_change(guards, changing, had, called | others, live.guards, whole=live.whole, others=others)
-    return result
+    return guard_change(guards, changing, had, called | others, live.guards, whole=live.whole, others=others)
 
 
 def _make_room(live: Live, needs: list[int]) -> list[Move]:
