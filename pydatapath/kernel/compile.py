@@ -177,9 +177,15 @@ class Program:
 
 def definitions(program: Program, family: Family) -> dict[str, str]:
     """Every -D of a program: the one place where the C code's constants come from."""
-    scope, how = program.scopes[family], program.masquerade or Masquerade()
+    numbers = {name: str(number) for name, number in _numbers(program, family).items()}
+    return {**numbers, **_addresses(program, family)}
+
+
+def _numbers(program: Program, family: Family) -> dict[str, int]:
+    """Places, sizes, times, and the enumerations that C and Python share."""
+    how = program.masquerade or Masquerade()
     first = layout.IPV6_HOOKS - len(layout.TAILS) if family is Family.IPV6 else 0
-    numbers: dict[str, int] = {
+    return {
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
         "FAMILY": family,
         "PROGRAMS": layout.PROGRAM_ARRAY_SIZE,
@@ -211,8 +217,12 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
         **_masquerade_numbers(how),
         "TIMEOUT_SHORTEST": min(time for name, time in program.timeouts.items() if name != "QUARANTINE"),
     }
+
+
+def _addresses(program: Program, family: Family) -> dict[str, str]:
+    """Whose addresses are whose on this node, as C has them, and where pins are."""
+    scope, how = program.scopes[family], program.masquerade or Masquerade()
     return {
-        **{name: str(number) for name, number in numbers.items()},
         "NAT_POD_SPAN": f"{(how.pod_flows or (0, 0))[1] * clock.HZ * NAT_POD_PARTS}ull",
         "MAP_DIRECTORY": f'"{program.map_directory}"',
         "PROGRAM_DIRECTORY": f'"{program.program_directory}"',
