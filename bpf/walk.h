@@ -215,6 +215,10 @@ static inline bool walk_echo(struct __sk_buff *skb, enum hook hook, const struct
 
 	if (followed == NOT_FOUND && flow_follow(&of->key, packet, &of->flow, &of->other))
 		followed = FOLLOWED;
+	if (followed == TOO_LATE) {
+		*verdict = drop(DROP_LATE_ANSWER);
+		return false;
+	}
 	/* By the identifier 0 a pod's query has the tuple of its answer to a query of the same peer: not to be told apart */
 	if (followed == FOLLOWED && asks == !!(of->flow.flags & FLOW_REPLY)) {
 		*verdict = drop(DROP_UNTRANSLATED);

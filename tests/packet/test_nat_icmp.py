@@ -186,3 +186,18 @@ def test_N54_an_error_of_a_pod_leaves_behind_the_nodes_address(masquerading: Bed
     outcome = masquerading.run(Hook.FROM_POD, frame(where.CLIENT, where.FAR) / layer / Raw(quoted))
     assert (outcome.verdict, outcome.ip.src, outcome.ip.dst) == (REDIRECT, where.UPLINK, where.FAR)
     assert sum_is_right(outcome)
+
+
+@FAMILIES
+def test_N5_N44_an_answer_for_a_query_that_has_another_identifier_by_now_is_late(masquerading: Bed, where: Places):
+    """Of a pod's query of 0 the LRU has dropped its own half, and the next one leaves by another: one at a time."""
+    query = ping(where, where.CLIENT, where.FAR, 0)
+    first = masquerading.run(Hook.FROM_POD, query)
+    name = "half_open6" if where is V6 else "half_open"
+    (lost,) = (key for key, half in masquerading.entries("half_open").items() if half.to[0] == where.UPLINK)
+    masquerading.maps[name].delete(lost)
+    second = masquerading.run(Hook.FROM_POD, query)
+    for there, verdict in ((first, DROP), (second, REDIRECT)):
+        answer = ping(where, where.FAR, where.UPLINK, there.ip.payload.id, answer=True)
+        assert masquerading.run(Hook.FROM_UPLINK, answer).verdict == verdict
+    assert masquerading.counted()["drop_late_answer"] == 1
