@@ -67,8 +67,8 @@ def _entries(keys: Sequence[bytes], stamp: int) -> Iterator[tuple[bytes, bytes]]
     """The flows of a ring, both directions of each."""
     pack, established = LAYOUT.flow.struct.pack, FlowState.ESTABLISHED
     for key, to in pairwise([*keys, keys[0]]):
-        yield key, pack(to, stamp, 0, 0, 0, 0, established, FlowFlag(0), bytes(4))
-        yield _reverse(to), pack(_reverse(key), stamp, 0, 0, 0, 0, established, FlowFlag.REPLY, bytes(4))
+        yield key, pack(to, stamp, 0, 0, 0, 0, established, FlowFlag(0), bytes(4), bytes(4))
+        yield _reverse(to), pack(_reverse(key), stamp, 0, 0, 0, 0, established, FlowFlag.REPLY, bytes(4), bytes(4))
 
 
 def _now() -> int:

@@ -244,7 +244,7 @@ def enter_masqueraded(this: Bench, family: Family) -> None:
     keys = [layout.tuple.struct.pack(one, far, *ports, PROTOCOLS["UDP"]) for one in (client, ip_address(node).packed)]
     flags, last_seen = FlowFlag.PAIRED | FlowFlag.MASQUERADED, kernel_now(this)
     for key, to in (keys, keys[::-1]):
-        value = layout.flow.struct.pack(to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4))
+        value = layout.flow.struct.pack(to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4), bytes(4))
         maps[f"flows{family.suffix}"].update(key, value)
 
 

@@ -144,6 +144,8 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 	other_key = tuple_reverse(&found->to);
 	if ((found->flags & FLOW_REPLY) && answers_opening(packet))
 		return flow_note_answer(key, flow, packet, other) ? FOLLOWED : TOO_LATE;
+	if ((found->flags & FLOW_REPLY) && !flow_is_believed(found, packet))
+		return flow_hear(key, flow, packet) ? FOLLOWED : TOO_LATE;
 	if (found->flags & FLOW_REPLY)
 		return flow_promote(key, found, packet, other) ? FOLLOWED : TOO_LATE;
 	flow->last_seen = now();
@@ -175,6 +177,7 @@ static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple
 		flow->state = FLOW_ANSWERED;
 		flow->flags |= FLOW_PAIRED;
 		flow->awaited = winner->awaited;
+		flow->granted = winner->granted;
 	}
 	if (!(flow->flags & FLOW_PAIRED))
 		return;

@@ -204,6 +204,8 @@ static inline enum kind classify(struct __sk_buff *skb, enum hook hook, const st
 	*flow = (struct flow){.to = *key, .state = FLOW_NEW};
 	if (key->protocol != IPPROTO_TCP)
 		flow->flags = FLOW_PAIRED;
+	else if (opens_connection(packet->tcp_flags))
+		flow->flags = FLOW_OPENED;
 	switch (calls && !answers_opening(packet) ? service_choose(key, hook == FROM_UPLINK, flow) : NO_SERVICE) {
 	case CHOSEN:
 		flow->to.source = seen_source(hook, key, &flow->to);

@@ -52,12 +52,13 @@ struct flow {
 	__u32 backend;	    /* index into backends; 0: none, a plain flow */
 	__u32 generation;   /* of that backend when it was chosen */
 	__u8 state;	    /* FLOW_NEW, FLOW_ANSWERED, FLOW_ESTABLISHED; closing is told by both directions' flags */
-	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_PAIRED, FLOW_MASQUERADED; FLOW_FIN, FLOW_RST: this direction's */
+	__u8 flags;	    /* FLOW_REPLY, FLOW_PLAIN, FLOW_PAIRED, FLOW_MASQUERADED, FLOW_OPENED; FLOW_FIN, FLOW_RST: this direction's */
 	__u8 zero[2];
-	/* Of a flow that a SYN-ACK has answered: what its client's ACK acknowledges (RFC 9293 3.5). 0, from before this was
-	 * here: the server's next word counts. */
+	/* Of a flow that a SYN-ACK has answered: what its client's ACK acknowledges (RFC 9293 3.5), 0 from before this was
+	 * here; and what the SYN-ACK itself did */
 	__be32 awaited;
-	__u8 more_zero[8];  /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
+	__be32 granted;
+	__u8 more_zero[4];  /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
 #if FAMILY == 6
 	__u8 most_zero[16];
 #endif

@@ -170,6 +170,9 @@ static inline void flow_forget_reset(struct flow *flow, u8 tcp_flags)
 		flow->flags &= ~FLOW_RST;
 }
 
+/* Flags that both directions have, but FLOW_REPLY, which one of them has */
+#define FLOW_OF_BOTH (FLOW_REPLY | FLOW_PLAIN | FLOW_PAIRED | FLOW_MASQUERADED | FLOW_OPENED)
+
 /* Fills in the entry that a flow's other direction must have */
 static inline void flow_opposite(const struct flow *flow, const struct tuple *key, struct flow *opposite)
 {
@@ -180,7 +183,8 @@ static inline void flow_opposite(const struct flow *flow, const struct tuple *ke
 	opposite->generation = flow->generation;
 	opposite->state = flow->state;
 	opposite->awaited = flow->awaited;
-	opposite->flags = (flow->flags ^ FLOW_REPLY) & (FLOW_REPLY | FLOW_PLAIN | FLOW_PAIRED | FLOW_MASQUERADED);
+	opposite->granted = flow->granted;
+	opposite->flags = (flow->flags ^ FLOW_REPLY) & FLOW_OF_BOTH;
 }
 
 /*
@@ -301,6 +305,7 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 	struct flow *first;
 
 	flow->awaited = bpf_htonl(bpf_ntohl(packet->sequence) + 1);
+	flow->granted = packet->acknowledged;
 	flow_opposite(flow, key, other);
 	other->state = FLOW_ANSWERED;
 	other->flags |= FLOW_PAIRED;
@@ -324,6 +329,7 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 			first->last_seen = other->last_seen;
 			first->state = FLOW_ANSWERED;
 			first->awaited = other->awaited;
+			first->granted = other->granted;
 		}
 	}
 	flow->last_seen = other->last_seen;
@@ -334,13 +340,45 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 }
 
 /*
- * Whether a client's packet answers the SYN-ACK, which only who got that can. Who makes up clients sends ACKs of any number;
- * where the server believes one all the same it says so, and by that the flow is promoted.
+ * Whether a client's packet answers the SYN-ACK, which only who got that can: who makes up clients sends ACKs of any number.
+ * An entry from before that was noted believes each.
  */
 static inline bool flow_is_confirmed(const struct flow *flow, const struct packet *packet)
 {
-	return flow->state == FLOW_ANSWERED && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_ACK &&
-	       packet->acknowledged == flow->awaited;
+	if (flow->state != FLOW_ANSWERED || (packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_ACK)
+		return false;
+	return !flow->awaited || packet->acknowledged == flow->awaited;
+}
+
+/*
+ * Whether a server's packet, which is no SYN-ACK, says that it has a connection. To segments that are out of place one that
+ * still waits for its client's ACK says no more than it has said, by an ACK alone (RFC 9293 3.10.7.4); and who was called
+ * by a SYN says nothing new before its SYN-ACK. What was found in the middle has a connection whatever is said.
+ */
+static inline bool flow_is_believed(const struct flow *reply, const struct packet *packet)
+{
+	if (!(reply->flags & FLOW_OPENED) || packet->has_data || (packet->tcp_flags & (TCP_FIN | TCP_SYN)))
+		return true;
+	return reply->state == FLOW_ANSWERED && packet->acknowledged != reply->granted;
+}
+
+/* What a server says that has no connection yet. False: as flow_promote. */
+static inline bool flow_hear(struct tuple *key, struct flow *flow, const struct packet *packet)
+{
+	struct tuple client_key = tuple_reverse(&flow->to), client_to = tuple_reverse(key);
+	struct flow *client = half_open.lookup(&client_key);
+
+	if ((client && !tuple_equal(&client->to, &client_to)) || flow_is_taken(&client_key, &client_to)) {
+		half_open.delete(key);
+		return false;
+	}
+	flow->last_seen = now();
+	if (client)
+		client->last_seen = flow->last_seen;
+	/* A claim alone counts what its client sends */
+	if (flow->flags & FLOW_PAIRED)
+		flow_count(flow, packet);
+	return true;
 }
 
 /* The client has answered the SYN-ACK: both directions, as they stand in half_open, move to the main table */

@@ -124,6 +124,26 @@ static inline u32 affinity_find(const struct client *client, const struct servic
 }
 
 /*
+ * A copy of a service port, which stays what it is. The kernel reuses the element of what is replaced for the next key that
+ * is written (extra_elems in kernel/bpf/hashtab.c), while programs read it: what was read holds if it is there still.
+ */
+static inline bool service_find(const struct transport_address *called, struct service *found)
+{
+	struct service *service;
+
+#pragma unroll
+	for (int try = 0; try < 2; try++) {
+		service = services.lookup((struct transport_address *)called);
+		if (!service)
+			return false;
+		*found = *service;
+		if (services.lookup((struct transport_address *)called) == service)
+			break;
+	}
+	return true;
+}
+
+/*
  * S26: uniformly over all flows, by a hash of the tuple, so that a SYN that is sent again goes the same way (N103)
  * without an entry of its own. Fills in where the flow goes.
  * A slot or backend that is not there can only be seen while a change is under way: like no backend, try again.
@@ -132,14 +152,14 @@ static inline enum choice service_choose(const struct tuple *key, bool by_uplink
 {
 	struct transport_address called = called_address(key);
 	struct client client = {.address = key->source};
-	struct service *service = services.lookup(&called);
+	struct service copy, *service = &copy;
 	struct affinity keep = {.last_used = now()};
 	struct backend *backend;
 	enum caller caller;
 	struct run run;
 	u32 slot, number, *found;
 
-	if (!service)
+	if (!service_find(&called, &copy))
 		return NO_SERVICE;
 	if (!service_allows(service, &key->source))
 		return NOT_ALLOWED;

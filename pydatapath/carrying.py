@@ -266,7 +266,7 @@ def _joined(contract: MapContract, before: bytes | None, one: bytes, other: byte
     """
     assert contract.family is not None
     flow = LAYOUTS[contract.family].flow.struct
-    to, seen, packets, size, backend, generation, state, flags, awaited = flow.unpack(one)
+    to, seen, packets, size, backend, generation, state, flags, *numbers = flow.unpack(one)
     here = flow.unpack(other)
     if to != here[0]:
         return other
@@ -282,7 +282,7 @@ def _joined(contract: MapContract, before: bytes | None, one: bytes, other: byte
         generation,
         max(state, here[6]),
         flags | here[7],
-        here[8] if here[6] > state else awaited,
+        *(here[8:] if here[6] >= state else numbers),
     )
 
 

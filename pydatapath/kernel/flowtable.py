@@ -40,8 +40,8 @@ ROUNDS: Final = 5
 REPLY: Final = int(FlowFlag.REPLY)
 PAIRED: Final = int(FlowFlag.PAIRED)
 ANSWERED: Final = int(FlowState.ANSWERED)
-# A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags, awaited
-Entry = tuple[bytes, int, int, int, int, int, int, int, bytes]
+# A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags, awaited, granted
+Entry = tuple[bytes, int, int, int, int, int, int, int, bytes, bytes]
 # The keys of both directions of a flow
 Ends = tuple[bytes, bytes]
 # A backend's number and generation; 0, 0: none
@@ -78,7 +78,7 @@ def read_flows(maps: Maps, timeouts: Mapping[str, int], having: int = 0) -> Iter
     `timeouts`: as layout.TIMEOUTS, those of the loaded programs.
     """
     for key, original, reply, state, idle, left in _live(maps, timeouts):
-        to, _, packets, size, backend, generation, _, flags, _ = original
+        to, _, packets, size, backend, generation, _, flags, *_ = original
         if flags & having != having:
             continue
         answered = _reverse(to)
@@ -164,7 +164,7 @@ def _is_half(table: Map, key: bytes) -> bool:
     if value is None:
         return False
     unpack = _FLOWS[_family(key)].unpack
-    to, *_, flags, _ = unpack(value)
+    to, *_, flags, _, _ = unpack(value)
     if table.contract.in_c == "half_open" and _protocol(key) == "TCP" and flags & REPLY and not flags & PAIRED:
         return False
     other = table.lookup(_reverse(to))
@@ -217,15 +217,15 @@ def _lost(entries: Mapping[bytes, Entry], seen: Collection[bytes]) -> Iterator[t
     for key, reply in entries.items():
         client = _reverse(reply[0])
         if reply[7] & REPLY and client not in seen:
-            _, last_seen, _, _, backend, generation, state, flags, awaited = reply
-            original = (_reverse(key), last_seen, 0, 0, backend, generation, state, flags & ~REPLY, awaited)
+            _, last_seen, _, _, backend, generation, state, flags, *_ = reply
+            original = (_reverse(key), last_seen, 0, 0, backend, generation, state, flags & ~REPLY, *reply[8:])
             yield client, original, reply
 
 
 def _clients_of(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
     """The client's direction of TCP flows that are their reply's claim alone, with the client's counts."""
     return {
-        _reverse(claim[0]): (_reverse(key), *claim[1:7], claim[7] & ~REPLY, claim[8])
+        _reverse(claim[0]): (_reverse(key), *claim[1:7], claim[7] & ~REPLY, *claim[8:])
         for key, claim in entries.items()
         if _protocol(key) == "TCP" and claim[7] & REPLY and not claim[7] & PAIRED
     }

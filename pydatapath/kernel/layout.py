@@ -86,8 +86,8 @@ class FlowState(IntEnum):
 class FlowFlag(IntFlag):
     """REPLY: the answering direction. PLAIN: nothing is rewritten. FIN, RST: this direction has sent one.
 
-    PAIRED: there are entries for both directions. MASQUERADED: it leaves the cluster behind the
-    node's address.
+    PAIRED: there are entries for both directions. MASQUERADED: it leaves the cluster behind the node's address.
+    OPENED: it was begun by a SYN, and not found in the middle.
     """
 
     REPLY = 1
@@ -96,6 +96,7 @@ class FlowFlag(IntFlag):
     RST = 8
     PAIRED = 16
     MASQUERADED = 32
+    OPENED = 64
 
 
 class MappingSide(IntEnum):
@@ -360,7 +361,8 @@ class FamilyLayout:
                 ("flags", "B"),
                 ("zero", "2x"),
                 ("awaited", "4s"),
-                ("more_zero", "8x"),
+                ("granted", "4s"),
+                ("more_zero", "4x"),
                 *most,
             ),
         )

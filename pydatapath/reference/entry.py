@@ -33,9 +33,10 @@ class Entry:
     """What becomes of packets with one tuple. Its other direction has the key `to.reverse`: always two, or a claim.
 
     `reply`: the answering direction; `plain`: nothing is rewritten (N93); `masqueraded`: one of its ends is hidden
-    behind the node's address (nat.py); `fin`, `rst`: this direction has sent one (N38, N39). `awaited`: after a
-    SYN-ACK, the number that its caller must acknowledge. `backend` is None for a flow of no service. `packets` and
-    `octets` of layer 3 are this direction's.
+    behind the node's address (nat.py); `fin`, `rst`: this direction has sent one (N38, N39). `opened`: it was begun by
+    a SYN, and not found in the middle. `awaited`, `granted`: after a SYN-ACK, the number that its caller must
+    acknowledge, and the one that it did. `backend` is None for a flow of no service. `packets` and `octets` of layer 3
+    are this direction's.
     """
 
     to: FlowTuple
@@ -47,7 +48,9 @@ class Entry:
     masqueraded: bool = False
     fin: bool = False
     rst: bool = False
+    opened: bool = False
     awaited: int = 0
+    granted: int = 0
     packets: int = 0
     octets: int = 0
 
@@ -69,7 +72,9 @@ class Entry:
             reply=not self.reply,
             plain=self.plain,
             masqueraded=self.masqueraded,
+            opened=self.opened,
             awaited=self.awaited,
+            granted=self.granted,
         )
 
     def counting(self, packet: Packet) -> Entry:

@@ -33,6 +33,8 @@ def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
         return entry
     if entry.reply and moment.packet.answers_opening:
         return _note_answer(flows, key, entry, moment)
+    if entry.reply and not _believes(moment.packet, entry):
+        return _hear(flows, key, entry, moment)
     if entry.reply:
         return _promote(flows, key, entry, moment)
     entry = replace(entry, last_seen=moment.now).counting(moment.packet)
@@ -44,11 +46,31 @@ def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
 
 
 def _confirms(packet: Packet, entry: Entry) -> bool:
-    """Whether it answers the SYN-ACK, which only who got that can: who makes up clients sends ACKs of any number.
+    """Whether it answers the SYN-ACK, which only who got that can: who makes up clients sends ACKs of any number."""
+    awaited = entry.awaited or packet.acknowledged  # 0: from before it was noted
+    return entry.state is State.ANSWERED and not packet.is_syn and packet.acknowledges(awaited)
 
-    Where the server believes another one all the same it says so, and by that the flow is promoted.
+
+def _believes(packet: Packet, reply: Entry) -> bool:
+    """Whether a server's packet, which is no SYN-ACK, says that it has a connection.
+
+    To segments that are out of place one that still waits for its client's ACK says no more than it has said, by an ACK
+    alone (RFC 9293 3.10.7.4); and who was called by a SYN says nothing new before its SYN-ACK.
     """
-    return entry.state is State.ANSWERED and not packet.is_syn and packet.acknowledges(entry.awaited)
+    if not reply.opened or packet.has_data or "F" in packet.flags or packet.is_syn:
+        return True
+    return reply.state is State.ANSWERED and packet.acknowledged != reply.granted
+
+
+def _hear(flows: Flows, key: FlowTuple, entry: Entry, moment: Moment) -> Entry:
+    """What a server says that has no connection yet; a claim alone counts what its caller sends."""
+    caller_key = entry.to.reverse
+    _must_be_in_time(flows, key, caller_key, entry.opposite(key, moment.now), moment)
+    if caller_key in flows.half_open:
+        flows.half_open[caller_key] = replace(flows.half_open[caller_key], last_seen=moment.now)
+    entry = replace(entry, last_seen=moment.now)
+    flows.half_open[key] = entry.counting(moment.packet) if entry.is_paired else entry
+    return entry
 
 
 def _keep_the_answer(flows: Flows, key: FlowTuple, entry: Entry, moment: Moment) -> bool:
@@ -78,10 +100,12 @@ def _promote(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> En
 def _note_answer(flows: Flows, key: FlowTuple, claimed: Entry, moment: Moment) -> Entry:
     """A SYN-ACK: who floods gets one, too, and cannot answer it. Both directions wait until the client does."""
     caller_key = claimed.to.reverse
-    claimed = replace(claimed, awaited=(moment.packet.sequence + 1) % 2**32)
+    numbers = (moment.packet.sequence + 1) % 2**32, moment.packet.acknowledged
+    claimed = replace(claimed, awaited=numbers[0], granted=numbers[1])
     caller, answer = _counted(flows, key, claimed, moment)
     _must_be_in_time(flows, key, caller_key, caller, moment)
-    caller = replace(flows.half_open.get(caller_key, caller), last_seen=moment.now, awaited=answer.awaited)
+    caller = replace(flows.half_open.get(caller_key, caller), last_seen=moment.now)
+    caller = replace(caller, awaited=answer.awaited, granted=answer.granted)
     flows.half_open[caller_key] = replace(caller, state=State.ANSWERED)
     flows.half_open[key] = replace(answer, state=State.ANSWERED)
     return flows.half_open[key]

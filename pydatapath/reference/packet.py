@@ -106,10 +106,10 @@ class Packet:
     """One packet of TCP, UDP or SCTP, or of either IP version's ICMP an echo request, its reply, or an error.
 
     `flags`: TCP's as scapy writes them, "S", "SA", "FA"; "S" for SCTP's INIT, the only chunk that matters (S18).
-    `sequence`, `acknowledged`: TCP's numbers. `ttl`: IPv6's hop limit. `length`: of layer 3, its headers included. The
-    identifier of an echo is the port of who asks, and who is asked has the port 0 (RFC 5508 3.1); a reply whose
-    identifier is 0 has the flag "A". Errors and later fragments have no ports, which are 0 then. `extended`: with
-    extension headers of IPv6, which are passed over (RFC 8200 4).
+    `sequence`, `acknowledged`: TCP's numbers; `data`: whether it has any, where its `length` of layer 3, headers
+    included, does not tell. `ttl`: IPv6's hop limit. The identifier of an echo is the port of who asks, who is asked
+    has port 0 (RFC 5508 3.1); a reply whose identifier is 0 has the flag "A". Errors and later fragments have no
+    ports, which are 0 then. `extended`: with extension headers of IPv6, which are passed over (RFC 8200 4).
     """
 
     source: str
@@ -125,6 +125,7 @@ class Packet:
     extended: bool = False
     sequence: int = 1000
     acknowledged: int = 1001
+    data: bool | None = None
 
     def __post_init__(self) -> None:
         if self.protocol != "TCP" and self.flags and (self.protocol, self.flags) not in {("SCTP", "S"), ("ICMP", "A")}:
@@ -192,6 +193,12 @@ class Packet:
     def answers_opening(self) -> bool:
         """SYN with ACK: said by whoever was called, also where it keeps nothing of that (RFC 4987 3.6: SYN cookies)."""
         return "S" in self.flags and "A" in self.flags
+
+    @property
+    def has_data(self) -> bool:
+        """Of TCP: more than headers, without options where `data` says nothing."""
+        headers = 40 if version_of(self.source) == 4 else 68 if self.fragment else 60
+        return self.length > headers if self.data is None else self.data
 
     def acknowledges(self, number: int) -> bool:
         """What the other side has sent, up to this number (RFC 9293 3.5)."""

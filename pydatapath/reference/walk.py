@@ -265,6 +265,7 @@ class Model:
     def _begin(self, hook: Hook, moment: Moment, entries: list[Entry], told: Choice, *, own: bool = False) -> Verdict:
         """Enters a flow; `entries`: as it may be, one, or several where none was. `own`: the node's, in a pod's way."""
         search = self._search(moment)
+        entries = [replace(one, opened=moment.packet.protocol == "TCP" and moment.packet.opens) for one in entries]
         hidden = [one for one in entries if own or self._is_sought(one, moment.packet)]
         if hidden and not own and moment.packet.has_port_0:
             raise Dropped("drop_untranslated")  # N27

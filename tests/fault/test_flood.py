@@ -34,7 +34,8 @@ PACKETS = 500_000 if BIG else 50_000  # of the other floods
 FLOWS = 16_384  # room for so many: less than a flood has, or two clients' ports
 TALKERS = 100  # inside, and as many outside
 LAPSE = 0.5  # seconds: in eight of them a table is filled one and a half times
-SYN, RST, ACK = 0x02, 0x04, 0x10
+SYN, RST, PSH, ACK = 0x02, 0x04, 0x08, 0x10
+FAR_OFF = 3_000_000_000  # a sequence number that is in no window
 STRANGE = IPv4Network("198.18.0.0/15")  # RFC 2544: nobody's
 STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000
 FLOW = LAYOUTS[Family.IPV4].flow.struct
@@ -231,12 +232,18 @@ def test_F17_a_flood_of_SYNs_hurts_no_connection(
     assert answered > SYNS // 100, "a flood that backends do not answer would say little"
 
 
-def test_F17_nor_does_one_whose_SYNs_are_followed_by_ACKs(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "then", [(ACK, 2), (SYN, FAR_OFF), (PSH, FAR_OFF)], ids=["an ACK", "another SYN", "data that is out of place"]
+)
+def test_F17_nor_does_one_whose_SYNs_are_followed_by(
+    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str], then: tuple[int, int]
 ):
-    """Whoever makes up clients gets no SYN-ACK: an ACK of another number makes no connection of its SYN's flow."""
+    """Whoever makes up clients gets no SYN-ACK: what he says next makes no connection, nor does what is said to it.
+
+    A RST afterwards makes room at the server, so that it has a state for each SYN, and no cookies.
+    """
     outside = cluster.lab.outside
-    at_once, rounds = STRANGER_COUNT // 10, SYNS // STRANGER_COUNT * 10
+    at_once, rounds = 100, SYNS // 300
     between: list[str] = []
 
     def strangers() -> list[str]:
@@ -244,25 +251,22 @@ def test_F17_nor_does_one_whose_SYNs_are_followed_by_ACKs(
         return [one.state for one in flows if IPv4Address(one.original.src) in STRANGE]
 
     def openings() -> tuple[int, float]:
-        began = time.monotonic()
+        began, ends = time.monotonic(), macs(cluster, outside)
         with Flood(outside) as flood:
             for number in range(rounds):
-                first = str(IPv4Address(STRANGERS) + number % 10 * at_once)
-                for flags in (SYN, ACK):
-                    frame = tcp(macs(cluster, outside), (first, 1024), BALANCER, flags)
+                first = str(IPv4Address(STRANGERS) + number % (STRANGER_COUNT // at_once) * at_once)
+                for flags, sequence in ((SYN, 1), then, (RST, 2)):
+                    frame = tcp(ends, (first, 1024), BALANCER, flags, sequence)
                     flood.send(frame, at_once, by_source(frame, 50, first, at_once))
                     between.extend(() if between else strangers())
-        return 2 * at_once * rounds, time.monotonic() - began
+        return 3 * at_once * rounds, time.monotonic() - began
 
     seen = under(cluster, idle, openings)
-    answered, established = between.count("answered"), strangers().count("established")
-    say(
-        capsys,
-        f"SYNs and ACKs: {seen}; {answered} of the first {at_once} answered, in the end {established} established",
-    )
+    answered, left = between.count("answered"), strangers()
+    say(capsys, f"SYNs and more: {seen}; {answered} of the first {at_once} answered, in the end {len(left)} left")
     assert_nobody_was_hurt(seen)
-    assert answered > at_once // 10, "a flood that backends do not answer would say little"
-    assert established == 0
+    assert answered > at_once // 2, "a flood that backends do not answer would say little"
+    assert {*left} <= {"new", "answered"}
 
 
 def test_F18_a_flood_to_all_ports_hurts_no_connection(

@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("packet", [SYN, QUERY], ids=["TCP", "UDP"])
 ELSEWHERE = {f"{VIP}:80/TCP": [f"{SECOND}:8080"], f"{VIP}:53/UDP": [f"{SECOND}:5353"]}
 
 
-def client(flags: str, ack: int = 1001) -> Packet:
+def client(flags: str, ack: int | None = None) -> Packet:
     """A segment of the client's."""
     return tcp(CLIENT, 40000, VIP, 80, flags, ack=ack)
 

@@ -97,7 +97,8 @@ def read(raw: bytes, world: World | None = None, hook: Hook = Hook.FROM_POD) -> 
         packet = Packet(source, sport, destination, dport, name, flags, fragment=ip.fragment)
         if name == "TCP":
             sequence, acknowledged = struct.unpack_from("!II", raw, ip.transport + 4)
-            packet = replace(packet, sequence=sequence, acknowledged=acknowledged)
+            header = ip.transport - ETHERNET + (raw[ip.transport + 12] >> 4) * 4
+            packet = replace(packet, sequence=sequence, acknowledged=acknowledged, data=ip.total > header)
     return replace(found, packet=_sized(packet, raw, family))
 
 

@@ -236,6 +236,7 @@ class Entry(NamedTuple):
     state: int
     flags: int
     awaited: bytes
+    granted: bytes
 
 
 @dataclass(frozen=True)
@@ -272,11 +273,11 @@ def tcp(
     flags: str = "S",
     *,
     payload: bytes = b"",
-    ack: int = 1001,
+    ack: int | None = None,
     **ip: object,
 ) -> Packet:
     """A TCP segment, whose ACK is that of a SYN-ACK from here; what is not named goes to IP."""
-    numbers = {"seq": 1000, "ack": ack if "A" in flags else 0}
+    numbers = {"seq": 1000, "ack": (1001 if "A" in flags else 0) if ack is None else ack}
     return frame(source, destination, **ip) / TCP(sport=sport, dport=dport, flags=flags, **numbers) / Raw(payload)
 
 

@@ -181,6 +181,8 @@ def follow_up(step: Step, sent: Send, left: Packet) -> Send | None:
 def _answer(left: Packet, flags: str) -> Send:
     packet = replace(left.turned_round(), ttl=64)
     packet = traceable(flagged(packet, "" if packet.is_later else flags))
+    if packet.flags == "A" and packet.is_plain:
+        packet = replace(packet, length=60 if ":" in packet.source else 40)  # an ACK alone
     return Send(*_way_of(packet), packet)
 
 

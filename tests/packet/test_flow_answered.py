@@ -56,8 +56,16 @@ def test_N4_an_ACK_of_what_was_never_sent_confirms_nothing(bed: Bed):
     assert bed.entries("half_open") == {}
 
 
-def test_N4_what_the_server_believes_is_confirmed(bed: Bed):
-    """Where a SYN-ACK is sent again with another number the client may acknowledge either: the server knows."""
+@pytest.mark.parametrize(
+    ("flags", "ack", "confirmed"),
+    [("A", 1001, False), ("A", 1002, True), ("PA", 1001, True), ("FA", 1001, True)],
+    ids=["an ACK of the SYN alone", "an ACK of data", "data", "FIN"],
+)
+def test_N4_what_the_server_believes_is_confirmed(bed: Bed, flags: str, ack: int, confirmed: bool):
+    """Where a SYN-ACK is sent again with another number the client may acknowledge either: the server knows.
+
+    To what is out of place it says again what it has said, by an ACK, and has no connection for that.
+    """
     there = bed.run(Hook.FROM_POD, SYN)
     bed.answer(there)
     again = answer_to(there, "SA")
@@ -65,9 +73,26 @@ def test_N4_what_the_server_believes_is_confirmed(bed: Bed):
     bed.run(Hook.FROM_POD, again, device="pod3")
     assert send(bed, client("A")) == BACKEND
     assert bed.entries() == {}
+    said = answer_to(there, flags)
+    said[TCP].ack = ack
+    assert addresses(bed.run(Hook.FROM_POD, said, device="pod3")) == reverse(addresses(SYN))
+    expected = FlowState.ESTABLISHED if confirmed else FlowState.ANSWERED
+    table, other = ("flows", "half_open") if confirmed else ("half_open", "flows")
+    assert {half.state for half in halves(bed, there, SYN, table)} == {expected}
+    assert [half.packets for half in halves(bed, there, SYN, table)] == [2, 3]
+    assert bed.entries(other) == {}
+
+
+@pytest.mark.parametrize("opening", ["S", "A"])
+def test_N4_an_ACK_alone_is_no_answer_to_a_SYN(bed: Bed, opening: str):
+    """It is about an older connection (RFC 9293 3.10.7.4); but what was found in the middle it confirms."""
+    there = bed.run(Hook.FROM_POD, client(opening))
     assert addresses(bed.answer(there, "A")) == reverse(addresses(SYN))
-    assert {half.state for half in halves(bed, there, SYN)} == {FlowState.ESTABLISHED}
-    assert bed.entries("half_open") == {}
+    assert len(bed.entries()) == (2 if opening == "A" else 0)
+    assert len(bed.entries("half_open")) == (1 if opening == "S" else 0)
+    assert addresses(bed.answer(there)) == reverse(addresses(SYN))
+    assert send(bed, client("A")) == BACKEND
+    assert len(bed.entries()) == 2
 
 
 def test_N4_the_latest_SYN_ACK_is_the_one_to_acknowledge(bed: Bed):
@@ -102,6 +127,7 @@ def test_N5_what_is_answered_and_has_lost_a_half_goes_on(bed: Bed):
         assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
         bed.serve(ELSEWHERE)
         assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
+        assert len(bed.entries()) == 2 * (number + 1)
         assert addresses(bed.answer(there, "PA")) == reverse(addresses(syn))
         assert [half.packets for half in halves(bed, there, syn)] == ([2, 2] if lost == "client's" else [3, 1])
 

@@ -48,7 +48,8 @@ class Mill(Twins):
     def _send(self, send: Send) -> None:
         super()._send(send)
         for raw in mutants(self.rng, frame(send.packet, NO_MAC, wrong=send.wrong), EACH):
-            if read(raw).destination in NOBODYS:
+            found = read(raw)
+            if not NOBODYS.isdisjoint({found.source, found.destination}):
                 continue  # the model's routes know of no such
             hook, device = send.hook, send.device
             if self.rng.randrange(4) == 0:

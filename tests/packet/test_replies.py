@@ -85,7 +85,8 @@ def test_the_answer_promotes_the_flow(bed: Bed, packet: Packet):
     assert forward is not None
     assert back is not None
     assert forward.state == back.state == FlowState.ESTABLISHED
-    assert (forward.flags, back.flags) == (FlowFlag.PAIRED, FlowFlag.PAIRED | FlowFlag.REPLY)
+    flags = FlowFlag.PAIRED | (FlowFlag.OPENED if packet is SYN else 0)
+    assert (forward.flags, back.flags) == (flags, flags | FlowFlag.REPLY)
     assert forward.to == addresses(there)
     assert back.to == reverse(addresses(packet))
     own = 1 if packet is QUERY else 2
@@ -214,7 +215,7 @@ def test_a_direct_connection_to_a_backend_is_left_alone(bed: Bed, packet: Packet
         outcome = bed.run(Hook.FROM_POD, sent, device=device)
         assert (outcome.packet, outcome.verdict) == (bytes(sent), PASS)
     entries = bed.entries()
-    flags = FlowFlag.PLAIN | FlowFlag.PAIRED
+    flags = FlowFlag.PLAIN | FlowFlag.PAIRED | (FlowFlag.OPENED if packet is SYN else 0)
     assert {entry.flags for entry in entries.values()} == {flags, flags | FlowFlag.REPLY}
     assert [entry.packets for entry in entries.values()] == [2, 2]
     assert not bed.run(Hook.FROM_POD, udp(CLIENT, 40000, BACKEND, 5353)).walked or packet is SYN

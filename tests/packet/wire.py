@@ -354,16 +354,22 @@ def flow_bytes(entry: Entry) -> bytes:
         FlowFlag.RST * entry.rst,
         FlowFlag.PAIRED * entry.is_paired,
         FlowFlag.MASQUERADED * entry.masqueraded,
+        FlowFlag.OPENED * entry.opened,
     )
     to = tuple_bytes(entry.to)
-    counted, awaited = (entry.packets, entry.octets), entry.awaited.to_bytes(4, "big")
-    return layout_of(to).flow.struct.pack(to, 0, *counted, number, generation, STATES[entry.state], sum(flags), awaited)
+    counted = entry.packets, entry.octets
+    numbers = (number.to_bytes(4, "big") for number in (entry.awaited, entry.granted))
+    return layout_of(to).flow.struct.pack(
+        to, 0, *counted, number, generation, STATES[entry.state], sum(flags), *numbers
+    )
 
 
 def entry_in(raw: bytes) -> str:
     """A struct flow in words, without its stamp."""
-    to, _, packets, octets, number, generation, state, flags, awaited = layout_of(raw).flow.struct.unpack(raw)
-    counted = f"{packets} packets, {octets} bytes, backend {number}.{generation}, awaits {int.from_bytes(awaited)}"
+    to, _, packets, octets, number, generation, state, flags, *numbers = layout_of(raw).flow.struct.unpack(raw)
+    counted = (
+        f"{packets} packets, {octets} bytes, backend {number}.{generation}, {[int.from_bytes(one) for one in numbers]}"
+    )
     return f"to {tuple_of(to)}, {counted}, {FlowState(state).name}, {FlowFlag(flags)!r}"
 
 

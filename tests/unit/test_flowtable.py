@@ -82,14 +82,14 @@ def test_the_other_direction_has_ends_exchanged(client: tuple[str, int], backend
 def test_only_TCPs_half_open_flows_are_their_claim_alone(protocol: str) -> None:
     """UDP's and SCTP's have both entries, so none is made up for the client."""
     key, to = raw(BACKEND6, CLIENT6, PROTOCOLS[protocol]), raw(("fd00:10:96::a", 80), CLIENT6, PROTOCOLS[protocol])
-    claim = (to, 1, 2, 3, 4, 5, 0, int(FlowFlag.REPLY), bytes(4))
-    expected = {_reverse(to): (_reverse(key), *claim[1:7], 0, bytes(4))} if protocol == "TCP" else {}
+    claim = (to, 1, 2, 3, 4, 5, 0, int(FlowFlag.REPLY), bytes(4), bytes(4))
+    expected = {_reverse(to): (_reverse(key), *claim[1:7], 0, bytes(4), bytes(4))} if protocol == "TCP" else {}
     assert _clients_of({key: claim}) == expected
 
 
 def entry(to: bytes, flags: int = 0, packets: int = 3) -> Entry:
     """A struct flow, unpacked."""
-    return (to, 1000, packets, 60 * packets, 7, 2, 1, int(flags), bytes(4))
+    return (to, 1000, packets, 60 * packets, 7, 2, 1, int(flags), bytes(4), bytes(4))
 
 
 def both_directions(protocol: str = "TCP") -> dict[bytes, Entry]:
@@ -114,7 +114,7 @@ def test_a_flow_is_found_once_wherever_it_stands() -> None:
 def test_what_a_SYN_ACK_has_answered_shows_both_counts() -> None:
     """It waits as two entries; of one alone nobody knows what the client had sent."""
     answered = {
-        key: (*one[:6], int(FlowState.ANSWERED), one[7] | FlowFlag.PAIRED, one[8])
+        key: (*one[:6], int(FlowState.ANSWERED), one[7] | FlowFlag.PAIRED, *one[8:])
         for key, one in both_directions().items()
     }
     (call, original), (key, reply) = answered.items()
