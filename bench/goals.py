@@ -125,6 +125,13 @@ GOALS = (
     Goal("VIP local, to the bare veth pair", ["run"], 0.95, beside("vip-local", ["veth"])),
     Goal("VIP local, to the plain bridge", ["run"], 1.0, beside("vip-local", ["bridge"])),
     Goal("pod to pod with pydatapath loaded, to the plain bridge", ["run"], 0.99, beside("bridge-loaded", ["bridge"])),
+    Goal("pod to pod past the bridge, to the bare veth pair", ["run"], 0.95, beside("pod-fast", ["veth"])),
+    Goal(
+        "pod to pod past the bridge, of no known flow, to the bare veth pair",
+        ["run"],
+        0.95,
+        beside("pod-fast-unserved", ["veth"]),
+    ),
     Goal("SNAT, to plain routing", ["run", "snat"], 0.97, beside("snat-pydatapath", ["outside"])),
     Goal(
         "SNAT, to MASQUERADE by iptables and by nftables",

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.kube_proxy import ServicePort, restore_input
@@ -23,6 +23,7 @@ __all__ = ["CASES", "lacks_ipvs", "manifests"]
 SERVICE = "default/web"
 PLAIN = ("bridge", "veth")  # what the ways of one node are compared with
 SERVICE_NETWORK = "10.96.0.0/16"
+PAST = ("--pod-fast-path", "always")  # the bridge
 BRIDGE_NETFILTER = Path("/proc/sys/net/bridge")
 # iptables-legacy waits for whoever changes rules anywhere on the machine, and they for it; our tables are ours alone
 NO_LOCK = ("env", f"XTABLES_LOCKFILE={os.devnull}")
@@ -44,13 +45,20 @@ def _ports(this: Node) -> list[ServicePort]:
 
 
 @contextlib.contextmanager
-def _pydatapath(this: Node, folder: Path) -> Iterator[None]:
+def _pydatapath(this: Node, folder: Path, options: Sequence[str] = ()) -> Iterator[None]:
     """pydatapath on every node, with the one service applied from a manifest."""
     manifest = folder / "service.json"
     manifest.write_text(json.dumps(manifests(this), indent=2))
-    with loaded(this) as commands:
+    with loaded(this, *options) as commands:
         for command in commands:
             run([*command, "apply", "-f", str(manifest)])
+        yield
+
+
+@contextlib.contextmanager
+def _without_service(this: Node, _folder: Path) -> Iterator[None]:
+    """pydatapath, with nothing applied: no flow is entered, so that each packet is looked at anew."""
+    with loaded(this, *PAST):
         yield
 
 
@@ -116,6 +124,20 @@ CASES: Mapping[str, Case] = {
         Case("veth", "client and server at the two ends of one veth pair, no node between", nothing, where=Where.LINK),
         Case("bridge", "pod to pod over the plain bridge, no service, nothing loaded", nothing, beside=["veth"]),
         Case("bridge-loaded", "pod to pod, with pydatapath loaded", _pydatapath, beside=PLAIN, lack=lacks_pydatapath),
+        Case(
+            "pod-fast",
+            "pod to pod, past the bridge by pydatapath's pod fast path",
+            functools.partial(_pydatapath, options=PAST),
+            beside=PLAIN,
+            lack=lacks_pydatapath,
+        ),
+        Case(
+            "pod-fast-unserved",
+            "the same, where no service has a backend: no flow is known",
+            _without_service,
+            beside=PLAIN,
+            lack=lacks_pydatapath,
+        ),
         Case(
             "routed",
             "pod to pod in another subnet by the node's routing, without a bridge",

@@ -52,6 +52,14 @@ static inline int pass(struct __sk_buff *skb, enum hook hook)
 	return mac_equal(ethernet->h_dest, gateway) ? drop(DROP_NO_SERVICE) : PASS;
 }
 
+/* As pass, for what has addresses */
+static inline int pass_untouched(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+{
+	int verdict = leave_untouched(skb, hook, packet);
+
+	return verdict == PASS ? pass(skb, hook) : verdict;
+}
+
 /* The two halves are compiled side by side, each in a process of its own: half the time of a first load */
 #if WITH_OTHERS
 /* The hooks hold IPv4's programs; an IPv6 packet goes on in its own by a tail call, and is not slower for it */
@@ -76,6 +84,22 @@ static inline bool is_called(const struct packet *packet)
 
 	return services.lookup(&called) || half_open.lookup(&key);
 }
+
+#if POD_FAST_PATH
+/*
+ * A pod's packet of no flow, to another pod of this node, that the walk would let pass: it asks for nothing to be learned,
+ * belongs to nothing that is half open, and begins nothing where it is called. PASS: that is the walk's to say.
+ */
+static inline int leave_unwalked(struct __sk_buff *skb, const struct packet *packet, struct tuple *key)
+{
+	u32 interface = pod_beside(skb, packet);
+
+	if (!interface || !is_sender_known(skb, packet) || half_open.lookup(key) || is_target(key) ||
+	    vip_kind(&key->destination))
+		return PASS;
+	return leave_to_pod(skb, FROM_POD, interface);
+}
+#endif
 
 #endif
 
@@ -109,7 +133,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		return pass_to_family(skb, hook);
 	/* Nothing to do but at an uplink's egress, where nobody's own address may leave */
 	if (parsed == PARSED_PROTOCOL && !(MASQUERADE && hook == TO_UPLINK))
-		return pass(skb, hook);
+		return pass_untouched(skb, hook, &packet);
 	if (hook == TO_LOOPBACK && parsed != PARSED)
 		return PASS;
 	if (parsed == PARSED && is_spoofed(hook, &packet))
@@ -124,11 +148,19 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 			if (packet.tcp_flags & (TCP_FIN | TCP_RST))
 				flow_note_closing(flow, packet.tcp_flags);
 			if (flow->flags & FLOW_PLAIN)
-				return is_egress(hook) ? PASS : pass_walked(skb);
+				return leave_plain(skb, hook, &packet);
 			to = flow->to;
 			return forward(skb, hook, &packet, &key, &to, SEGMENT, NULL);
 		}
 		seen = flow ? KNOWN_FLOW : NO_FLOW;
+#if POD_FAST_PATH
+		if (hook == FROM_POD && !flow) {
+			int verdict = leave_unwalked(skb, &packet, &key);
+
+			if (verdict != PASS)
+				return verdict;
+		}
+#endif
 	}
 	if (hook == TO_LOOPBACK && !flow && (!is_called(&packet) || answers_opening(&packet)))
 		return PASS;

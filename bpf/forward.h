@@ -145,6 +145,56 @@ static inline int leave_to_pod(struct __sk_buff *skb, enum hook hook, u32 interf
 	return bpf_redirect_peer(interface, 0);
 }
 
+#if POD_FAST_PATH
+/*
+ * The interface of the pod of this node that a frame from another one's is for; 0: the bridge knows more. By its MAC, too:
+ * what is for the gateway's, or a pod's that routes, is no pod's yet. A bridge sends nothing back to where it came in, and
+ * looks at VLANs. An interface that is gone may have left its address, and the very MAC, to another.
+ */
+static inline u32 pod_beside(const struct __sk_buff *skb, const struct packet *packet)
+{
+	struct address destination = ip_destination(packet->ip);
+	struct endpoint *pod = endpoints.lookup(&destination);
+	u32 interface;
+
+	if (!pod || pod->kind != ENDPOINT_POD || pod->interface == skb->ifindex || skb->vlan_present)
+		return 0;
+	if (!mac_equal(pod->mac, packet->ethernet->h_dest))
+		return 0;
+	interface = pod->interface;
+	return interfaces.lookup(&interface) ? interface : 0;
+}
+
+/* The sender is known as it would be learned of this packet */
+static inline bool is_sender_known(const struct __sk_buff *skb, const struct packet *packet)
+{
+	struct address source = ip_source(packet->ip);
+	struct endpoint *sender = endpoints.lookup(&source);
+
+	return sender && sender->interface == skb->ifindex && mac_equal(sender->mac, packet->ethernet->h_source);
+}
+#endif
+
+/* As it came, to the stack; but from pod to pod of this node past the bridge between them, where `load` was asked for that */
+static inline int leave_untouched(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+{
+#if POD_FAST_PATH
+	u32 interface = hook == FROM_POD ? pod_beside(skb, packet) : 0;
+
+	if (interface)
+		return leave_to_pod(skb, FROM_POD, interface);
+#endif
+	return PASS;
+}
+
+/* A plain flow's packet: walked, and nothing to rewrite (N9) */
+static inline int leave_plain(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+{
+	int verdict = leave_untouched(skb, hook, packet);
+
+	return verdict == PASS && !is_egress(hook) ? pass_walked(skb) : verdict;
+}
+
 static inline bool is_nodes_own(const struct address *address)
 {
 	struct address asked = *address;

@@ -18,26 +18,32 @@ static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct
 	endpoint_learn(skb, packet->ethernet, sender);
 }
 
-/* To the stack; but C13, N84: nobody's own address leaves by an uplink, whatever the packet is */
-static inline int pass_ip(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+/* C13, N84: nobody's own address leaves by an uplink, whatever the packet is */
+static inline bool shows_pod(enum hook hook, const struct packet *packet)
 {
 #if MASQUERADE
 	struct address source = ip_source(packet->ip), destination = ip_destination(packet->ip);
 
-	if (hook == TO_UPLINK && nat_is_due(&source, &destination))
-		return drop(DROP_UNTRANSLATED);
+	return hook == TO_UPLINK && nat_is_due(&source, &destination);
+#else
+	return false;
 #endif
-	return pass(skb, hook);
 }
 
-/* Its lengths lie, but not who sends it */
+/* As it came, if that may be */
+static inline int pass_ip(struct __sk_buff *skb, enum hook hook, const struct packet *packet)
+{
+	return shows_pod(hook, packet) ? drop(DROP_UNTRANSLATED) : pass_untouched(skb, hook, packet);
+}
+
+/* Its lengths lie, but not who sends it: the stack's, whatever pod it is for */
 static inline int pass_malformed(struct __sk_buff *skb, enum hook hook)
 {
 	struct packet packet = {.ip = (void *)(long)skb->data + IP_OFFSET};
 
 	if ((void *)(packet.ip + 1) > (void *)(long)skb->data_end)
 		return pass(skb, hook);
-	return pass_ip(skb, hook, &packet);
+	return shows_pod(hook, &packet) ? drop(DROP_UNTRANSLATED) : pass(skb, hook);
 }
 
 static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, struct packet *packet)
@@ -93,7 +99,7 @@ static inline u32 called_vip(enum hook hook, const struct packet *packet)
 	return calls_services(hook, ip_source(packet->ip)) ? vip_kind(&destination) : 0;
 }
 
-/* What has no ports in sight: the stack's (C2), but for a cluster IP, where it would be lost unnamed. */
+/* What has no ports in sight: passes (C2), but for a cluster IP, where it would be lost unnamed. */
 static inline int pass_unread(struct __sk_buff *skb, enum hook hook, const struct packet *packet, u32 passed, u32 dropped)
 {
 	int verdict;
@@ -101,7 +107,7 @@ static inline int pass_unread(struct __sk_buff *skb, enum hook hook, const struc
 	if (called_vip(hook, packet) == VIP_CLUSTER)
 		return drop(dropped);
 	verdict = pass_ip(skb, hook, packet);
-	if (verdict == PASS)
+	if (verdict != TC_ACT_SHOT)
 		count(passed);
 	return verdict;
 }
@@ -136,7 +142,7 @@ static inline int walk_plain(struct __sk_buff *skb, enum hook hook, const struct
 {
 	if (MASQUERADE && packet->is_first)
 		fragment_note(packet, key);
-	return is_egress(hook) ? PASS : pass_walked(skb);
+	return leave_plain(skb, hook, packet);
 }
 
 /* A packet of a flow, or the first of one. True: it is translated, `of->to` what it becomes; else `verdict` is the end. */
@@ -290,7 +296,7 @@ int walk(struct __sk_buff *skb)
 		case NO_WAY:
 			return pass_ip(skb, hook, &packet);
 		case PLAIN_WAY:
-			return is_egress(hook) ? PASS : pass_walked(skb);
+			return leave_plain(skb, hook, &packet);
 		case TRANSLATED_WAY:
 			break;
 		}

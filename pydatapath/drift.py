@@ -41,8 +41,8 @@ class Look:
 
 def look(records: Records, maps: Maps, instance: Instance, *, entries: bool = True) -> Look:
     """What has drifted; `entries`: also in the maps, which takes as long as planning all services."""
-    seen = host.survey()
     options = options_of(records)
+    seen = host.survey(between_pods=options.pod_fast_path != "never")
     try:
         node = resolve(options, seen, socket.gethostname())
     except DatapathError as error:

@@ -70,7 +70,7 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
     move: carrying.Move | None = None
     try:
         with compile.Compiler() as compiler:
-            seen = host.survey()
+            seen = host.survey(between_pods=options.pod_fast_path != "never")
             node = resolve(options, seen, socket.gethostname())
             sizes = compile.Sizes(flows=options.max_flows, backends=options.max_backends)
             move = carrying.prepare(instance, sizes.definitions, _timeouts(instance), break_flows=break_flows)
@@ -218,6 +218,7 @@ def _compile(compiler: compile.Compiler, maps: Path, node: Node, sizes: compile.
             uplink_mac=node.uplinks[0].mac if node.uplinks else "00:00:00:00:00:00",
             masquerade=compile.Masquerade(**vars(node.masquerade)) if node.masqueraded else None,
             timeouts=node.timeouts,
+            pod_fast_path=node.fast_path.is_used,
         ),
     )
     for pin in maps.iterdir():
@@ -250,6 +251,7 @@ def _facts(instance: Instance, node: Node, options: Options) -> dict[str, object
         "service_networks": [str(network) for network in node.service_networks],
         "options": options.as_mapping(),
         "made_for": facts_of(node),
+        "pod_fast_path": node.fast_path.told,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -22,6 +22,7 @@ from pydatapath import egress, timers
 from pydatapath.annotations import ALGORITHMS
 from pydatapath.egress import Egress, EgressAddress, Masquerade
 from pydatapath.errors import DatapathError, NotFound
+from pydatapath.fast_path import ASKED, FastPath, PodFastPath, decide
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.model import Algorithm
@@ -48,7 +49,7 @@ DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
 DEFAULT_SERVICE_CIDR6: Final = "fd00:10:96::/112"  # kind's; kubeadm has none
 LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22)}  # the least and the most
 NatTypeName = Literal["endpoint-independent", "symmetric", "full-cone"]
-WORDS: Final = {"algorithm": ALGORITHMS, "nat_type": tuple(egress.NAT_TYPES)}
+WORDS: Final = {"algorithm": ALGORITHMS, "nat_type": tuple(egress.NAT_TYPES), "pod_fast_path": ASKED}
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Options:
     snat_ports: str = "1024-65535"
     nat_type: NatTypeName = "endpoint-independent"
     pod_flow_rate: str = ""  # FLOWS/SECONDS
+    pod_fast_path: PodFastPath = "never"
     timeout: tuple[str, ...] = ()  # NAME=SECONDS, by the names of timers.TIMERS
     zone: str = ""
     algorithm: Algorithm = "random"
@@ -83,7 +85,7 @@ class Options:
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> Options:
         """Of a TOML table or of command-line values. Raises DatapathError for a name or type that is none of ours."""
-        known = {field.name: field.default for field in fields(Options)}
+        known = {one.name: one.default for one in fields(Options)}
         for name, value in values.items():
             if name not in known:
                 raise DatapathError(f"option {name!r} is unknown", hint=f"known are: {', '.join(sorted(known))}")
@@ -161,6 +163,7 @@ class Node:
     zone: str
     masquerade: Masquerade
     timeouts: Mapping[str, int]  # as layout.TIMEOUTS
+    fast_path: FastPath = field(default_factory=FastPath)
 
     @property
     def families(self) -> tuple[Family, ...]:
@@ -262,6 +265,7 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
             egress.flow_rate(options.pod_flow_rate, "--pod-flow-rate"),
         ),
         timeouts=timers.read(options.timeout),
+        fast_path=decide(options.pod_fast_path, host, bridges, pods),
     )
     if node.masqueraded:
         egress.check_ports(node.masquerade)

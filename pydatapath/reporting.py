@@ -43,6 +43,7 @@ def status(instance: Instance, maps: Maps, *, check: bool | None = None) -> Stat
             backends=_counted(lambda: tables.count_backends(maps)),
             flows=_counted(lambda: flowtable.count_flows(maps, times)),
             timers=timers.named(times),
+            pod_fast_path=records.get("pod_fast_path", "never"),
             conflicts=(
                 *(str(one) for one in records.shadows()),
                 *(sentence for _, sentence in applying.node_conflicts(records)),

@@ -227,6 +227,7 @@ class Status:
     backends: int = 0
     flows: int = 0
     timers: dict[str, int] = field(default_factory=dict)  # seconds, by the names of `load --timeout`
+    pod_fast_path: str = "never"  # what was asked for at load, and what is done
     counters: dict[str, int] = field(default_factory=dict)
     drift: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()

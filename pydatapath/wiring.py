@@ -76,11 +76,12 @@ def facts_of(node: Node) -> dict[str, str]:
     """What of the host stands in the programs and in the plan, each fact by its name: where one is another, a load is
     due. What only options say is not among them.
     """
-    hooks = dict.fromkeys(one.hook.program for one in node.attachments)
+    hooks, path = dict.fromkeys(one.hook.program for one in node.attachments), node.fast_path
     return {
         "name": node.name,
         "first uplink": next((f"{one.name} ({one.index}, {one.mac})" for one in node.uplinks), "none"),
         "hooks": ", ".join(sorted(hooks)),
+        **({} if path.asked == "never" else {"pod fast path": "on" if path.is_used else "off"}),
     } | {
         f"IPv{int(family)} {one.name.replace('_', ' ')}": _listed(getattr(scope, one.name))
         for family, scope in node.scopes.items()

@@ -81,6 +81,12 @@ __all__ = ["doctor", "load", "repair", "status", "unload"]
     help="So many flows to the outside one pod may begin at once, and again in so many seconds (as many as it wants).",
 )
 @click.option(
+    "--pod-fast-path",
+    type=click.Choice(["never", "auto", "always"]),
+    help="What this node's pods send to each other goes past the bridge; auto: unless rules, VLANs or isolated ports"
+    " there would be passed by (never).",
+)
+@click.option(
     "--timeout",
     multiple=True,
     metavar="NAME=SECONDS",
@@ -112,6 +118,7 @@ def load(target: Target, /, config: str | None, break_flows: bool, **given: Any)
       pydatapath load --bridge br0 --uplink eth0 --service-cidr 10.96.0.0/16
       pydatapath load --cluster-cidr 10.244.0.0/16 --non-masquerade-cidr 203.0.113.0/24
       pydatapath load --timeout tcp-established=86400 --timeout udp=180
+      pydatapath load --pod-fast-path auto
       pydatapath --netns node1 load --config node1.toml
     """
     from pydatapath import egress, timers
@@ -124,8 +131,9 @@ def load(target: Target, /, config: str | None, break_flows: bool, **given: Any)
     with Datapath.load(options, target.instance, target.netns, break_flows=break_flows) as datapath:
         node, mended, elsewhere = datapath.node, datapath.mended, datapath.translated_elsewhere()
     if node is not None:
+        past = filter(None, (node.fast_path.warning,))
         few = egress.few_ports(node.masquerade) if node.masqueraded else []
-        for warning in (*([mended] if mended else []), *timers.too_short(node.timeouts), *few, *elsewhere):
+        for warning in (*([mended] if mended else []), *timers.too_short(node.timeouts), *few, *past, *elsewhere):
             click.echo(visible(f"Warning: {warning}"), err=True)
         parts = (("pod interface", node.pods), ("bridge", node.bridges), ("uplink", node.uplinks))
         where = ", ".join(f"{len(found)} {what}{'s' if len(found) > 1 else ''}" for what, found in parts if found)
@@ -246,6 +254,8 @@ def _print_status(found: Status, *, wide: bool) -> None:
     told = [f"{name} {seconds} s" for name, seconds in found.timers.items() if wide or seconds != usual[name]]
     if told:
         click.echo(f"timers     {', '.join(told)}")
+    if wide or found.pod_fast_path != "never":
+        click.echo(visible(f"fast path  {found.pod_fast_path}"))
     click.echo()
     rows = [
         (one.name, one.role, program["hook"], program["name"], program["id"], program["tag"])

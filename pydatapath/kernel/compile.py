@@ -147,6 +147,7 @@ class Program:
     uplink_mac: str = "00:00:00:00:00:00"
     masquerade: Masquerade | None = None  # None: what leaves the cluster does so as it is
     timeouts: Mapping[str, int] = field(default_factory=lambda: layout.TIMEOUTS)
+    pod_fast_path: bool = False  # what pods of this node send to each other goes past the bridge
 
     def masquerades(self, family: Family) -> bool:
         """Whether pods leave the cluster behind the node's address, in this family."""
@@ -214,6 +215,7 @@ def _numbers(program: Program, family: Family) -> dict[str, int]:
         "TIMEOUT_FRAGMENTS": layout.FRAGMENTS_TIMEOUT,
         **{f"MAPPING_{side.name}": int(side) for side in layout.MappingSide},
         "MASQUERADE": int(program.masquerades(family)),
+        "POD_FAST_PATH": int(program.pod_fast_path),
         **_masquerade_numbers(how),
         "TIMEOUT_SHORTEST": min(time for name, time in program.timeouts.items() if name != "QUARANTINE"),
     }

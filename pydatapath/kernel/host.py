@@ -6,15 +6,18 @@ Everything here looks at the namespace that the calling thread is in.
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_interface
 from typing import Final
 
 from pydatapath.errors import NotFound
-from pydatapath.kernel import rtnetlink
+from pydatapath.kernel import between, rtnetlink
+from pydatapath.kernel.between import Between
 from pydatapath.kernel.gateway import ROUTE_PROTOCOL, SERVICE_GATEWAY_MAC
 
-__all__ = ["Host", "Interface", "Neighbour", "service_gateways", "service_routes", "survey"]
+__all__ = ["Host", "Interface", "Neighbour", "Trait", "service_gateways", "service_routes", "survey"]
 
 AF_BRIDGE = 7
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
@@ -23,6 +26,20 @@ LOOPBACK_INDEX = 1  # in every namespace (net/core/dev.c)
 RT_TABLE_MAIN = 254
 NUD_PERMANENT = 0x80
 NUD_VALID = 0xDE  # include/net/neighbour.h: permanent, noarp, reachable, probe, stale, delay
+# include/uapi/linux/if_link.h
+IFLA_BR_VLAN_FILTERING, IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES = 7, 36, 37
+IFLA_BRPORT_ISOLATED, IFLA_BRPORT_LOCKED = 33, 39
+PAIRS: Final = ("veth", "netkit")  # what has another end, to which redirect_peer hands packets over
+
+
+class Trait(Enum):
+    """What of an interface matters to who would pass a bridge by."""
+
+    PAIRED_OUTWARDS = auto()  # its other end is in another namespace
+    VLAN_FILTERING = auto()  # a bridge that lets no frame pass between VLANs
+    CALLS_NETFILTER = auto()  # a bridge that shows what crosses it to iptables, whatever the sysctls say
+    ISOLATED = auto()  # a port that may not talk to other isolated ones
+    LOCKED = auto()  # a port by which nobody may talk who is not known
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Interface:
     mac: str
     master: int
     addresses: tuple[IPv4Interface | IPv6Interface, ...]
+    traits: frozenset[Trait] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -50,11 +68,12 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Host:
-    """One look at a namespace."""
+    """One look at a namespace. `between`: what may stand between pods; empty where it was not looked for."""
 
     interfaces: tuple[Interface, ...]
     default_interfaces: tuple[str, ...]
     neighbours: tuple[Neighbour, ...]
+    between: tuple[Between, ...] = ()
 
     def interface(self, name: str) -> Interface:
         """By name. Raises NotFound, naming those that there are."""
@@ -79,13 +98,13 @@ class Host:
         return [address.ip for one in self.interfaces for address in one.addresses if not address.ip.is_loopback]
 
 
-def survey() -> Host:
-    """Looks around once, in some milliseconds."""
+def survey(*, between_pods: bool = False) -> Host:
+    """Looks around once, in some milliseconds; also for what stands between pods, where that matters."""
     addresses: dict[int, list[IPv4Interface | IPv6Interface]] = {}
     for index, address in [*_addresses(), *_addresses6()]:
         addresses.setdefault(index, []).append(address)
     interfaces = tuple(
-        Interface(one.index, one.name, one.kind, one.mac, one.master, tuple(addresses.get(one.index, ())))
+        Interface(one.index, one.name, one.kind, one.mac, one.master, tuple(addresses.get(one.index, ())), _traits(one))
         for one in rtnetlink.links()
     )
     names = {one.index: one.name for one in interfaces}
@@ -95,7 +114,23 @@ def survey() -> Host:
         for route in rtnetlink.routes(family)
         if route.unicast and route.table == RT_TABLE_MAIN and not route.network.prefixlen and route.interface in names
     ]
-    return Host(interfaces, tuple(dict.fromkeys(defaults)), tuple(_neighbours()))
+    stands = between.between_pods() if between_pods else ()
+    return Host(interfaces, tuple(dict.fromkeys(defaults)), tuple(_neighbours()), stands)
+
+
+def _traits(link: rtnetlink.Link) -> frozenset[Trait]:
+    def of(options: Mapping[int, bytes], *names: int) -> bool:
+        return any(any(options.get(name, b"")) for name in names)
+
+    bridge = link.options if link.kind == "bridge" else {}
+    found = {
+        Trait.PAIRED_OUTWARDS: link.kind in PAIRS and link.leads_out,
+        Trait.VLAN_FILTERING: of(bridge, IFLA_BR_VLAN_FILTERING),
+        Trait.CALLS_NETFILTER: of(bridge, IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES),
+        Trait.ISOLATED: of(link.port_options, IFLA_BRPORT_ISOLATED),
+        Trait.LOCKED: of(link.port_options, IFLA_BRPORT_LOCKED),
+    }
+    return frozenset(trait for trait, has in found.items() if has)
 
 
 def service_routes() -> set[tuple[IPv4Network | IPv6Network, int]]:

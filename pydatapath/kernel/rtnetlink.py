@@ -10,7 +10,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -21,7 +21,8 @@ __all__ = ["Address", "Link", "Neighbour", "Route", "addresses", "attributes", "
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 18, 22, 26, 30
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_INFO_KIND = 1, 3, 10, 18, 1
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_LINK_NETNSID = 1, 3, 10, 18, 37
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 NDA_DST, NDA_LLADDR, NDA_MASTER = 1, 2, 9
@@ -41,13 +42,18 @@ _NDMSG = struct.Struct("=BxHiHBB")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface. `master` is the index of the bridge that it is a port of, 0 for none."""
+    """An interface. `master` is the index of the bridge that it is a port of, 0 for none. `leads_out`: its other end is
+    in another namespace. `options` are of its kind, `port_options` of a port of its master's kind, by their numbers.
+    """
 
     index: int
     name: str
     kind: str
     mac: str
     master: int
+    leads_out: bool = False
+    options: Mapping[int, bytes] = field(default_factory=dict)
+    port_options: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,9 @@ def links() -> list[Link]:
                 _text(info.get(IFLA_INFO_KIND, b"")),
                 _mac(given.get(IFLA_ADDRESS, b"")),
                 _number(given.get(IFLA_MASTER, b"")),
+                IFLA_LINK_NETNSID in given,
+                dict(attributes(info.get(IFLA_INFO_DATA, b""))),
+                dict(attributes(info.get(IFLA_INFO_SLAVE_DATA, b""))),
             )
         )
     return found
@@ -170,9 +179,9 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def dump(request: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The messages of one dump request, each with its type. Raises KernelError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as channel:
+def dump(request: int, body: bytes, *, protocol: int = socket.NETLINK_ROUTE) -> Iterator[tuple[int, bytes]]:
+    """The messages of one dump request, each with its type; `protocol`: another netlink's. Raises KernelError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as channel:
         header = _HEADER.pack(_HEADER.size + len(body), request, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
         channel.send(header + body)
         while True:

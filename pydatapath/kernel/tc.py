@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
 
 from pydatapath.kernel.layout import Hook
 from pydatapath.kernel.rtnetlink import attributes, dump
 
-__all__ = ["HANDLE", "PRIORITY", "Filter", "filter_name", "filters", "has_clsact", "is_at_its_place", "own_filters"]
+__all__ = [
+    "HANDLE",
+    "PRIORITY",
+    "Filter",
+    "filter_name",
+    "filters",
+    "has_clsact",
+    "is_at_its_place",
+    "own_filters",
+    "queues",
+]
 
 # include/uapi/linux/rtnetlink.h, pkt_sched.h, pkt_cls.h
 RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
@@ -18,6 +28,7 @@ TCA_BPF_NAME, TCA_BPF_TAG, TCA_BPF_ID = 7, 10, 11
 # Our place among the filters of a hook
 PRIORITY: Final = 7
 HANDLE: Final = 1
+ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 PARENTS: Final = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 
 _TCMSG = struct.Struct("=BxxxiIII")
@@ -76,6 +87,16 @@ def has_clsact(interface: int) -> bool:
             if given.get(TCA_KIND, b"").rstrip(b"\0") == b"clsact":
                 return True
     return False
+
+
+def queues() -> Iterator[tuple[int, str]]:
+    """The kind of each interface's qdisc on its way out, by the interface's index."""
+    for kind, body in dump(RTM_GETQDISC, _TCMSG.pack(0, 0, 0, 0, 0)):
+        if kind == RTM_NEWQDISC:
+            _, interface, _, parent, _ = _TCMSG.unpack_from(body)
+            if parent == ROOT:
+                given = dict(attributes(body[_TCMSG.size :]))
+                yield interface, given.get(TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
 
 
 def _filter(body: bytes, direction: str) -> Filter:

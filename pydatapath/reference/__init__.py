@@ -12,6 +12,7 @@
     errors    ICMP errors: whose they are, and what they quote
     nat       who leaves the cluster behind the node's address, and by which port
     leave     where the packet goes then, and what it looks like there
+    beside    from pod to pod of one node, past the bridge
     walk      the order of all that: Model.receive(hook, packet, now) -> Verdict
 
 Read it to learn what a service is; test the kernel's programs against it. Where those are free (which backend, which

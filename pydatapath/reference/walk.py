@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from pydatapath.reference.beside import Frame, hand_over, needs_no_walk
 from pydatapath.reference.claims import begin, give_up
 from pydatapath.reference.entry import Dropped, Entry, Moment
 from pydatapath.reference.errors import follow_error
@@ -66,14 +67,29 @@ class Model:
         return self.chooser.allowed(packet.tuple, service, used, now, self.world)
 
     def receive(
-        self, hook: Hook, packet: Packet, now: float, *, chosen: Choice | None = None, interface: str | None = None
+        self,
+        hook: Hook,
+        packet: Packet,
+        now: float,
+        *,
+        chosen: Choice | None = None,
+        interface: str | None = None,
+        meant: str = "",
     ) -> Verdict:
         """What becomes of a packet that one of our programs has not met yet. `now`: seconds, never less than before.
 
         `chosen`: what the kernel chose, where this packet begins a flow; else it is not looked at. `interface`: where
-        a pod's packet came in, if not by the pod's own; or the uplink by which one leaves. Raises Impossible where that
-        may not be chosen; do not go on with the model then.
+        a pod's packet came in, if not by the pod's own; or the uplink by which one leaves. `meant`: the interface of
+        the pod whose MAC a frame is for, if it is one's. Raises Impossible where that may not be chosen; do not go on
+        with the model then.
         """
+        frame = Frame(hook, interface or self._interface_of(packet), meant)
+        walked = not needs_no_walk(frame, packet, self.flows, self.world)
+        verdict = hand_over(frame, packet, self._receive(hook, packet, now, chosen, interface), self.world)
+        return verdict if walked else replace(verdict, walked=False)
+
+    def _receive(self, hook: Hook, packet: Packet, now: float, chosen: Choice | None, interface: str | None) -> Verdict:
+        """As receive, where all pods are behind a bridge."""
         if hook is Hook.FROM_UPLINK and self.world.is_spoofed(packet):
             return Verdict("drop", packet, reason="drop_spoofed", walked=not packet.is_plain)
         if hook is Hook.TO_LOOPBACK and not self._is_ours_by_loopback(packet):
@@ -158,8 +174,11 @@ class Model:
         """A pod is behind the interface by which its packets come in; of a known flow's that is not looked at again."""
         tells = packet.is_syn or not packet.is_plain or packet.tuple not in self.flows.main
         if hook is Hook.FROM_POD and tells and not packet.is_later:
-            known = self.world.endpoints.get(packet.source)
-            self.world = self.world.learned(packet.source, interface or known or f"veth of {packet.source}")
+            self.world = self.world.learned(packet.source, interface or self._interface_of(packet))
+
+    def _interface_of(self, packet: Packet) -> str:
+        """That of the pod that sends it."""
+        return self.world.endpoints.get(packet.source) or f"veth of {packet.source}"
 
     def _look_for_the_pod(self, hook: Hook, moment: Moment, entry: Entry | None) -> None:
         """C8: a backend that is in no slice any more and has lost its interface, too: its flow is over, its client is

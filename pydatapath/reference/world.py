@@ -211,7 +211,8 @@ class World:
     this node's alone. `cluster_ips`: those outside the service networks. `external_ips`: external and balancers'
     addresses that are no node's. `masquerade` None: who leaves the cluster does so as he is. `sockets`: where the
     node's own listen. `timeouts`: seconds without a packet, by protocol and state (C14). `quarantine`: for so many
-    seconds an outside port that was freed is no other pod's (N25).
+    seconds an outside port that was freed is no other pod's (N25). `pod_fast_path`: what the node's pods send to each
+    other goes past the bridge.
     """
 
     own: tuple[Own, ...]
@@ -232,6 +233,7 @@ class World:
     sockets: frozenset[Address] = frozenset()
     timeouts: Timeouts = field(default_factory=lambda: TIMEOUTS)
     quarantine: float = 120
+    pod_fast_path: bool = False
 
     def own_of(self, address: str) -> Own:
         """The node's own addresses of the IP version that this one is of."""

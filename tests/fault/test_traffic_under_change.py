@@ -37,7 +37,7 @@ CLUSTER = ("10.244.0.0/16",)
 OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
     {"algorithm": "maglev", "max_flows": 60_000},
     {"timeout": ("udp=180", "tcp-closing=120")},
-    {"pod_flow_rate": "100000/60"},
+    {"pod_flow_rate": "100000/60", "pod_fast_path": "always"},
     {"nat_type": "symmetric"},
     {"nat_type": "full-cone", "algorithm": "maglev", "max_backends": 65_536},
     {},

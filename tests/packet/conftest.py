@@ -31,7 +31,7 @@ from packetbed import (  # noqa: E402
     Places,
     at,
 )
-from programs import EMULATED, NAME, PATIENCE, PINS, PROGRAM, masquerading_bed  # noqa: E402
+from programs import EMULATED, NAME, PATIENCE, PINS, PROGRAM, masquerading_bed, own_bed, own_program  # noqa: E402
 
 
 def _services(where: Places) -> dict[str, list[str]]:
@@ -154,18 +154,35 @@ def masquerading(loaded_masquerading: Bed) -> Iterator[Bed]:
 
 @pytest.fixture(scope="session")
 def loaded_timed(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
-    """The programs with masquerading, FEW_PORTS and OTHER_TIMEOUTS, whatever the maps hold."""
-    with masquerading_bed(namespace, keep, "timed", compile.Masquerade(ports=FEW_PORTS), OTHER_TIMEOUTS) as made:
+    """The programs with masquerading, FEW_PORTS, OTHER_TIMEOUTS and the pods' fast path, whatever the maps hold."""
+    how = compile.Masquerade(ports=FEW_PORTS)
+    with masquerading_bed(namespace, keep, "timed", how, timeouts=OTHER_TIMEOUTS, pod_fast_path=True) as made:
         yield made
 
 
 @pytest.fixture
 def timed(loaded_timed: Bed) -> Iterator[Bed]:
-    """As `masquerading`, with FEW_PORTS and OTHER_TIMEOUTS."""
+    """As `masquerading`, with FEW_PORTS, OTHER_TIMEOUTS and the pods' fast path."""
     with netns.entered(netns.path_of(NAME)):
         loaded_timed.reset()
         loaded_timed.serve(SERVICES)
         yield loaded_timed
+
+
+@pytest.fixture(scope="session")
+def loaded_past(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
+    """The programs with the pods' fast path, whatever the maps hold."""
+    with own_bed(namespace, keep, own_program("past", pod_fast_path=True)) as made:
+        yield made
+
+
+@pytest.fixture
+def past(loaded_past: Bed) -> Iterator[Bed]:
+    """As `bed`, and what pods send to each other goes past the bridge."""
+    with netns.entered(netns.path_of(NAME)):
+        loaded_past.reset()
+        loaded_past.serve(SERVICES)
+        yield loaded_past
 
 
 @pytest.fixture(scope="session")

@@ -389,7 +389,7 @@ def _send(rng: Random, scope: Scope) -> Send:
     )
     packet = flagged(packet, rng.choice(OPENING))
     device = rng.choice(list(DEVICES.values())) if rng.randrange(30) == 0 else device_of(source)
-    return Send(hook, device if hook is Hook.FROM_POD else "", traceable(packet))
+    return Send(hook, device if hook is Hook.FROM_POD else "", traceable(packet), routed=rng.randrange(8) == 0)
 
 
 def _ping(rng: Random, scope: Scope, hook: Hook, source: str) -> Send:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 import pytest
 from packetbed import (
@@ -26,7 +27,6 @@ from packetbed import (
 )
 
 from pydatapath.kernel import bpffs, compile
-from pydatapath.kernel.layout import TIMEOUTS
 
 NAME = f"packet{os.getpid()}"
 PINS = bpffs.BPFFS / "pydatapath" / NAME
@@ -54,25 +54,20 @@ EMULATED = "PYDATAPATH_EMULATED" in os.environ
 PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
 
 
-def masquerading_program(
-    uplink: int, name: str, how: compile.Masquerade, timeouts: Mapping[str, int] = TIMEOUTS
-) -> compile.Program:
-    """As PROGRAM, and what leaves by the interface `uplink` is masqueraded; with pins of its own."""
+def own_program(name: str, **more: Any) -> compile.Program:
+    """As PROGRAM, with pins of its own, and other values for what stands there."""
     pins = bpffs.BPFFS / "pydatapath" / f"{name}{os.getpid()}"
+    return replace(PROGRAM, map_directory=pins, program_directory=pins / "programs", **more)
+
+
+def masquerading_program(uplink: int, name: str, how: compile.Masquerade, **more: Any) -> compile.Program:
+    """As own_program, and what leaves by the interface `uplink` is masqueraded."""
     scopes = [
         replace(scope, egress=(compile.Egress(uplink, scope.uplink_address),))
         for scope in (IPV4, IPV6)
         if scope.uplink_address
     ]
-    return replace(
-        PROGRAM,
-        map_directory=pins,
-        program_directory=pins / "programs",
-        ipv4=scopes[0],
-        ipv6=scopes[1],
-        masquerade=how,
-        timeouts=timeouts,
-    )
+    return own_program(name, ipv4=scopes[0], ipv6=scopes[1], masquerade=how, **more)
 
 
 @contextlib.contextmanager
@@ -81,14 +76,22 @@ def masquerading_bed(
     keep: Callable[[], AbstractContextManager[None]],
     name: str,
     how: compile.Masquerade,
-    timeouts: Mapping[str, int] = TIMEOUTS,
+    **more: Any,
 ) -> Iterator[Bed]:
     """The programs that masquerade, compiled and loaded. In an emulator, where that takes minutes, those called "masq"
     only: its verifier sees what masquerading is, not each of its options.
     """
     if EMULATED and name != "masq":
         pytest.skip("a compilation of its own: not in an emulator")
-    program = masquerading_program(namespace["uplink"], name, how, timeouts)
+    with own_bed(namespace, keep, masquerading_program(namespace["uplink"], name, how, **more)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def own_bed(
+    namespace: Mapping[str, int], keep: Callable[[], AbstractContextManager[None]], program: compile.Program
+) -> Iterator[Bed]:
+    """A program, compiled and loaded."""
     try:
         with keep(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)

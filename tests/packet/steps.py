@@ -44,12 +44,22 @@ PARTS: Final = (0, 976, 1952)  # where the fragments of a datagram begin, in byt
 
 
 class Send(NamedTuple):
-    """Somebody sends a packet, met at a hook, by the interface of a pod where it is from one."""
+    """Somebody sends a packet, met at a hook, by the interface of a pod where it is from one. `routed`: to the MAC of
+    the gateway, also where a pod is called.
+    """
 
     hook: Hook
     device: str
     packet: Packet
     wrong: Wrong = ""
+    routed: bool = False
+
+    @property
+    def meant(self) -> str:
+        """The interface of the pod whose MAC the frame is for, as pods know each other; "" for the gateway's."""
+        to, nodes_own = self.packet.destination, (V4.NODE, V6.NODE)
+        beside = self.hook is Hook.FROM_POD and is_pod(to) and to not in nodes_own and not self.routed
+        return device_of(to) if beside else ""
 
 
 class Answer(NamedTuple):

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packetbed import Bed
 from steps import Send, Serve, Step
-from twins import HERE, HIDDEN, OTHERWISE_TIMED, Run, compare, shortest
+from twins import HERE, HIDDEN, OTHERWISE_TIMED, PAST, Run, compare, shortest
 
 from pydatapath.kernel.layout import NatType as KernelNatType
 from pydatapath.reference import (
@@ -86,6 +86,12 @@ def test_the_kernel_does_what_the_model_does(bed: Bed, capsys: pytest.CaptureFix
 
 
 @pytest.mark.timeout(180 + COUNT // 20)
+def test_pods_pass_the_bridge_by_as_in_the_model(past: Bed, capsys: pytest.CaptureFixture[str]):
+    """In thousands of histories, always the same ones, and nothing else is another than where they do not."""
+    take(past, AWAY, history, capsys, Model, PAST)
+
+
+@pytest.mark.timeout(180 + COUNT // 20)
 def test_who_leaves_the_cluster_is_masqueraded_as_in_the_model(
     typed: tuple[KernelNatType, Bed], capsys: pytest.CaptureFixture[str]
 ):
@@ -98,7 +104,7 @@ def test_who_leaves_the_cluster_is_masqueraded_as_in_the_model(
 
 @pytest.mark.timeout(180 + COUNT // 20)
 def test_C14_flows_end_at_the_times_that_are_said_as_in_the_model(timed: Bed, capsys: pytest.CaptureFixture[str]):
-    """In a few hundred histories, where every timer is another than usual, and there are few ports."""
+    """In a few hundred histories: other timers than usual, few ports, and pods that pass the bridge by."""
     take(timed, AWAY // 4, partial(history, away=True), capsys, Model, OTHERWISE_TIMED)
 
 
@@ -304,6 +310,56 @@ FAULTS: dict[str, Callable[[World], Model]] = {
 def test_a_model_with_a_fault_differs_soon(bed: Bed, fault: str):
     """Within the first of the histories, whatever the fault is about."""
     runs = (compare(bed, history(Random(seed)), FAULTS[fault]) for seed in range(SOON))
+    assert any(run.difference for run in runs)
+
+
+# Of pods that pass the bridge by
+
+
+class Bridged(Model):
+    """They do not."""
+
+    def receive(self, *args: Any, **kwargs: Any) -> Verdict:
+        return super().receive(*args, **{**kwargs, "meant": ""})
+
+
+class Routing(Model):
+    """They do by whatever MAC."""
+
+    def receive(self, hook: Hook, packet: Packet, *args: Any, **kwargs: Any) -> Verdict:
+        meant = self.world.endpoints.get(packet.destination, "")
+        return super().receive(hook, packet, *args, **{**kwargs, "meant": meant})
+
+
+class Handing(Model):
+    """They are handed over where they must not be."""
+
+    wrongly = ""
+
+    def receive(self, hook: Hook, packet: Packet, *args: Any, **kwargs: Any) -> Verdict:
+        verdict, meant = super().receive(hook, packet, *args, **kwargs), kwargs["meant"]
+        wrong = meant == kwargs["interface"] if self.wrongly == "back" else meant not in self.world.interfaces
+        is_his = meant and meant == self.world.endpoints.get(packet.destination)
+        return replace(verdict, kind="forward", to=packet.destination) if wrong and is_his else verdict
+
+
+class Lost(Handing):
+    """To who is no more."""
+
+    wrongly = "lost"
+
+
+class Turning(Handing):
+    """To where they come from."""
+
+    wrongly = "back"
+
+
+@ON_THE_MACHINE
+@pytest.mark.parametrize("fault", [Bridged, Routing, Lost, Turning])
+def test_a_model_with_a_fault_in_passing_by_differs_soon(past: Bed, fault: type[Model]):
+    """As above."""
+    runs = (compare(past, history(Random(seed)), fault, PAST) for seed in range(2 * SOON))
     assert any(run.difference for run in runs)
 
 

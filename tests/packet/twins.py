@@ -110,7 +110,7 @@ from pydatapath.reference.flows import Table
 from pydatapath.reference.nat import Inside
 from pydatapath.reference.services import service_called
 
-__all__ = ["HERE", "HIDDEN", "OTHERWISE_TIMED", "Run", "compare", "shortest"]
+__all__ = ["HERE", "HIDDEN", "OTHERWISE_TIMED", "PAST", "Run", "compare", "shortest"]
 
 HERE = World(
     tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
@@ -125,12 +125,14 @@ HERE = World(
         *(Route(f"{network}::/64") for network in ("fd00:10:1", "fd00:10:2", "2001:db8:51", "2001:db8:9")),
     ),
 )
+PAST = replace(HERE, pod_fast_path=True)  # what pods send to each other goes past the bridge
 HIDDEN = replace(HERE, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK))))  # who leaves the cluster
 OTHERWISE_TIMED = replace(
     HIDDEN,
     masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)), ports=range(FEW_PORTS[0], FEW_PORTS[1] + 1)),
     timeouts={(one, state): timeout(one, FlowState[state.name], OTHER_TIMEOUTS) for one, state in TIMEOUTS},
     quarantine=OTHER_TIMEOUTS["QUARANTINE"],
+    pod_fast_path=True,
 )
 MACS = {device: MAC[address] for address, device in DEVICES.items()} | {THE_NODE: MAC[NODE]}
 REFUSED = ("drop_no_backend", "drop_no_service", "drop_pod_gone")
@@ -299,7 +301,7 @@ class Twins:
         if ticks() - self._stamped > clock.HZ // 50:
             self._stamp_all()
         by_loopback = send.hook is Hook.TO_LOOPBACK
-        macs = (NO_MAC, NO_MAC) if by_loopback else (MACS.get(send.device, ELSEWHERE_MAC), "")
+        macs = (NO_MAC, NO_MAC) if by_loopback else (MACS.get(send.device, ELSEWHERE_MAC), MACS.get(send.meant, ""))
         raw = frame(send.packet, *macs, send.wrong)
         outcome = self.bed.run(KernelHook[send.hook.name], raw, device=send.device)
         self._ran = ticks()
@@ -314,7 +316,8 @@ class Twins:
         self._counted = now_counted
         self._flows.update(flows)
         try:
-            verdict = self.model.receive(send.hook, send.packet, self.now, chosen=chosen, interface=send.device or None)
+            way_in = {"interface": send.device or None, "meant": send.meant}
+            verdict = self.model.receive(send.hook, send.packet, self.now, chosen=chosen, **way_in)
         except Impossible as impossible:
             raise Differs(f"the kernel's choice: {impossible}") from None
         check("counted", moved, dict.fromkeys(verdict.counted, 1))
