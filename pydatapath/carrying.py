@@ -156,7 +156,8 @@ def prepare(
 
 def _restore(instance: Instance) -> None:
     """After a load that was killed between the two steps of `switch`."""
-    left = sorted(instance.pins.glob(f"{instance.map_pins.name}_before_*"))
+    kept = instance.pins.glob(f"{instance.map_pins.name}_before_*")
+    left = sorted(kept, key=lambda path: int(path.name.rpartition("_")[2]))
     if left and not instance.map_pins.exists():
         left[-1].rename(instance.map_pins)
 

@@ -72,7 +72,7 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
         with compile.Compiler() as compiler:
             seen = host.survey(between_pods=options.pod_fast_path != "never")
             node = resolve(options, seen, socket.gethostname())
-            sizes = compile.Sizes(flows=options.max_flows, backends=options.max_backends)
+            sizes = compile.Sizes.asked(options.max_flows, options.max_backends, options.max_services)
             move = carrying.prepare(instance, sizes.definitions, _timeouts(instance), break_flows=break_flows)
             _compile(compiler, move.directory, node, sizes, staging)
         with deferred():

@@ -47,7 +47,8 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 DEFAULT_SERVICE_CIDR: Final = "10.96.0.0/12"  # kubeadm's serviceSubnet
 DEFAULT_SERVICE_CIDR6: Final = "fd00:10:96::/112"  # kind's; kubeadm has none
-LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22)}  # the least and the most
+# The least and the most
+LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22), "max_services": (16, 1 << 22)}
 NatTypeName = Literal["endpoint-independent", "symmetric", "full-cone"]
 WORDS: Final = {"algorithm": ALGORITHMS, "nat_type": tuple(egress.NAT_TYPES), "pod_fast_path": ASKED}
 
@@ -81,6 +82,7 @@ class Options:
     algorithm: Algorithm = "random"
     max_flows: int = 131_072
     max_backends: int = 65_536
+    max_services: int = 65_536
 
     @staticmethod
     def from_mapping(values: Mapping[str, Any]) -> Options:

@@ -77,6 +77,11 @@ class Sizes:
     affinities: int = 65_536  # clients of services with session affinity; C11
     mappings: int = 65_536  # of pods' UDP ports to the node's: there are no more ports than that
 
+    @classmethod
+    def asked(cls, flows: int, backends: int, services: int) -> Sizes:
+        """As `load` is asked for them; `services`: addresses and ports of them, a quarter of that for source ranges."""
+        return cls(flows=flows, backends=backends, services=services, ranges=max(16, services // 4))
+
     @property
     def definitions(self) -> dict[str, int]:
         """The -D names, as the contracts of the maps know them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections import Counter as Tally
 from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Mapping
 from enum import IntEnum
 from functools import lru_cache
@@ -15,7 +16,7 @@ from itertools import chain
 from typing import Final, TypeVar, cast
 
 from pydatapath.errors import KernelError
-from pydatapath.guarding import Guards, SourceRange
+from pydatapath.guarding import GuardChange, Guards, SourceRange
 from pydatapath.kernel.layout import (
     BACKEND,
     BACKEND_RECORD,
@@ -374,6 +375,14 @@ def write(maps: Maps, change: Change) -> None:
     _update(maps, "targets", [(at.family, pack_address(at), _U32.pack(count)) for at, count in change.targets.items()])
     _write_slots(maps, change.slots)
     _update(maps, "vips", [(Family.of(at), pack_ip(at), _U32.pack(kind)) for at, kind in guards.vips.items()])
+    # Who stays allowed by another range never notices; but where old and new ones have no room side by side
+    crowded = any(
+        len(maps["ranges" + family.suffix]) + more > maps["ranges" + family.suffix].info.max_entries
+        for family, (more, _) in _ranges_moved(guards).items()
+        if more
+    )
+    if crowded:
+        _delete_ranges(maps, guards)
     _update(maps, "ranges", [(Family.of(one.network), _pack_range(one), _U32.pack(1)) for one in guards.ranges])
     _write_services(maps, change.services)
     _delete(maps, "services", [(at.family, pack_address(at)) for at in change.removed_services])
@@ -381,6 +390,11 @@ def write(maps: Maps, change: Change) -> None:
     _write_backends(maps, change.gone_backends, BackendState.GONE)
     _delete(maps, "targets", [(at.family, pack_address(at)) for at in change.removed_targets])
     _delete(maps, "vips", [(Family.of(at), pack_ip(at)) for at in guards.removed_vips])
+    if not crowded:
+        _delete_ranges(maps, guards)
+
+
+def _delete_ranges(maps: Maps, guards: GuardChange) -> None:
     _delete(maps, "ranges", [(Family.of(one.network), _pack_range(one)) for one in guards.removed_ranges])
 
 
@@ -434,6 +448,7 @@ def check_members(maps: Maps, bound: int, count: Callable[[], Mapping[Family, in
 
 def check_room(maps: Maps, change: Change, live: Live) -> None:
     """Raises KernelError, before anything is written, where a change to what is live does not fit."""
+    _check_ranges(maps, change.guards)
     states = maps["backends"].values()[_STATE_OFFSET :: BACKEND.size] if change.targets else b""
     listening = states.count(BackendState.ACTIVE) + states.count(BackendState.DRAINING)  # there are no more targets
     called = [at for at in change.services if at not in live.services]
@@ -454,8 +469,26 @@ def _check_map(table: Map, new: list[Address]) -> None:
         raise KernelError(
             f"the map {table.contract.name!r} is full: it holds {table.info.max_entries:,} entries,"
             f" {needed:,} are needed",
-            hint="load with larger --max-services or --max-backends",
+            hint=f"load with a larger --max-{'backends' if table.contract.in_c == 'targets' else 'services'}",
         )
+
+
+def _check_ranges(maps: Maps, guards: GuardChange) -> None:
+    for family, (more, less) in _ranges_moved(guards).items():
+        table = maps["ranges" + family.suffix]
+        needed = len(table) + more - less if more > less else 0
+        if needed > table.info.max_entries:
+            raise KernelError(
+                f"the map {table.contract.name!r} is full: it holds {table.info.max_entries:,} entries, and"
+                f" {needed:,} loadBalancerSourceRanges of all services are needed",
+                hint="load with a larger --max-services, of which it has a quarter",
+            )
+
+
+def _ranges_moved(guards: GuardChange) -> dict[Family, tuple[int, int]]:
+    """How many source ranges of each family come, and go."""
+    more, less = (Tally(Family.of(one.network) for one in those) for those in (guards.ranges, guards.removed_ranges))
+    return {family: (more[family], less[family]) for family in {*more, *less}}
 
 
 def counters(maps: Maps) -> dict[str, int]:
