@@ -105,6 +105,10 @@ def cli(ctx: click.Context, instance: str, netns: str, verbose: bool, quiet: boo
       pydatapath service list
       pydatapath lab demo
     """
+    if (ctx.obj or {}).get("process") and ctx.invoked_subcommand != "lab":  # a lab mounts, and runs what it is told
+        from pydatapath.kernel import capabilities
+
+        capabilities.keep_needed()
     ctx.obj = Target(instance, netns, verbose, quiet)
     if os.environ.get("NO_COLOR"):  # https://no-color.org; otherwise click decides: colours on a terminal only
         ctx.color = False
@@ -112,7 +116,7 @@ def cli(ctx: click.Context, instance: str, netns: str, verbose: bool, quiet: boo
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point: what we raise on purpose becomes one line `Error: ...`, and maybe `Hint: ...`; exit code 1."""
-    context: dict[str, Any] = {}
+    context: dict[str, Any] = {"process": arguments is None}
     try:
         cli.main(args=arguments, prog_name="pydatapath", standalone_mode=True, obj=context)
     except DatapathError as error:

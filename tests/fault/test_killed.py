@@ -133,6 +133,7 @@ def killed_everywhere(trial: Trial, figure: Callable[[str], None], wanted: int, 
     wrong: list[str] = []
     for done, number in enumerate(spread(len(steps), wanted)):
         if done >= FEWEST and time.monotonic() - begun > SECONDS:
+            assert not BIG, f"only {done} of {len(steps)} steps were tried in {SECONDS:.0f} s"
             break
         wrong += trial.kill(number, whole=not alone or number % 2 == 0)
         if len(wrong) > 30:

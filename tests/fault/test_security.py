@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from stand import OPTIONS, STEADY, Stand, stand_up
 
 from pydatapath.documents import to_yaml
 from pydatapath.instance import RUN
-from pydatapath.kernel import cache
+from pydatapath.kernel import cache, capabilities
 
 MOST_MB = 50  # of a command that refuses what would be gigabytes
 LAUGHS = 'a: &a ["lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol"]\n' + "".join(
@@ -61,6 +62,37 @@ def test_nobody_else_reads_pins_records_and_kept_programs(stand: Stand):
     for folder in (RUN, RUN / which.name, which.pins.parent, which.pins.parent.parent):
         assert not folder.stat().st_mode & 0o022, f"others could put something into {folder}"
     stand.clear()
+
+
+def test_a_command_keeps_the_capabilities_that_it_needs(stand: Stand):
+    """And no others, nor do its children; with these alone all is loaded, applied, changed and taken away."""
+    had = capabilities_of(os.getpid())["CapBnd"]  # a container may have been given less than all
+    bits = had & sum(1 << number for number in capabilities.NEEDED.values())
+    assert bits != had
+    stand.load()
+    command = stand.command("apply", "-f", "-")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as waits:
+        try:
+            deadline = time.monotonic() + 10
+            while (kept := capabilities_of(waits.pid)) != {"CapInh": 0, "CapAmb": 0, **dict.fromkeys(CAPPED, bits)}:
+                assert time.monotonic() < deadline, kept
+                time.sleep(0.02)
+            output, _ = waits.communicate(stand.base.read_text(), timeout=60)
+        finally:
+            waits.kill()
+    assert waits.returncode == 0
+    assert "created" in output
+    for arguments in (["service", "list"], ["flow", "list"], ["repair"], ["load", *OPTIONS], ["unload"]):
+        stand.do(*arguments)
+
+
+CAPPED = ("CapPrm", "CapEff", "CapBnd")
+
+
+def capabilities_of(pid: int) -> dict[str, int]:
+    """The sets of a process, as bits (proc_pid_status(5))."""
+    lines = (line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {name: int(value, 16) for name, value in lines if name.startswith("Cap")}
 
 
 def test_F25_a_billion_laughs_take_no_memory(stand: Stand, tmp_path: Path, figure: Callable[[str], None]):
