@@ -51,7 +51,6 @@ PROGRAM = compile.Program(
     uplink_mac=UPLINK_MAC,
 )
 EMULATED = "PYDATAPATH_EMULATED" in os.environ
-PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
 
 
 def masquerading_program(
@@ -90,8 +89,7 @@ def masquerading_bed(
         pytest.skip("a compilation of its own: not in an emulator")
     program = masquerading_program(namespace["uplink"], name, how, timeouts)
     try:
-        with keep(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
+        with keep():
             program.program_directory.mkdir(parents=True)
             with compile.Compiler() as compiler:
                 compile.compile_programs(compiler, program)
