@@ -34,7 +34,8 @@ __all__ = [
 
 CLUSTER_IP = "10.96.0.10"  # the virtual IP of the one service
 ALL = {port.server for port in PORTS}
-SERVERS_UP_S = 10.0
+SERVERS_UP_S = 60.0
+LOAD_S = 620.0  # it compiles: 0.6, in an emulator minutes (compile.COMPILE_SECONDS)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -118,7 +119,8 @@ def loaded(this: Node, *options: str) -> Iterator[list[list[str]]]:
 @contextlib.contextmanager
 def _loaded_into_one(command: list[str], number: str, options: Sequence[str]) -> Iterator[None]:
     try:
-        run([*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", number, *options])
+        argv = [*command, "load", "--bridge", BRIDGE, "--uplink", UPLINK, "--node-name", number, *options]
+        run(argv, timeout=LOAD_S)
         yield
     except BaseException:
         with contextlib.suppress(BenchError):  # what went wrong first is what the user must read

@@ -31,7 +31,7 @@ Tell: TypeAlias = Callable[[Kind, str], None]
 MANIFEST = Path(__file__).with_name("web.yaml")
 VIP: Place = ("10.96.0.10", 80)  # as the manifest says
 PORT = 8080  # of the pods, as the manifest says
-READY_SECONDS = 5.0
+READY_SECONDS = 60.0  # a server needs 0.1, and in an emulator that has more to do, over five
 
 
 class Failed(Exception):

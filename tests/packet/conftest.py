@@ -31,7 +31,7 @@ from packetbed import (  # noqa: E402
     Places,
     at,
 )
-from programs import EMULATED, NAME, PATIENCE, PINS, PROGRAM, masquerading_bed, own_bed, own_program  # noqa: E402
+from programs import EMULATED, NAME, PINS, PROGRAM, masquerading_bed, own_bed, own_program  # noqa: E402
 
 
 def _services(where: Places) -> dict[str, list[str]]:
@@ -102,7 +102,6 @@ def pinned(keep: Callable[[], AbstractContextManager[None]]) -> Iterator[dict[st
         with keep(), pytest.MonkeyPatch.context() as patch:
             if not EMULATED:
                 patch.setenv("PYDATAPATH_NO_CACHE", "compiled, whatever an earlier load has kept")
-            patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
             PROGRAM.program_directory.mkdir(parents=True)
             with RememberingCompiler() as compiler:
                 compile.compile_programs(compiler, PROGRAM)

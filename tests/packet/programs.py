@@ -51,7 +51,6 @@ PROGRAM = compile.Program(
     uplink_mac=UPLINK_MAC,
 )
 EMULATED = "PYDATAPATH_EMULATED" in os.environ
-PATIENCE = 500  # seconds for the compiler, which takes a minute or two in an emulator
 
 
 def own_program(name: str, **more: Any) -> compile.Program:
@@ -93,8 +92,7 @@ def own_bed(
 ) -> Iterator[Bed]:
     """A program, compiled and loaded."""
     try:
-        with keep(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compile, "COMPILE_SECONDS", PATIENCE)
+        with keep():
             program.program_directory.mkdir(parents=True)
             with compile.Compiler() as compiler:
                 compile.compile_programs(compiler, program)

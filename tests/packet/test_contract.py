@@ -62,7 +62,6 @@ BUDGET = {
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[compile.Program]:
     """What may be compiled into a place of its own, with nothing kept of what was compiled before."""
     monkeypatch.setattr(cache, "DIRECTORY", tmp_path / "cache")
-    monkeypatch.setattr(compile, "COMPILE_SECONDS", 300)
     scope = compile.Scope(IPv4Address(NODE), POD_NETWORKS, SERVICE_NETWORKS)
     made = compile.Program(PINS, PINS / "programs", scope, sizes=SIZES)
     made.program_directory.mkdir(parents=True)

@@ -14,9 +14,11 @@ from typing import Any
 from pydatapath import Datapath, EndpointSlice, Options, Service, schema
 from pydatapath.lab import Host, Lab, LabSpec, Pod
 
-__all__ = ["BIG", "PORT", "VIP_PORT", "Cluster", "cluster_up", "objects", "pydatapath"]
+__all__ = ["BIG", "EMULATED", "PATIENCE", "PORT", "VIP_PORT", "Cluster", "cluster_up", "objects", "pydatapath"]
 
 BIG = bool(os.environ.get("PYDATAPATH_BIG"))  # the figures of the "must show", for a run by hand
+EMULATED = "PYDATAPATH_EMULATED" in os.environ  # some thirty times slower
+PATIENCE = 600 if EMULATED else 60  # seconds for a command, which may have to compile
 VIP_PORT = 80
 PORT = 8080
 SERVER = Path(__file__).with_name("echo_server.py")
@@ -71,7 +73,7 @@ def pydatapath(*arguments: str, stdin: str = "", as_nobody_in: str = "") -> subp
     command = [str(PYDATAPATH), *arguments]
     if as_nobody_in:
         command = ["nsenter", f"--net=/run/netns/{as_nobody_in}", "--", sys.executable, str(AS_NOBODY), *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 class Cluster:

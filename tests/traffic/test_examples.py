@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from calls import KINDS, ask, ask_many, dial
-from scene import PORT, Cluster, cluster_up
+from scene import PATIENCE, PORT, Cluster, cluster_up
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -27,7 +27,7 @@ def cluster() -> Iterator[Cluster]:
 def example(name: str, *arguments: str) -> str:
     """What one prints."""
     command = [sys.executable, str(EXAMPLES / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 def test_all_are_run_here():
