@@ -357,7 +357,7 @@ static inline bool flow_is_confirmed(const struct flow *flow, const struct packe
  */
 static inline bool flow_is_believed(const struct flow *reply, const struct packet *packet)
 {
-	if (!(reply->flags & FLOW_OPENED) || packet->has_data || (packet->tcp_flags & (TCP_FIN | TCP_SYN)))
+	if (!(reply->flags & FLOW_OPENED) || packet->data || (packet->tcp_flags & (TCP_FIN | TCP_SYN)))
 		return true;
 	return reply->state == FLOW_ANSWERED && packet->acknowledged != reply->granted;
 }

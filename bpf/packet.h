@@ -90,7 +90,7 @@ struct packet {
 	__le32 crc_change; /* what new ports change in an SCTP checksum */
 	__be32 sequence;   /* TCP's numbers */
 	__be32 acknowledged;
-	bool has_data; /* TCP: more than its header */
+	__u32 data; /* TCP: bytes behind its header. Of BIG TCP, which has no total length, any number but 0 */
 };
 
 /* `transport` is the length that the protocol's own header gives, `least` the shortest there is */
@@ -118,7 +118,7 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *ethernet = data;
 	ip_header *ip = (void *)(ethernet + 1);
-	__u32 transport_length, least, total;
+	__u32 transport_length, least;
 	struct ip_reading read = {};
 	enum parsed parsed;
 
@@ -151,8 +151,7 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 		packet->tcp_flags = ((__u8 *)packet->tcp)[13];
 		packet->sequence = packet->tcp->seq;
 		packet->acknowledged = packet->tcp->ack_seq;
-		total = ip_total_length(ip);
-		packet->has_data = total == 0 || total > read.length + transport_length;
+		packet->data = ip_total_length(ip) - read.length - transport_length;
 	} else if (read.protocol == IPPROTO_UDP) {
 		if ((void *)(packet->udp + 1) > end)
 			return PARSED_SHORT;
