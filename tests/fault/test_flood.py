@@ -315,9 +315,12 @@ def test_F23_forged_errors_and_resets_hurt_no_connection(
                     reset = tcp(there, (lab.outside.address, PORT), (node.address, port), RST, 3_000_000_000)
                     frames += [reset, tcp(there, (lab.outside.address, PORT), (node.address, port), RST | ACK, 7)]
     pod = lab.pod(1, 3)
+    places = {one.name: one.address for one in lab.pods}
     for one in inside:
-        for each in one.sockets:
-            sent = tcp(there, each.getsockname(), (lab.pod(1, 2).address, PORT), ACK)
+        protocol = tcp if one.kind == socket.SOCK_STREAM else udp
+        more = (ACK,) if one.kind == socket.SOCK_STREAM else ()
+        for each, name in zip(one.sockets, one.names, strict=True):
+            sent = protocol(there, each.getsockname(), (places[name], PORT), *more)
             frames += [quoting(macs(cluster, pod), pod.address, each.getsockname()[0], (3, 1), sent)]
     times = 10 if BIG else 2
     before = counters(cluster)
