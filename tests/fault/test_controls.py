@@ -1,0 +1,57 @@
+"""Negative controls: "nothing was lost" says little of a test that cannot lose. Each fault is built into a copy of the
+project, and the test that looks for it must fail there.
+
+Some in each run, by chance (PYDATAPATH_SEED); PYDATAPATH_BIG takes all.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from controls import CONTROLS, Control
+from scene import BIG
+
+PROJECT = Path(__file__).resolve().parents[2]
+PARTS = ("pydatapath", "bpf", "tests", "examples", "docs", "tools", "pyproject.toml", "README.md")
+SEED = int(os.environ.get("PYDATAPATH_SEED", random.randrange(1 << 20)))
+CHOSEN = CONTROLS if BIG else random.Random(SEED).sample(CONTROLS, 2)
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The project as it is here."""
+    unwanted = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+    for part in PARTS:
+        if (PROJECT / part).is_dir():
+            shutil.copytree(PROJECT / part, tmp_path / part, ignore=unwanted)
+        else:
+            shutil.copy(PROJECT / part, tmp_path / part)
+    return tmp_path
+
+
+@pytest.mark.parametrize("control", CHOSEN, ids=lambda one: one.fault.partition(":")[0])
+def test_a_fault_that_is_built_in_is_found(copy: Path, control: Control):
+    """By the test that is there for it, and by an assertion: not because nothing works any more."""
+    source = copy / control.file
+    text = source.read_text()
+    assert text.count(control.was) >= 1, f"{control.file} has changed: what is to be broken?"
+    source.write_text(text.replace(control.was, control.broken))
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{control.module}"]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYDATAPATH_BIG": ""}
+    environment = {name: value for name, value in environment.items() if value}
+    done = subprocess.run(
+        [*command, "-k", control.name], cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
+    said = done.stdout[-3000:] + done.stderr[-1000:]
+    assert done.returncode == 1, said
+    assert re.search(r"\b1 failed\b", said), said
+    assert "AssertionError" in done.stdout or "assert " in done.stdout or "Failed:" in done.stdout, said
