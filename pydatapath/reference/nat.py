@@ -250,7 +250,7 @@ class Search:
             found = claim_answer(self.flows, entry, self.moment)
         elif told.source_port not in {None, entry.to.source_port}:
             raise Impossible(f"the source port of {entry.to} is free, and must be kept (N15)")
-        if not known and self._is_mapped(entry):
+        if not known and entry.masqueraded and self._is_mapped(entry):
             self.mappings.enter(inside_end(self.moment.packet), entry.to.reverse.called, self.moment.now)
         return enter(self.flows, entry, self.moment, found)
 
