@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from scene import is_readable
 
 from pydatapath.lab import Host, Pod
 
@@ -133,7 +134,7 @@ class Scripts:
         assert output is not None
         heard = b""
         while said.encode() not in heard:
-            assert select.select([output], [], [], READY_SECONDS)[0], f"{name} does not get ready"
+            assert is_readable(output, READY_SECONDS), f"{name} does not get ready"
             part = os.read(output.fileno(), 4096)
             assert part, f"{name} has ended"
             heard += part

@@ -346,7 +346,7 @@ def test_flows_that_change_while_they_move_are_joined():
     one = FLOW.pack(to, 110, 13, 1300, 1, 1, 2, 4, b"then", b"now.")
     other = FLOW.pack(to, 120, 11, 1100, 1, 1, 2, 8, b"here", b"too.")
     assert carrying._joined(MAPS["flows"], before, one, other) == FLOW.pack(
-        to, 120, 14, 1400, 1, 1, 2, 12, b"then", b"now."
+        to, 120, 14, 1400, 1, 1, 2, 12, b"here", b"too."
     )
     assert carrying._joined(MAPS["flows"], None, one, other) == other
     stranger = FLOW.pack(bytes(16), 90, 1, 1, 1, 1, 1, 0, bytes(4), bytes(4))

@@ -9,12 +9,23 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydatapath import Datapath, EndpointSlice, Options, Service, schema
 from pydatapath.lab import Host, Lab, LabSpec, Pod
 
-__all__ = ["BIG", "EMULATED", "PATIENCE", "PORT", "VIP_PORT", "Cluster", "cluster_up", "objects", "pydatapath"]
+__all__ = [
+    "BIG",
+    "EMULATED",
+    "PATIENCE",
+    "PORT",
+    "VIP_PORT",
+    "Cluster",
+    "cluster_up",
+    "is_readable",
+    "objects",
+    "pydatapath",
+]
 
 BIG = bool(os.environ.get("PYDATAPATH_BIG"))  # the figures of the issue's "must show", for a run by hand
 EMULATED = "PYDATAPATH_EMULATED" in os.environ  # some thirty times slower
@@ -76,6 +87,13 @@ def pydatapath(*arguments: str, stdin: str = "", as_nobody_in: str = "") -> subp
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+def is_readable(file: IO[Any], seconds: float) -> bool:
+    """Waits until there is something to read. By poll(2): select(2) knows no descriptors over 1,023."""
+    waiting = select.poll()
+    waiting.register(file, select.POLLIN)
+    return bool(waiting.poll(1000 * seconds))
+
+
 class Cluster:
     """A lab whose nodes are loaded, each with an instance of its own, and whose pods may serve."""
 
@@ -89,7 +107,10 @@ class Cluster:
         for number in nodes:
             name = self.lab.node(number).netns
             options = Options(**{"node_name": name, "cluster_cidr": ("10.244.0.0/16",), "masquerade": False, **more})
-            self.datapaths[number] = Datapath.load(options, netns=name)
+            loaded = Datapath.load(options, netns=name)
+            if number in self.datapaths:
+                self.datapaths[number].close()
+            self.datapaths[number] = loaded
 
     def apply(self, name: str, vip: str, pods: Iterable[Pod], **more: Any) -> None:
         """Make a service, or change it, on all loaded nodes. `more` as in `objects`."""
@@ -105,7 +126,7 @@ class Cluster:
         for pod in pods:
             output = self._servers[pod.name].stdout
             assert output is not None
-            assert select.select([output], [], [], READY_SECONDS)[0], f"{pod.name} does not get ready"
+            assert is_readable(output, READY_SECONDS), f"{pod.name} does not get ready"
             assert output.readline() == "ready\n"
 
     def kill(self, pod: Pod) -> None:
