@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from bench.packet_costs import packet
+from bench.packet_costs import established, packet
 from bench.processes import BenchError, run
 from bench.topology import CLIENT_IP, Node
 from pydatapath import Datapath
 from pydatapath.kernel import libbpf, netns
 from pydatapath.kernel.clock import HZ, jiffies
-from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FlowFlag, FlowState
+from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FlowFlag
 
 __all__ = ["fill", "fill_conntrack", "packet_ns", "ring"]
 
@@ -65,10 +65,9 @@ def _reverse(key: bytes) -> bytes:
 
 def _entries(keys: Sequence[bytes], stamp: int) -> Iterator[tuple[bytes, bytes]]:
     """The flows of a ring, both directions of each."""
-    pack, established = LAYOUT.flow.struct.pack, FlowState.ESTABLISHED
     for key, to in pairwise([*keys, keys[0]]):
-        yield key, pack(to, stamp, 0, 0, 0, 0, established, FlowFlag(0), bytes(4), bytes(4))
-        yield _reverse(to), pack(_reverse(key), stamp, 0, 0, 0, 0, established, FlowFlag.REPLY, bytes(4), bytes(4))
+        yield key, established(LAYOUT, to, stamp)
+        yield _reverse(to), established(LAYOUT, _reverse(key), stamp, FlowFlag.REPLY)
 
 
 def _now() -> int:

@@ -28,7 +28,7 @@ from bench.measures import HTTP_PORT, WRK_CONNECTIONS
 from bench.servers import server_commands
 from pydatapath import Datapath, Options, schema
 from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FlowFlag, FlowState
+from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FamilyLayout, FlowFlag, FlowState
 from pydatapath.lab import Host, Lab, LabSpec
 
 Cost: TypeAlias = Callable[[Family], float]
@@ -153,6 +153,12 @@ def kernel_now(this: Bench) -> int:
     return max(int(LAYOUTS[Family.IPV4].flow.struct.unpack(value)[1]) for _, value in own.items())
 
 
+def established(layout: FamilyLayout, to: bytes, stamp: int, flags: int = 0) -> bytes:
+    """One direction of a flow that has been answered, and goes to no service's backend."""
+    entry: bytes = layout.flow.struct.pack(to, stamp, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4), bytes(4))
+    return entry
+
+
 def enter(this: Bench, family: Family, protocol: str, *, plain: bool = False) -> None:
     """A flow whose packet becomes another one of a flow that becomes the first again: each repetition is translated."""
     layout, maps = LAYOUTS[family], this.datapath._maps
@@ -166,9 +172,7 @@ def enter(this: Bench, family: Family, protocol: str, *, plain: bool = False) ->
     flags = FlowFlag.PLAIN if plain else FlowFlag(0)
     last_seen = kernel_now(this)
     for key, to in (keys, keys[::-1]):
-        value = layout.flow.struct.pack(
-            key if plain else to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4)
-        )
+        value = established(layout, key if plain else to, last_seen, flags)
         maps[f"flows{family.suffix}"].update(key, value)
     know(this, family)
 
@@ -244,7 +248,7 @@ def enter_masqueraded(this: Bench, family: Family) -> None:
     keys = [layout.tuple.struct.pack(one, far, *ports, PROTOCOLS["UDP"]) for one in (client, ip_address(node).packed)]
     flags, last_seen = FlowFlag.PAIRED | FlowFlag.MASQUERADED, kernel_now(this)
     for key, to in (keys, keys[::-1]):
-        value = layout.flow.struct.pack(to, last_seen, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4), bytes(4))
+        value = established(layout, to, last_seen, flags)
         maps[f"flows{family.suffix}"].update(key, value)
 
 

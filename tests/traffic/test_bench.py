@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -18,16 +19,20 @@ from typing import Any
 
 import pytest
 
+from bench import packet_costs
 from bench.measures import MEASURES
 from bench.paths import ROOT, ReadyCase, ready
 from bench.processes import run
 from bench.run import COMPARISON
 from bench.topology import CLIENT_IP, Node, Where, node
+from pydatapath.kernel import libbpf
+from pydatapath.kernel.layout import Family
 
 NETNS = Path("/run/netns")
 CASES = ["veth", "vip-local"]
 COMMAND = [sys.executable, "-m", "bench", "run", "--only", ",".join(CASES), "--measures", "throughput"]
 RUN_SECONDS = 60.0
+REDIRECT = 7  # TC_ACT_REDIRECT
 
 
 def benchmark(*options: str) -> subprocess.Popen[str]:
@@ -132,3 +137,27 @@ def test_rules_are_laid_while_somebody_else_changes_theirs() -> None:
         begun = time.monotonic()
         assert COMPARISON.cases["vip-iptables-legacy"].lack() == ""
     assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("masquerade", [False, True], ids=["to a pod", "to the outside"])
+def test_the_flow_whose_packet_is_timed_is_known_and_translated(masquerade: bool):
+    """A packet that goes by the route, or is not known, would be another one's cost."""
+    with packet_costs.bench(masquerade=masquerade) as this:
+        descriptor = libbpf.open_pin(str(this.datapath.instance.program_pins / "from_pod"))
+        context = bytearray(192)
+        struct.pack_into("=I", context, 40, this.index)
+        for family in Family:
+            far, port = packet_costs.VIPS[family], packet_costs.CALLED
+            if masquerade:
+                packet_costs.enter_masqueraded(this, family)
+                far = packet_costs.outside_of(family, this.lab.outside)
+            else:
+                packet_costs.enter(this, family, "UDP")
+            frame = packet_costs.packet(this.address(family, 1), far, "UDP", port)
+            with this.lab.node(1).entered():
+                done = libbpf.run(descriptor, frame, bytes(context))
+            hops = 22 if family is Family.IPV4 else 21
+            assert done.verdict == REDIRECT
+            assert done.packet[hops] == frame[hops] - masquerade, "a pod of this node is no hop away"
+            assert this.datapath.status().counters["new_flow"] <= 2  # the clock's own
+        os.close(descriptor)
