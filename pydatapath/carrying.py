@@ -137,7 +137,7 @@ def prepare(
     """
     _restore(instance)
     running = instance.map_pins
-    sources = [_Source(path, _left(path, running)) for path in sorted(instance.pins.glob(f"{running.name}_before_*"))]
+    sources = [_Source(path, _left(path, running)) for path in _aside(instance)]
     fresh = instance.pins / f"{running.name}_next_{os.getpid()}_{time.monotonic_ns()}"
     if not running.exists() and (others := _other_layouts(instance)):
         return Move(instance, fresh, _from_other_layouts(others, break_flows=break_flows))
@@ -154,10 +154,15 @@ def prepare(
     return Move(instance, fresh, [*sources, _Source(running, other)])
 
 
+def _aside(instance: Instance) -> list[Path]:
+    """What loads that were killed have put aside, the oldest first."""
+    found = instance.pins.glob(f"{instance.map_pins.name}_before_*")
+    return sorted(found, key=lambda path: int(path.name.rpartition("_")[2]))
+
+
 def _restore(instance: Instance) -> None:
     """After a load that was killed between the two steps of `switch`."""
-    kept = instance.pins.glob(f"{instance.map_pins.name}_before_*")
-    left = sorted(kept, key=lambda path: int(path.name.rpartition("_")[2]))
+    left = _aside(instance)
     if left and not instance.map_pins.exists():
         left[-1].rename(instance.map_pins)
 
