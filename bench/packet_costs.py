@@ -155,7 +155,7 @@ def kernel_now(this: Bench) -> int:
 
 def established(layout: FamilyLayout, to: bytes, stamp: int, flags: int = 0) -> bytes:
     """One direction of a flow that has been answered, and goes to no service's backend."""
-    entry: bytes = layout.flow.struct.pack(to, stamp, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4), bytes(4))
+    entry: bytes = layout.flow.struct.pack(to, stamp, 0, 0, 0, 0, FlowState.ESTABLISHED, flags, bytes(4), bytes(4), 0)
     return entry
 
 

@@ -85,7 +85,7 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 		return claim;
 	/* Ours already: another CPU has promoted the flow just now, or the LRU has kept this half of it */
 	if (tuple_equal(&holder->to, &reply->to))
-		return CLAIMED;
+		return holder->last_seen == RETIRED ? claim : CLAIMED;
 	if (flow_is_over(holder, tcp_flags) && !flow_is_kept(holder, &reply->to.destination, quarantine)) {
 		holder_key = tuple_reverse(&holder->to);
 		flows.delete(reply_key);
@@ -129,7 +129,7 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 		return NOT_FOUND;
 	/* What is left over of a flow that has moved, or that another backend has won, must not take its place again */
 	ended = flow_begins_anew(flow, packet->tcp_flags) ||
-		(flow->state == FLOW_ANSWERED && !(flow->flags & FLOW_REPLY) && flows.lookup(key));
+		(flow->state == FLOW_ANSWERED && !(flow->flags & FLOW_REPLY) && flow_standing(key));
 	*found = *flow;
 	/* Refused, or given up: the next attempt is a new flow, with a new choice */
 	if (ended || (packet->tcp_flags & TCP_RST)) {
@@ -178,6 +178,8 @@ static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple
 		flow->flags |= FLOW_PAIRED;
 		flow->awaited = winner->awaited;
 		flow->granted = winner->granted;
+		if (opening_is_alone(winner))
+			opening_split(winner, flow);
 	}
 	if (!(flow->flags & FLOW_PAIRED))
 		return;
@@ -187,7 +189,7 @@ static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple
 	 */
 	winner = half_open.insert(key, flow) ? half_open.lookup(key) : NULL;
 	if (!winner)
-		winner = flows.lookup(key);
+		winner = flow_standing(key);
 	if (winner && !tuple_equal(&winner->to, &flow->to)) {
 		half_open.delete(reply_key);
 		*flow = *winner;

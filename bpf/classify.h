@@ -40,6 +40,21 @@ static inline bool pod_is_gone(const struct address *address)
 }
 
 /*
+ * N108: what comes in for a masqueraded pod would be redirected to an interface that is gone, and lost unnamed. A pod that is
+ * not known at all has come after `load`, and the route leads to it.
+ */
+static inline bool is_lost(enum hook hook, const struct flow *flow)
+{
+	struct address asked = flow->to.destination;
+	struct endpoint *endpoint;
+
+	if (!MASQUERADE || hook != FROM_UPLINK || !(flow->flags & FLOW_MASQUERADED))
+		return false;
+	endpoint = endpoints.lookup(&asked);
+	return endpoint && interface_is_gone(endpoint);
+}
+
+/*
  * What the backend sees of who calls: the caller's own address wherever the answer comes back by this node anyway, else
  * the node's (C4). So it is the node's for a pod that is balanced to itself (S29), and for a client from elsewhere that
  * is sent elsewhere. Where the node calls and is the backend, too, no address of its own may come in: the next hop's.
@@ -111,7 +126,7 @@ static inline bool is_in_the_way(enum hook hook, const struct tuple *key, u8 tcp
 
 	if (hook != TO_UPLINK || (key->protocol == IPPROTO_TCP && !opens_connection(tcp_flags)))
 		return false;
-	return flows.lookup(&answer) || half_open.lookup(&answer) || nat_port_is_mapped(key);
+	return flow_standing(&answer) || half_open.lookup(&answer) || nat_port_is_mapped(key);
 }
 
 /*
@@ -139,21 +154,6 @@ static inline bool hairpins(enum hook hook, const struct tuple *key, struct tupl
 	if (IS_EGRESS_ADDRESS(source, called) || !nat_address(&source, UPLINK_INDEX, &to->source))
 		to->source = called;
 	return true;
-}
-
-/*
- * N108: what comes in for a masqueraded pod would be redirected to an interface that is gone, and lost unnamed. A pod that is
- * not known at all has come after `load`, and the route leads to it.
- */
-static inline bool is_lost(enum hook hook, const struct flow *flow)
-{
-	struct address asked = flow->to.destination;
-	struct endpoint *endpoint;
-
-	if (hook != FROM_UPLINK || !(flow->flags & FLOW_MASQUERADED))
-		return false;
-	endpoint = endpoints.lookup(&asked);
-	return endpoint && interface_is_gone(endpoint);
 }
 
 /*

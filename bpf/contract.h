@@ -58,12 +58,20 @@ struct flow {
 	 * here; and what the SYN-ACK itself did */
 	__be32 awaited;
 	__be32 granted;
-	__u8 more_zero[4];  /* with its key, a flow fills cache lines of the kernel's table exactly: two, for IPv6 three */
+	__u32 answer; /* bytes of the SYN-ACK that a claim alone has been answered by; with its key, a flow fills cache lines
+		       * of the kernel's table exactly: two, for IPv6 three */
 #if FAMILY == 6
 	__u8 most_zero[16];
 #endif
 };
 _Static_assert(sizeof(struct flow) == (FAMILY == 4 ? 64 : 104), "layout 3");
+
+/* What a client's tuple became, at a place of many's: a hint, see opening.h */
+struct opening {
+	struct tuple key;
+	struct tuple to;
+};
+_Static_assert(sizeof(struct opening) == (FAMILY == 4 ? 32 : 80), "layout 3");
 
 /* A fragmented datagram: what its later fragments, which have no ports, are known by (RFC 791 3.2, RFC 8200 4.5). */
 struct fragment_key {

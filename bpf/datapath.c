@@ -20,6 +20,7 @@
 #include "rewrite.h"
 #include "event.h"
 #include "flow.h"
+#include "opening.h"
 #include "claim.h"
 #include "cluster.h"
 #include "service.h"
@@ -30,7 +31,7 @@
 #include "answer.h"
 #include "classify.h"
 
-/* What the hook's program has seen of the flow; NOT_LOOKED: a SYN, or what takes more to read (a fragment, headers) */
+/* What the hook's program has seen of the flow; NOT_LOOKED: a SYN, or what takes more to read (a fragment, headers). */
 enum seen_flow { NO_FLOW, KNOWN_FLOW, NOT_LOOKED };
 
 /*
@@ -81,8 +82,9 @@ static inline bool is_called(const struct packet *packet)
 {
 	struct tuple key = packet_tuple(packet);
 	struct transport_address called = called_address(&key);
+	struct tuple reply_key;
 
-	return services.lookup(&called) || half_open.lookup(&key);
+	return services.lookup(&called) || half_open.lookup(&key) || opening_find(&key, &reply_key);
 }
 
 #if POD_FAST_PATH
@@ -93,9 +95,10 @@ static inline bool is_called(const struct packet *packet)
 static inline int leave_unwalked(struct __sk_buff *skb, const struct packet *packet, struct tuple *key)
 {
 	u32 interface = pod_beside(skb, packet);
+	struct tuple reply_key;
 
-	if (!interface || !is_sender_known(skb, packet) || half_open.lookup(key) || is_target(key) ||
-	    vip_kind(&key->destination))
+	if (!interface || !is_sender_known(skb, packet) || half_open.lookup(key) ||
+	    opening_find(key, &reply_key) || is_target(key) || vip_kind(&key->destination))
 		return PASS;
 	return leave_to_pod(skb, FROM_POD, interface);
 }
@@ -115,6 +118,40 @@ static inline bool is_spoofed(enum hook hook, const struct packet *packet)
 }
 
 #if WITH_OTHERS
+/* An answer is no call, though it goes to a node port's number: at the loopback interface it is the stack's */
+static inline bool opens_at(enum hook hook, const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_TCP && (packet->tcp_flags & (TCP_ACK | TCP_FIN | TCP_RST)) == TCP_ACK &&
+	       !(hook == TO_LOOPBACK && (packet->tcp_flags & TCP_SYN));
+}
+
+/*
+ * A TCP connection that opens as nearly all do goes on without a walk: by its SYN-ACK, and by the client's ACK of that. True:
+ * `to` and `flags` are its flow's.
+ */
+static inline bool follow_opening(struct __sk_buff *skb, enum hook hook, const struct packet *packet, struct tuple *key,
+				  struct tuple *to, u8 *flags)
+{
+	struct leaving *of;
+	struct flow *reply;
+	u32 one = 0;
+
+	if (packet->tcp_flags & TCP_SYN) {
+		reply = half_open.lookup(key);
+		if (!reply || is_from_itself(hook, packet) || is_lost(hook, reply) || !opening_answer(key, reply, packet))
+			return false;
+		*to = reply->to;
+		*flags = reply->flags;
+		return true;
+	}
+	of = leaving.lookup(&one);
+	if (!of || is_from_itself(hook, packet) || !opening_confirm(key, packet, &of->flow, &of->other))
+		return false;
+	*to = of->flow.to;
+	*flags = of->flow.flags;
+	return true;
+}
+
 static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 {
 	struct packet packet;
@@ -122,6 +159,8 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 	struct flow *flow = NULL;
 	enum seen_flow seen = NOT_LOOKED;
 	enum parsed parsed;
+	bool known = false;
+	u8 flags;
 
 	if (skb->tc_index == WALKED) {
 		skb->tc_index = 0;
@@ -138,23 +177,33 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		return PASS;
 	if (parsed == PARSED && is_spoofed(hook, &packet))
 		return drop(DROP_SPOOFED);
-	/* A SYN is the walk's business, whatever is known of it */
-	if (parsed == PARSED && !(packet.tcp_flags & TCP_SYN)) {
+	if (parsed == PARSED) {
 		key = packet_tuple(&packet);
-		flow = flows.lookup(&key);
+		/* A SYN is the walk's business, whatever is known of it */
+		if (!(packet.tcp_flags & TCP_SYN)) {
+			flow = flows.lookup(&key);
+			seen = flow ? KNOWN_FLOW : NO_FLOW;
+		}
 		/* SCTP's checksum is too much code for here */
 		if (flow && packet.protocol != IPPROTO_SCTP && flow_is_ordinary(flow, &packet)) {
 			flow_count(flow, &packet);
 			if (packet.tcp_flags & (TCP_FIN | TCP_RST))
 				flow_note_closing(flow, packet.tcp_flags);
-			if (flow->flags & FLOW_PLAIN)
-				return leave_plain(skb, hook, &packet);
 			to = flow->to;
-			return forward(skb, hook, &packet, &key, &to, SEGMENT, NULL);
+			flags = flow->flags;
+			known = true;
+		} else if (flow && flow->last_seen == RETIRED) {
+			flow = NULL;
+			seen = NO_FLOW;
 		}
-		seen = flow ? KNOWN_FLOW : NO_FLOW;
+		if (!flow && opens_at(hook, &packet))
+			known = follow_opening(skb, hook, &packet, &key, &to, &flags);
+		if (known && (flags & FLOW_PLAIN))
+			return leave_plain(skb, hook, &packet);
+		if (known)
+			return forward(skb, hook, &packet, &key, &to, SEGMENT, NULL);
 #if POD_FAST_PATH
-		if (hook == FROM_POD && !flow) {
+		if (hook == FROM_POD && seen == NO_FLOW) {
 			int verdict = leave_unwalked(skb, &packet, &key);
 
 			if (verdict != PASS)
@@ -166,6 +215,9 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		return PASS;
 	skb->cb[CB_HOOK] = hook;
 	skb->cb[CB_FLOW] = seen;
+	if (parsed == PARSED_FIRST || parsed == PARSED_SHORT || parsed == PARSED_ICMP ||
+	    (parsed == PARSED && packet.protocol == IPPROTO_TCP && opening_is_unsettled(&key)))
+		walks.call(skb, SETTLE);
 	walks.call(skb, WALK);
 	/* Only while an upgrade exchanges the programs is there nothing to call: to the stack as it came */
 	return pass(skb, hook);
@@ -213,6 +265,29 @@ int nat(struct __sk_buff *skb)
 	}
 }
 #endif
+
+/* Before `walk`, where a connection does not open as nearly all do, or it takes more to read whether it does */
+int settle(struct __sk_buff *skb)
+{
+	u32 one = 0;
+	struct leaving *of = leaving.lookup(&one);
+	struct packet packet = {};
+	struct quoted quoted = {};
+	enum parsed parsed = pull_and_parse(skb, &packet);
+	struct tuple key;
+
+	if (!of)
+		return TC_ACT_SHOT; /* never: it is an array */
+	if (parsed == PARSED || parsed == PARSED_FIRST) {
+		key = packet_tuple(&packet);
+		opening_settle(&key, &of->other);
+	} else if (parsed == PARSED_ICMP && icmp_parse_error(skb, &packet, &quoted)) {
+		key = tuple_reverse(&quoted.tuple);
+		opening_settle(&key, &of->other);
+	}
+	walks.call(skb, WALK);
+	return drop(DROP_REWRITE);
+}
 
 /*
  * N22: a new flow whose first ports were taken, such as one of many clients outside that go to one backend elsewhere by this

@@ -25,6 +25,19 @@ static inline s64 elapsed(u64 stamp)
 	return now() - stamp;
 }
 
+/* A stamp: over since long before the machine was started. See flow_retire. */
+#define RETIRED 0
+
+/* The entry that a tuple has in the main table, if that is not retired */
+static inline struct flow *flow_standing(const struct tuple *key)
+{
+	struct flow *flow = flows.lookup((struct tuple *)key);
+
+	if (flow && flow->last_seen == RETIRED)
+		return NULL;
+	return flow;
+}
+
 /* The backend was taken from its service, or its number has passed to another. Number 0, no backend, never is. */
 static inline bool backend_is_gone(u32 number, u32 generation)
 {
@@ -99,7 +112,7 @@ static inline bool flow_has_ended(const struct flow *flow, u8 tcp_flags)
 	if (!opens_connection(tcp_flags) && idle <= TIMEOUT_SHORTEST * HZ)
 		return false;
 	other_key = tuple_reverse(&flow->to);
-	other = flows.lookup(&other_key);
+	other = flow_standing(&other_key);
 	closing = other ? flow_is_closing(flow, other) : flow_is_closing(flow, flow);
 	return (closing && opens_connection(tcp_flags)) || idle > flow_timeout(flow, closing) * HZ;
 }
@@ -123,7 +136,7 @@ static inline bool flow_is_kept(const struct flow *flow, const struct address *i
 	if (!quarantine || !(flow->flags & FLOW_MASQUERADED) || address_equal(&flow->to.destination, inside))
 		return false;
 	other_key = tuple_reverse(&flow->to);
-	other = flows.lookup(&other_key);
+	other = flow_standing(&other_key);
 	closing = other ? flow_is_closing(flow, other) : flow_is_closing(flow, flow);
 	return elapsed(flow->last_seen) <= ((closing ? 0 : flow_timeout(flow, false)) + quarantine) * HZ;
 }
@@ -173,6 +186,37 @@ static inline void flow_forget_reset(struct flow *flow, u8 tcp_flags)
 /* Flags that both directions have, but FLOW_REPLY, which one of them has */
 #define FLOW_OF_BOTH (FLOW_REPLY | FLOW_PLAIN | FLOW_PAIRED | FLOW_MASQUERADED | FLOW_OPENED)
 
+/*
+ * Over by now, whatever its state: where a closed connection's client opens the next one by the same port nearly always the
+ * same two tuples come again, and entries that stand are given to them (flow_stand) for a fourth of what it costs to delete
+ * two and make two. Else they go the way of all that is over.
+ */
+static inline void flow_retire(struct flow *flow)
+{
+	if (flow)
+		flow->last_seen = RETIRED;
+}
+
+/* Enters one direction of a flow into the main table */
+static inline void flow_stand(struct tuple *key, struct flow *flow)
+{
+	struct flow *retired = flows.lookup(key);
+
+	if (!retired || retired->last_seen != RETIRED || !tuple_equal(&retired->to, &flow->to)) {
+		flows.update(key, flow);
+		return;
+	}
+	retired->packets = flow->packets;
+	retired->bytes = flow->bytes;
+	retired->backend = flow->backend;
+	retired->generation = flow->generation;
+	retired->awaited = flow->awaited;
+	retired->granted = flow->granted;
+	retired->state = flow->state;
+	retired->flags = flow->flags;
+	*(volatile u64 *)&retired->last_seen = flow->last_seen; /* last: from here on it is believed */
+}
+
 /* Fills in the entry that a flow's other direction must have */
 static inline void flow_opposite(const struct flow *flow, const struct tuple *key, struct flow *opposite)
 {
@@ -195,21 +239,21 @@ static inline void flow_opposite(const struct flow *flow, const struct tuple *ke
 static inline bool flow_follow(const struct tuple *key, const struct packet *packet, struct flow *found,
 			       struct flow *opposite)
 {
-	struct flow *flow = flows.lookup((struct tuple *)key), *other;
+	struct flow *flow = flow_standing(key), *other;
 	struct tuple other_key, answered = tuple_reverse(key);
 
 	if (!flow)
 		return false;
 	other_key = tuple_reverse(&flow->to);
-	other = flows.lookup(&other_key);
+	other = flow_standing(&other_key);
 	/* The LRU had dropped that half, and another flow has its tuple since: this one must take another */
 	if (other ? !tuple_equal(&other->to, &answered) : half_open.lookup(&other_key) != NULL) {
 		flows.delete((struct tuple *)key);
 		return false;
 	}
 	if (flow_begins_anew(flow, packet->tcp_flags)) {
-		flows.delete(&other_key);
-		flows.delete((struct tuple *)key);
+		flow_retire(flow);
+		flow_retire(other);
 		return false;
 	}
 	flow_forget_reset(flow, packet->tcp_flags);
@@ -291,107 +335,6 @@ static inline bool flow_promote(struct tuple *key, struct flow *flow, const stru
 	if (paired)
 		half_open.delete(&other_key);
 	return true;
-}
-
-/*
- * A SYN-ACK promotes nothing yet: of a flood of SYNs that are answered, by cookies all of them, it would push live flows
- * out of the main table. The flow goes on waiting in half_open, as two entries from here on, for the client to speak again:
- * by its SYN's way alone that would be chosen for anew, and the backends may have changed since. False: as flow_promote.
- */
-static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const struct packet *packet, struct flow *other)
-{
-	struct tuple other_key = tuple_reverse(&flow->to);
-	bool paired = flow->flags & FLOW_PAIRED;
-	struct flow *first;
-
-	flow->awaited = bpf_htonl(bpf_ntohl(packet->sequence) + 1);
-	flow->granted = packet->acknowledged;
-	flow_opposite(flow, key, other);
-	other->state = FLOW_ANSWERED;
-	other->flags |= FLOW_PAIRED;
-	if (!paired) {
-		other->packets = flow->packets;
-		other->bytes = flow->bytes;
-		flow->packets = 0;
-		flow->bytes = 0;
-	}
-	if (flow_is_taken(&other_key, &other->to)) {
-		half_open.delete(key);
-		return false;
-	}
-	if (half_open.insert(&other_key, other)) {
-		first = half_open.lookup(&other_key);
-		if (first && !tuple_equal(&first->to, &other->to)) {
-			half_open.delete(key);
-			return false;
-		}
-		if (first) {
-			first->last_seen = other->last_seen;
-			first->state = FLOW_ANSWERED;
-			first->awaited = other->awaited;
-			first->granted = other->granted;
-		}
-	}
-	flow->last_seen = other->last_seen;
-	flow->state = FLOW_ANSWERED;
-	flow->flags |= FLOW_PAIRED;
-	flow_count(flow, packet);
-	return true;
-}
-
-/*
- * Whether a client's packet answers the SYN-ACK, which only who got that can: who makes up clients sends ACKs of any number.
- * An entry from before that was noted believes each.
- */
-static inline bool flow_is_confirmed(const struct flow *flow, const struct packet *packet)
-{
-	if (flow->state != FLOW_ANSWERED || (packet->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_ACK)
-		return false;
-	return !flow->awaited || packet->acknowledged == flow->awaited;
-}
-
-/*
- * Whether a server's packet, which is no SYN-ACK, says that it has a connection. To segments that are out of place one that
- * still waits for its client's ACK says no more than it has said, by an ACK alone (RFC 9293 3.10.7.4); and who was called
- * by a SYN says nothing new before its SYN-ACK. What was found in the middle has a connection whatever is said.
- */
-static inline bool flow_is_believed(const struct flow *reply, const struct packet *packet)
-{
-	if (!(reply->flags & FLOW_OPENED) || packet->data || (packet->tcp_flags & (TCP_FIN | TCP_SYN)))
-		return true;
-	return reply->state == FLOW_ANSWERED && packet->acknowledged != reply->granted;
-}
-
-/* What a server says that has no connection yet. False: as flow_promote. */
-static inline bool flow_hear(struct tuple *key, struct flow *flow, const struct packet *packet)
-{
-	struct tuple client_key = tuple_reverse(&flow->to), client_to = tuple_reverse(key);
-	struct flow *client = half_open.lookup(&client_key);
-
-	if ((client && !tuple_equal(&client->to, &client_to)) || flow_is_taken(&client_key, &client_to)) {
-		half_open.delete(key);
-		return false;
-	}
-	flow->last_seen = now();
-	if (client)
-		client->last_seen = flow->last_seen;
-	/* A claim alone counts what its client sends */
-	if (flow->flags & FLOW_PAIRED)
-		flow_count(flow, packet);
-	return true;
-}
-
-/* The client has answered the SYN-ACK: both directions, as they stand in half_open, move to the main table */
-static inline void flow_confirm(struct tuple *key, struct flow *flow, u8 tcp_flags, struct tuple *reply_key,
-				struct flow *reply)
-{
-	flow->state = FLOW_ESTABLISHED;
-	reply->state = FLOW_ESTABLISHED;
-	flow_note_closing(flow, tcp_flags);
-	flows.update(key, flow);
-	flows.update(reply_key, reply);
-	half_open.delete(reply_key);
-	half_open.delete(key);
 }
 
 /* Both directions, wherever they stand */

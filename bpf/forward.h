@@ -203,6 +203,14 @@ static inline bool is_nodes_own(const struct address *address)
 	return known && known->kind == ENDPOINT_NODE;
 }
 
+/* N87: as is_spoofed, of what no known flow vouches for */
+static inline bool is_from_itself(enum hook hook, const struct packet *packet)
+{
+	struct address source = ip_source(packet->ip);
+
+	return hook == FROM_UPLINK && is_nodes_own(&source);
+}
+
 /*
  * Where a packet for the node's own socket must come in: by the interface where the route to its new source leads, or a
  * reverse path filter would drop it. To a service network (and the next hop there) that is the bridge, to the node's own

@@ -131,7 +131,7 @@ static inline enum found_way icmp_find_way(const struct quoted *quoted, struct t
 	struct flow *flow;
 
 	*key = tuple_reverse(&quoted->tuple);
-	flow = flows.lookup(key);
+	flow = flow_standing(key);
 	if (!flow)
 		flow = half_open.lookup(key);
 	if (!flow || flow_has_ended(flow, 0))

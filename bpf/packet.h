@@ -173,6 +173,21 @@ static inline enum parsed packet_parse(struct __sk_buff *skb, struct packet *pac
 	return read.is_first ? PARSED_FIRST : PARSED;
 }
 
+/* As packet_parse, wherever in the frame the headers are */
+static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *packet)
+{
+	enum parsed parsed = packet_parse(skb, packet, ALL_HEADERS);
+
+	/* Of an ICMP error what it quotes must be in reach, too */
+	if (parsed != PARSED_SHORT && parsed != PARSED_ICMP)
+		return parsed;
+	/* Length 0: all of it. A frame whose headers are not in the linear part is rare, and short enough. */
+	if (bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES))
+		return PARSED_MALFORMED;
+	parsed = packet_parse(skb, packet, ALL_HEADERS);
+	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
+}
+
 /* An answer to a connection that was opened is no call, though it comes to a node port's number (a client's port may be) */
 static inline bool answers_opening(const struct packet *packet)
 {
@@ -242,6 +257,26 @@ static inline __u32 tuple_difference(const struct tuple *one, const struct tuple
 		differs |= one->destination.words[i] ^ other->destination.words[i];
 	}
 	return differs;
+}
+
+/* Not 0 where one is not the other's answer; as tuple_difference */
+static inline __u32 tuple_turned_difference(const struct tuple *one, const struct tuple *other)
+{
+	__u32 differs = one->source_port ^ other->destination_port;
+
+	differs |= one->destination_port ^ other->source_port;
+#pragma unroll
+	for (int i = 0; i < WORDS; i++) {
+		differs |= one->source.words[i] ^ other->destination.words[i];
+		differs |= one->destination.words[i] ^ other->source.words[i];
+	}
+	return differs;
+}
+
+/* Whether one is what answers the other */
+static inline bool tuple_answers(const struct tuple *one, const struct tuple *other)
+{
+	return tuple_turned_difference(one, other) == 0;
 }
 
 static inline bool tuple_equal(const struct tuple *one, const struct tuple *other)

@@ -6,12 +6,15 @@
 #ifndef PYDATAPATH_WALK_H
 #define PYDATAPATH_WALK_H
 
-/* IPv6's neighbour discovery is ICMP, and tells its sender as any packet does */
+/*
+ * Of what has ports it is the first packet of a flow, or one of none, that tells where its sender is (walk_flow). IPv6's
+ * neighbour discovery is ICMP, and tells its sender as any other.
+ */
 static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
 {
 	struct address sender;
 
-	if (parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP)
+	if (parsed == PARSED_ICMP)
 		sender = ip_source(packet->ip);
 	else if (parsed != PARSED_ARP || bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender)))
 		return;
@@ -68,27 +71,6 @@ static inline int refuse(struct __sk_buff *skb, enum hook hook, enum kind kind, 
 	default:
 		return pass_ip(skb, hook, packet);
 	}
-}
-
-static inline bool is_from_itself(enum hook hook, const struct packet *packet)
-{
-	struct address source = ip_source(packet->ip);
-
-	return hook == FROM_UPLINK && is_nodes_own(&source);
-}
-
-static inline enum parsed pull_and_parse(struct __sk_buff *skb, struct packet *packet)
-{
-	enum parsed parsed = packet_parse(skb, packet, ALL_HEADERS);
-
-	/* Of an ICMP error what it quotes must be in reach, too */
-	if (parsed != PARSED_SHORT && parsed != PARSED_ICMP)
-		return parsed;
-	/* Length 0: all of it. A frame whose headers are not in the linear part is rare, and short enough. */
-	if (bpf_skb_pull_data(skb, skb->len < PULL_BYTES ? skb->len : PULL_BYTES))
-		return PARSED_MALFORMED;
-	parsed = packet_parse(skb, packet, ALL_HEADERS);
-	return parsed == PARSED_SHORT ? PARSED_MALFORMED : parsed;
 }
 
 /* The kind of the service's own address that a packet is for, 0 for none */
@@ -181,6 +163,8 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	}
 #endif
 	if (followed == NOT_FOUND) {
+		if (hook == FROM_POD)
+			endpoint_learn(skb, packet->ethernet, ip_source(packet->ip));
 		kind = classify(skb, hook, packet, key, flow);
 		if (kind == KIND_MASQUERADE && !has_both_ports(key)) {
 			*verdict = drop(DROP_UNTRANSLATED);
@@ -275,7 +259,7 @@ int walk(struct __sk_buff *skb)
 		return TC_ACT_SHOT; /* never: it is an array */
 	if (has_addresses(parsed) && (is_spoofed(hook, &packet) || is_from_itself(hook, &packet)))
 		return drop(DROP_SPOOFED);
-	if (hook == FROM_POD && seen != KNOWN_FLOW)
+	if (hook == FROM_POD)
 		learn(skb, parsed, &packet);
 	switch (parsed) {
 	case PARSED_ICMP:

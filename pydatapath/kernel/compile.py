@@ -98,6 +98,7 @@ class Sizes:
             "MAX_FRAGMENTS": self.fragments,
             "MAX_AFFINITIES": self.affinities,
             "MAX_MAPPING_ENTRIES": 2 * self.mappings,
+            "MAX_OPENINGS": 16_384,  # a power of two: most connections that open at once have a place of their own
             "COUNTERS": len(layout.Counter),
             "ONE": 1,
         }
@@ -420,7 +421,7 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
 def _part(program: Program, family: Family, half: str) -> dict[str, Any]:
     """What one child is to do: a family's `walk`, or all its other programs."""
     nat = ["nat"] if program.masquerades(family) else []
-    others = ("leave", "search", *nat, *(hook.program for hook in program.hooks))
+    others = ("leave", "search", "settle", *nat, *(hook.program for hook in program.hooks))
     names = {name: f"{name}{family.suffix}" for name in (("walk",) if half == "WITH_WALK" else others)}
     given = definitions(program, family) | {one: str(int(one == half)) for one in HALVES}
     return {

@@ -40,8 +40,8 @@ ROUNDS: Final = 5
 REPLY: Final = int(FlowFlag.REPLY)
 PAIRED: Final = int(FlowFlag.PAIRED)
 ANSWERED: Final = int(FlowState.ANSWERED)
-# A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags, awaited, granted
-Entry = tuple[bytes, int, int, int, int, int, int, int, bytes, bytes]
+# A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags, awaited, granted, answer
+Entry = tuple[bytes, int, int, int, int, int, int, int, bytes, bytes, int]
 # The keys of both directions of a flow
 Ends = tuple[bytes, bytes]
 # A backend's number and generation; 0, 0: none
@@ -164,7 +164,8 @@ def _is_half(table: Map, key: bytes) -> bool:
     if value is None:
         return False
     unpack = _FLOWS[_family(key)].unpack
-    to, *_, flags, _, _ = unpack(value)
+    entry = unpack(value)
+    to, flags = entry[0], entry[7]
     if table.contract.in_c == "half_open" and _protocol(key) == "TCP" and flags & REPLY and not flags & PAIRED:
         return False
     other = table.lookup(_reverse(to))
@@ -180,7 +181,23 @@ def _all_entries(maps: Maps) -> Iterator[tuple[Family, bytes, Entry]]:
 
 def _entries(maps: Maps, table: str, family: Family) -> dict[bytes, Entry]:
     unpack = _FLOWS[family].unpack
-    return {key: unpack(value) for key, value in maps[table + family.suffix].items()}
+    return whole({key: unpack(value) for key, value in maps[table + family.suffix].items()})
+
+
+def whole(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
+    """A flow table in which each flow that was answered is two entries. In half_open a claim alone may say it (see
+    bpf/opening.h): it counts its client's packets, and has the bytes of the one SYN-ACK beside.
+    """
+    both = dict(entries)
+    for key, claim in entries.items():
+        to, seen, packets, size, backend, generation, state, flags, awaited, granted, answer = claim
+        if state == ANSWERED and not flags & PAIRED:
+            flags |= PAIRED
+            kept = backend, generation, state
+            client = _reverse(key), seen, packets, size, *kept, flags & ~REPLY, awaited, granted, 0
+            both[_reverse(to)] = client
+            both[key] = to, seen, 1, answer, *kept, flags, awaited, granted, 0
+    return both
 
 
 def _live(maps: Maps, timeouts: Mapping[str, int]) -> Iterator[_Live]:

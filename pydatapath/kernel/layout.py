@@ -219,8 +219,9 @@ class Hook(IntEnum):
 
 
 # The programs that the hooks' go on in: `walk` where a packet needs more than its known flow, and `leave` where that
-# has decided what it becomes; between them `search` or `nat` where a new flow needs another port
-TAILS: Final = ("walk", "leave", "search", "nat")
+# has decided what it becomes; between them `search` or `nat` where a new flow needs another port; and before `walk`
+# `settle`, where a connection does not open as nearly all do
+TAILS: Final = ("walk", "leave", "search", "settle", "nat")
 
 
 def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[str, int]:
@@ -362,7 +363,7 @@ class FamilyLayout:
                 ("zero", "2x"),
                 ("awaited", "4s"),
                 ("granted", "4s"),
-                ("more_zero", "4x"),
+                ("answer", "I"),
                 *most,
             ),
         )
@@ -370,6 +371,7 @@ class FamilyLayout:
             "transport_address", (("address", at), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
         )
         flow_bytes = f"{self.flow.struct.size}s"
+        self.opening = Record("opening", (("key", tuple_bytes), ("to", tuple_bytes)))
         self.leaving = Record(
             "leaving",
             (
@@ -463,6 +465,7 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
     return (
         MapContract("flows", lru, layout.tuple, layout.flow, "MAX_FLOW_ENTRIES", family=family),
         MapContract("half_open", lru, layout.tuple, layout.flow, "MAX_HALF_OPEN_ENTRIES", family=family),
+        MapContract("openings", MapType.ARRAY, 4, layout.opening, "MAX_OPENINGS", family=family),
         MapContract("fragments", lru, layout.fragment_key, layout.fragment, "MAX_FRAGMENTS", family=family),
         MapContract("services", table, called, SERVICE_RECORD, "MAX_SERVICES", family=family),
         MapContract("targets", table, called, 4, "MAX_BACKENDS", family=family),

@@ -15,7 +15,7 @@ from pydatapath.reference.entry import Entry, Moment
 from pydatapath.reference.packet import FlowTuple
 from pydatapath.reference.world import World
 
-__all__ = ["Flows", "Table"]
+__all__ = ["FRESH", "Flows", "Table"]
 
 Table = dict[FlowTuple, Entry]
 

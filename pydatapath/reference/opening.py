@@ -7,11 +7,11 @@ from typing import NoReturn
 
 from pydatapath.reference.claims import Claim, claim
 from pydatapath.reference.entry import Dropped, Entry, Moment
-from pydatapath.reference.flows import Flows, remove_both
+from pydatapath.reference.flows import FRESH, Flows, remove_both
 from pydatapath.reference.packet import FlowTuple, Packet
 from pydatapath.reference.timers import State
 
-__all__ = ["follow_half_open"]
+__all__ = ["follow_half_open", "opens_as_usual"]
 
 
 def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
@@ -43,6 +43,32 @@ def follow_half_open(flows: Flows, moment: Moment) -> Entry | None:
         return _confirm(flows, key, entry, moment) if _confirms(moment.packet, entry) else entry
     flows.half_open.pop(key, None)  # its answers would be another's by now: a new flow, from another port
     return None
+
+
+def opens_as_usual(flows: Flows, moment: Moment) -> bool:
+    """Whether a TCP connection opens as nearly all do: by its first SYN-ACK, or its client's ACK of that, each within a
+    second, where nobody else has the client's tuple. The hooks' own programs do what is to be done for that.
+    """
+    packet = moment.packet
+    if not packet.is_plain or packet.extended or packet.protocol != "TCP" or set("FR") & set(packet.flags):
+        return False
+    reply_key = packet.tuple
+    caller = None
+    if not packet.answers_opening:
+        caller = flows.half_open.get(packet.tuple)
+        if caller is None or caller.reply or not caller.awaited or not _confirms(packet, caller):
+            return False
+        reply_key = caller.to.reverse
+    reply = flows.half_open.get(reply_key)
+    if reply is None or not reply.reply or moment.now - reply.last_seen >= FRESH or reply.to.reverse in flows.main:
+        return False
+    if caller is not None:
+        return reply.to == packet.tuple.reverse and not caller.is_forsaken(moment.world)
+    caller = flows.half_open.get(reply.to.reverse)
+    if reply.is_paired:
+        return reply.state is State.NEW and caller is not None and caller.to == packet.tuple.reverse
+    # Of who calls a pod itself both tuples must be seen to be taken: any may be another's answer (N93)
+    return caller is None and not reply.plain
 
 
 def _confirms(packet: Packet, entry: Entry) -> bool:

@@ -25,7 +25,7 @@ from pydatapath.reference.nat import (
     unasked_inside,
     waits,
 )
-from pydatapath.reference.opening import follow_half_open
+from pydatapath.reference.opening import follow_half_open, opens_as_usual
 from pydatapath.reference.packet import Packet
 from pydatapath.reference.services import (
     Choice,
@@ -97,17 +97,20 @@ class Model:
         moment = Moment(packet, now, self.world)
         self.mappings.life = self.world.timeouts["UDP", State.ESTABLISHED]
         entry = self.flows.quick(moment)
+        if entry is None and self._opens_as_usual(hook, moment):
+            entry = follow_half_open(self.flows, moment)
         if entry is not None:
             return replace(self._send(hook, moment, entry), walked=False)
         if hook is Hook.FROM_UPLINK and self.world.is_own(packet.source):
             return Verdict("drop", packet, reason="drop_spoofed")  # N87; of a known flow it is not asked
-        self._learn(hook, packet, interface)
+        if packet.is_echo or packet.error:
+            self._learn(hook, packet, interface)
         try:
-            return self._walk(hook, Moment(packet, now, self.world), chosen or Choice(), interface or UPLINK)
+            return self._walk(hook, Moment(packet, now, self.world), chosen or Choice(), interface)
         except Dropped as drop:
             return Verdict("drop", packet, reason=drop.reason, refused=drop.refused)
 
-    def _walk(self, hook: Hook, moment: Moment, told: Choice, interface: str) -> Verdict:
+    def _walk(self, hook: Hook, moment: Moment, told: Choice, interface: str | None) -> Verdict:
         """What needs more than a look at a known flow."""
         packet = moment.packet
         if packet.error:
@@ -123,7 +126,16 @@ class Model:
         if entry is not None:
             self._refresh_mapping(entry, packet, moment.now)
             return self._let_in(hook, moment, entry)
-        return self._first(hook, moment, told, interface)
+        self._learn(hook, packet, interface)
+        return self._first(hook, replace(moment, world=self.world), told, interface or UPLINK)
+
+    def _opens_as_usual(self, hook: Hook, moment: Moment) -> bool:
+        """And nothing else speaks against it, as what only a walk finds out."""
+        packet = moment.packet
+        if not opens_as_usual(self.flows, moment) or (hook is Hook.FROM_UPLINK and self.world.is_own(packet.source)):
+            return False
+        entry = self.flows.half_open[packet.tuple]
+        return not (entry.masqueraded and hook is Hook.FROM_UPLINK and self.world.has_lost(entry.to.destination))
 
     def _error(self, hook: Hook, moment: Moment) -> Verdict:
         """N49, N57: an error goes where its flow's direction goes; one of no flow is left to the stack."""
@@ -172,8 +184,7 @@ class Model:
 
     def _learn(self, hook: Hook, packet: Packet, interface: str | None) -> None:
         """A pod is behind the interface by which its packets come in; of a known flow's that is not looked at again."""
-        tells = packet.is_syn or not packet.is_plain or packet.tuple not in self.flows.main
-        if hook is Hook.FROM_POD and tells and not packet.is_later:
+        if hook is Hook.FROM_POD:
             self.world = self.world.learned(packet.source, interface or self._interface_of(packet))
 
     def _interface_of(self, packet: Packet) -> str:

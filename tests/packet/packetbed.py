@@ -29,7 +29,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Padding, Raw
 
-from pydatapath.kernel import clock, libbpf, tables
+from pydatapath.kernel import clock, flowtable, libbpf, tables
 from pydatapath.kernel.compile import NAT_POD_PARTS, Sizes
 from pydatapath.kernel.gateway import SERVICE_GATEWAY_MAC
 from pydatapath.kernel.layout import (
@@ -237,6 +237,7 @@ class Entry(NamedTuple):
     flags: int
     awaited: bytes
     granted: bytes
+    answer: int
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,15 @@ def _entry(raw: bytes) -> Entry:
     source, destination, sport, dport, _ = layout.tuple.struct.unpack(to)
     ends = str(ip_address(source)), int.from_bytes(sport, "big"), str(ip_address(destination))
     return Entry((*ends, int.from_bytes(dport, "big")), *rest)
+
+
+def whole(entries: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """A flow table as its readers see it: an answered claim that is alone is two entries, what is retired is none."""
+    if not entries:
+        return {}
+    flow = next(one for one in LAYOUTS.values() if one.tuple.struct.size == len(next(iter(entries)))).flow.struct
+    found = flowtable.whole({key: flow.unpack(raw) for key, raw in entries.items()})
+    return {key: flow.pack(*entry) for key, entry in found.items() if entry[1]}
 
 
 def _table(name: str, family: Family) -> str:
@@ -471,15 +481,23 @@ class Bed:
     # What is known then
 
     def entries(self, table: str = "flows") -> dict[bytes, Entry]:
-        """A flow table as it is, of both families."""
+        """A flow table, of both families: without what is retired, and each answered flow as two entries."""
         tables = (_table(table, family) for family in Family)
-        return {key: _entry(value) for name in tables for key, value in self.maps[name].items()}
+        return {key: _entry(raw) for name in tables for key, raw in whole(dict(self.maps[name].items())).items()}
 
     def entry(self, packet: Packet | bytes, table: str = "flows") -> Entry | None:
         """The entry that a packet with these addresses finds."""
-        key = key_of(packet)
-        raw = self.maps[_table(table, _family_of(key))].lookup(key)
-        return None if raw is None else _entry(raw)
+        return self.entries(table).get(key_of(packet))
+
+    def lose(self, packet: Packet | bytes) -> None:
+        """Drops a half of a half-open flow, as an LRU that is full may do."""
+        self.settle("half_open")
+        self.maps[_table("half_open", _family_of(key_of(packet)))].delete(key_of(packet))
+
+    def settle(self, table: str) -> None:
+        """Makes an answered claim that is alone two entries, as whatever is out of the ordinary does."""
+        for own in (self.maps[_table(table, family)] for family in Family):
+            own.update_many(whole(dict(own.items())))
 
     def newest_backend(self) -> int:
         """The highest number that is given to a backend."""
@@ -502,6 +520,7 @@ class Bed:
     def age(self, seconds: float) -> None:
         """Lets the flows' entries be older by this much."""
         for table in ("flows", "half_open"):
+            self.settle(table)
             for key, entry in self.entries(table).items():
                 self.amend(table, key, last_seen=entry.last_seen - int(seconds * clock.HZ))
 

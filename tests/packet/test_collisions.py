@@ -173,7 +173,7 @@ def test_N5_N93_a_datagram_flow_that_lost_its_claim_to_another_takes_another_por
     """A direct flow has its answer's tuple by now: the next datagram leaves from a port of its own."""
     called = first_packet("UDP", "one")
     there = bed.run(Hook.FROM_POD, called)
-    bed.maps["half_open"].delete(key_of(answer_to(there)))
+    bed.lose(answer_to(there))
     direct = bed.run(Hook.FROM_POD, first_packet("UDP", "direct"))
     again = bed.run(Hook.FROM_POD, called)
     assert addresses(again)[1] != addresses(direct)[1]

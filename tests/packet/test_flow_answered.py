@@ -122,7 +122,7 @@ def test_N5_what_is_answered_and_has_lost_a_half_goes_on(bed: Bed):
         there = bed.run(Hook.FROM_POD, syn)
         bed.answer(there)
         bed.serve({f"{VIP}:80/TCP": [f"{BACKEND}:8080"]})
-        bed.maps["half_open"].delete(key_of(syn if lost == "client's" else answer_to(there)))
+        bed.lose(syn if lost == "client's" else answer_to(there))
         ack = tcp(*addresses(syn), "A")
         assert addresses(bed.run(Hook.FROM_POD, ack)) == addresses(there)
         bed.serve(ELSEWHERE)
@@ -172,6 +172,7 @@ def test_N5_what_is_left_over_of_a_flow_that_has_moved_begins_nothing(bed: Bed):
     """Such as by a SYN-ACK that is sent again while another CPU sees the client's ACK: FINs and counts stay."""
     there = bed.run(Hook.FROM_POD, SYN)
     bed.answer(there)
+    bed.settle("half_open")
     left_over = bed.maps["half_open"].lookup(key_of(SYN))
     assert left_over is not None
     bed.confirm(SYN)

@@ -23,6 +23,7 @@ def test_N5_a_half_that_a_program_makes_while_its_flow_is_ended_goes(
     answer = answer_to(there)
     if protocol == "TCP":
         bed.answer(there)
+        bed.settle("half_open")
     half_open = bed.maps["half_open"]
     key = key_of(call if left == "client's" else answer)
     value = half_open.lookup(key)

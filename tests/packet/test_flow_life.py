@@ -364,7 +364,7 @@ def test_N5_a_half_that_is_gone_is_made_anew(bed: Bed, packet: Packet, lost: str
 def test_N5_a_half_open_flow_is_made_whole(bed: Bed, packet: Packet):
     """A flood may push one half out of the half-open table: what is sent again puts it back."""
     there = bed.run(Hook.FROM_POD, packet)
-    bed.maps["half_open"].delete(key_of(answer_to(there)))
+    bed.lose(answer_to(there))
     bed.run(Hook.FROM_POD, packet)
     assert addresses(bed.answer(there)) == reverse(addresses(packet))
 

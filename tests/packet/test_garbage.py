@@ -101,15 +101,13 @@ class Mill(Twins):
         """One that the model knows: verdict, counters, tables; what left is the same but for what was translated."""
         packet = reading.packet
         assert packet is not None
-        flows = {name: dict(self.bed.maps[name].items()) for name in tables_of(packet.source)}
+        before = self._flows
+        self._read_flows(*tables_of(packet.source))
         left = read(outcome.packet, self.model.world, hook).packet
         canonical = frame(left, NO_MAC) if left and not left.error else frame(packet, NO_MAC)
-        chosen = self._chosen(packet, outcome._replace(packet=canonical), flows, moved)
+        chosen = self._chosen(packet, outcome._replace(packet=canonical), before, moved)
         if "drop_hops" in moved and chosen == Choice():
             chosen = Choice(self._lost_on_its_way(hook, packet))
-        # Behind extension headers a flow is always walked, which refreshes it and tells where its sender is
-        if reading.is_extended and hook is Hook.FROM_POD and not packet.is_later:
-            self.model.world = self.model.world.learned(packet.source, device)
         try:
             verdict = self.model.receive(hook, packet, self.now, chosen=chosen, interface=device or None)
         except Impossible as impossible:
@@ -118,7 +116,6 @@ class Mill(Twins):
         if not (verdict.to == "route" and is_nobodys(packet.source)):
             check("counted", moved, dict.fromkeys(verdict.counted, 1))
             self._check_left(raw, reading, outcome, verdict)
-        self._flows.update(flows)
         self._check_flows(Family.of(packet.source))
         self._check_mappings(Family.of(packet.source))
         self._check_fragments(Family.of(packet.source))

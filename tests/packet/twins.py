@@ -43,6 +43,7 @@ from packetbed import (
     Serving,
     packed,
     shown,
+    whole,
 )
 from packetbed import Hook as KernelHook
 from steps import (
@@ -166,7 +167,8 @@ class Twins:
         self._services: dict[str, Serving] = {}
         self._left: list[tuple[Send, Packet]] = []
         # By the names of the maps, which each family has of its own
-        self._flows: dict[str, dict[bytes, bytes]] = {f"{name}{one.suffix}": {} for name in TABLES for one in Family}
+        self._raw: dict[str, dict[bytes, bytes]] = {f"{name}{one.suffix}": {} for name in TABLES for one in Family}
+        self._flows = dict(self._raw)  # as all who read them see them
         masquerades = model.world.masquerade is not None
         self._mappings: dict[str, dict[bytes, bytes]] = {f"mappings{one.suffix}": {} for one in Family if masquerades}
         self._served = True
@@ -197,7 +199,7 @@ class Twins:
 
     def end(self) -> None:
         """What no packet has looked at since: the other family's tables are as they were. Raises Differs."""
-        self._flows = {name: dict(self.bed.maps[name].items()) for name in self._flows}
+        self._read_flows(*self._flows)
         for family in Family:
             for name, table in self._model_tables():
                 self._check_keys(name, table, family)
@@ -238,11 +240,16 @@ class Twins:
             self.model.world = told(self.model.world, tables.read_live(self.bed.maps, None))
             self._served = True
 
+    def _read_flows(self, *tables: str) -> None:
+        self._raw = self._raw | {name: dict(self.bed.maps[name].items()) for name in tables}
+        self._flows = self._flows | {name: whole(self._raw[name]) for name in tables}
+
     def _lose(self, key: FlowTuple) -> None:
         self.model.flows.forget(key)
+        self.bed.settle("half_open")
         for table in tables_of(key.source):
             self.bed.maps[table].delete(tuple_bytes(key))
-            self._flows[table].pop(tuple_bytes(key), None)
+        self._read_flows(*self._flows)
 
     def _lose_mapping(self, half: Inside | Address) -> None:
         self.model.mappings.forget(half)
@@ -261,13 +268,16 @@ class Twins:
         self._stamped = ticks()
         for name, table in self._model_tables():
             for key, entry in table.items():
-                own, packed_key = self._flows[name + Family.of(key.source).suffix], tuple_bytes(key)
+                own, packed_key = self._raw[name + Family.of(key.source).suffix], tuple_bytes(key)
+                if packed_key not in own:
+                    continue  # of an answered claim that is alone
                 raw = bytearray(own[packed_key])
                 STAMP.pack_into(raw, len(packed_key), self._stamp(entry.last_seen))
                 own[packed_key] = bytes(raw)
-        for name, entries in self._flows.items():
+        for name, entries in self._raw.items():
             if entries:
                 self.bed.maps[name].update_many(entries)
+        self._read_flows(*self._flows)
         self._stamp_mappings()
         self._stamp_fragments()
         for (client, service), (_, since) in self.model.chooser.affinity.items():
@@ -307,14 +317,14 @@ class Twins:
         self._ran = ticks()
         if self._ran - self._stamped > clock.HZ * STILL:
             raise Paused
-        flows = {name: dict(self.bed.maps[name].items()) for name in tables_of(send.packet.source)}
+        before = self._flows
+        self._read_flows(*tables_of(send.packet.source))
         now_counted = counted(self.bed)
         moved = {
             name: count - self._counted[name] for name, count in now_counted.items() if count != self._counted[name]
         }
-        chosen = self._chosen(send.packet, outcome, flows, moved)
+        chosen = self._chosen(send.packet, outcome, before, moved)
         self._counted = now_counted
-        self._flows.update(flows)
         try:
             way_in = {"interface": send.device or None, "meant": send.meant}
             verdict = self.model.receive(send.hook, send.packet, self.now, chosen=chosen, **way_in)
@@ -333,7 +343,7 @@ class Twins:
             self._left.append((send, verdict.packet))
 
     def _chosen(
-        self, packet: Packet, outcome: Outcome, flows: Mapping[str, dict[bytes, bytes]], moved: Mapping[str, int]
+        self, packet: Packet, outcome: Outcome, before: Mapping[str, dict[bytes, bytes]], moved: Mapping[str, int]
     ) -> Choice:
         """What the kernel chose, read off the packet that left, or off the claim where it left as it came."""
         if "drop_ports_taken" in moved or ("drop_untranslated" in moved and packet.has_port_0):
@@ -347,7 +357,7 @@ class Twins:
             found = [one for one in backends if (one.address, one.port) == (left.destination, left.destination_port)]
             return Choice(found[0] if found else None, left.source_port)
         _, half_open = tables_of(packet.source)
-        for key, raw in flows[half_open].items() - self._flows[half_open].items():
+        for key, raw in self._flows[half_open].items() - before[half_open].items():
             to, _, _, _, number, generation, *_ = layout_of(raw).flow.struct.unpack(raw)
             if to == tuple_bytes(packet.tuple.reverse):
                 found = [one for one in backends if (one.number, one.generation) == (number, generation)]

@@ -360,13 +360,13 @@ def flow_bytes(entry: Entry) -> bytes:
     counted = entry.packets, entry.octets
     numbers = (number.to_bytes(4, "big") for number in (entry.awaited, entry.granted))
     return layout_of(to).flow.struct.pack(
-        to, 0, *counted, number, generation, STATES[entry.state], sum(flags), *numbers
+        to, 0, *counted, number, generation, STATES[entry.state], sum(flags), *numbers, 0
     )
 
 
 def entry_in(raw: bytes) -> str:
     """A struct flow in words, without its stamp."""
-    to, _, packets, octets, number, generation, state, flags, *numbers = layout_of(raw).flow.struct.unpack(raw)
+    to, _, packets, octets, number, generation, state, flags, *numbers, _ = layout_of(raw).flow.struct.unpack(raw)
     counted = (
         f"{packets} packets, {octets} bytes, backend {number}.{generation}, {[int.from_bytes(one) for one in numbers]}"
     )

@@ -280,7 +280,7 @@ def test_every_program_is_compiled_once(family: Family) -> None:
     """The two halves share no program, and each has the maps of its family and those of both."""
     walk, others = (_part(PROGRAM, family, half) for half in HALVES)
     hooks = [hook.program for hook in PROGRAM.hooks]
-    more = ["leave", "search", "nat", *hooks]
+    more = ["leave", "search", "settle", "nat", *hooks]
     assert (sorted(walk["programs"]), sorted(others["programs"])) == (["walk"], sorted(more))
     assert {pin for part in (walk, others) for pin in part["programs"].values()} == {
         f"{name}{family.suffix}" for name in ("walk", *more)
