@@ -3,8 +3,8 @@
  * Flows that wait for their reply: claim its tuple, find a port for it, follow. Maps: flows, half_open; counters.
  *
  * Half-open, a TCP flow is its reply's entry alone, which claims the tuple and counts what the client has sent: a SYN that
- * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a SYN costs. Its SYN-ACK makes it
- * two (FLOW_PAIRED), which wait for the client's ACK.
+ * is sent again is chosen for anew, by the same hash, and finds its claim. That halves what a SYN costs. How it goes on
+ * is opening.h's.
  * UDP's and SCTP's are two (FLOW_PAIRED): one-way traffic lives there for long, and keeps its backend while others come
  * and go. So are those of TCP whose port was chosen by chance (nat.h), which a SYN that is sent again must find.
  */

@@ -91,6 +91,25 @@ struct fragment {
 };
 _Static_assert(sizeof(struct fragment) == (FAMILY == 4 ? 16 : 40), "layout 3");
 
+/* What a CPU was told by the routing table, in this very jiffy. */
+struct routed {
+	__u32 at; /* the low half of jiffies */
+	struct address source;
+	struct address destination;
+	struct address next_hop;
+	__u32 from;	 /* index of the interface by which the packet came in */
+	__u32 traffic;	 /* IPv4's type of service, IPv6's traffic class and flow label */
+	__u32 interface; /* by which it leaves */
+	__u8 protocol;
+	__u8 known_neighbour;
+	__u8 unknown; /* no way: the stack's */
+	__u8 zero;
+#if FAMILY == 6
+	__u8 more_zero[4];
+#endif
+};
+_Static_assert(sizeof(struct routed) == (FAMILY == 4 ? 32 : 72), "layout 3");
+
 /*
  * A packet between `walk`, which has decided what it becomes, and `leave`, which does it; and what is too large for the
  * 512 bytes of `walk`'s stack.

@@ -16,6 +16,12 @@ BPF_TABLE_PINNED("hash", struct address, struct endpoint, endpoints, MAX_ENDPOIN
  */
 BPF_TABLE_PINNED("hash", u32, u32, interfaces, MAX_ENDPOINTS, MAP_DIRECTORY "/interfaces");
 
+/*
+ * The routing table's answers. Asking it costs more than all else that is done to a masqueraded packet, and packets of a
+ * connection come in bunches: an answer is good for its jiffy, so that no change waits for longer than that.
+ */
+BPF_TABLE_PINNED("percpu_array", u32, struct routed, routes, MAX_ROUTES, MAP_DIRECTORY "/routes" FAMILY_NAME);
+
 /* Every namespace's loopback interface has this index */
 #define LOOPBACK_INDEX 1
 
@@ -66,9 +72,14 @@ struct route {
 };
 
 #if FAMILY == 4
+static inline u32 route_traffic(const ip_header *ip)
+{
+	return ip->tos;
+}
+
 static inline void route_ask(struct bpf_fib_lookup *asked, const ip_header *ip, const struct tuple *to)
 {
-	asked->tos = ip->tos;
+	asked->tos = route_traffic(ip);
 	asked->ipv4_src = to->source.words[0];
 	asked->ipv4_dst = to->destination.words[0];
 }
@@ -83,9 +94,14 @@ static inline void neighbour_set(struct bpf_redir_neigh *neighbour, const struct
 	neighbour->ipv4_nh = address->words[0];
 }
 #else
+static inline u32 route_traffic(const ip_header *ip)
+{
+	return *(const __be32 *)ip & bpf_htonl(0x0fffffff);
+}
+
 static inline void route_ask(struct bpf_fib_lookup *asked, const ip_header *ip, const struct tuple *to)
 {
-	asked->flowinfo = *(const __be32 *)ip & bpf_htonl(0x0fffffff); /* traffic class and flow label */
+	asked->flowinfo = route_traffic(ip);
 #pragma unroll
 	for (int i = 0; i < WORDS; i++) {
 		asked->ipv6_src[i] = to->source.words[i];
@@ -106,6 +122,37 @@ static inline void neighbour_set(struct bpf_redir_neigh *neighbour, const struct
 }
 #endif
 
+static inline struct routed *route_place(const struct tuple *to)
+{
+	u64 mixed = (u64)to->source.words[WORDS - 1] << 32 | to->destination.words[WORDS - 1];
+	u32 place = (u32)(mixed * 0x9e3779b97f4a7c15 >> 32) & (MAX_ROUTES - 1);
+
+	return routes.lookup(&place);
+}
+
+static inline bool route_is_known(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+				  const struct routed *routed)
+{
+	return routed && routed->at == (u32)now() && routed->from == skb->ifindex &&
+	       routed->traffic == route_traffic(packet->ip) && routed->protocol == to->protocol &&
+	       address_equal(&routed->source, &to->source) && address_equal(&routed->destination, &to->destination);
+}
+
+static inline void route_note(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+			      const struct route *route, struct routed *routed)
+{
+	routed->at = now();
+	routed->source = to->source;
+	routed->destination = to->destination;
+	routed->next_hop = route->next_hop;
+	routed->from = skb->ifindex;
+	routed->traffic = route_traffic(packet->ip);
+	routed->interface = route->interface;
+	routed->protocol = to->protocol;
+	routed->known_neighbour = route->known_neighbour;
+	routed->unknown = route->way == WAY_STACK;
+}
+
 /* To another machine: as the routing table says. */
 static inline void route_lookup(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 				struct route *route)
@@ -115,14 +162,24 @@ static inline void route_lookup(struct __sk_buff *skb, const struct packet *pack
 		.l4_protocol = to->protocol,
 		.ifindex = skb->ifindex,
 	};
+	struct routed *routed = route_place(to);
 	long answer;
 
+	if (route_is_known(skb, packet, to, routed)) {
+		route->known_neighbour = routed->known_neighbour;
+		route->way = routed->unknown ? WAY_STACK : WAY_NEIGHBOUR;
+		route->interface = routed->interface;
+		route->next_hop = routed->next_hop;
+		return;
+	}
 	route_ask(&asked, packet->ip, to);
 	answer = bpf_fib_lookup(skb, &asked, sizeof(asked), 0);
 	route->known_neighbour = answer == BPF_FIB_LKUP_RET_SUCCESS;
 	route->way = route->known_neighbour || answer == BPF_FIB_LKUP_RET_NO_NEIGH ? WAY_NEIGHBOUR : WAY_STACK;
 	route->interface = asked.ifindex;
 	route->next_hop = route_next_hop(&asked);
+	if (routed)
+		route_note(skb, packet, to, route, routed);
 }
 
 /* Same-subnet traffic keeps its TTL, routed traffic loses one (RFC 1812 5.3.1); what the node sends is not routed. */

@@ -7,14 +7,14 @@
 #define PYDATAPATH_WALK_H
 
 /*
- * Of what has ports it is the first packet of a flow, or one of none, that tells where its sender is (walk_flow). IPv6's
- * neighbour discovery is ICMP, and tells its sender as any other.
+ * A pod tells where it is by what it may say first: by ARP, IPv6's neighbour discovery and all other ICMP, by a SYN, by a
+ * first fragment; and by whatever belongs to no flow (walk_flow).
  */
 static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
 {
 	struct address sender;
 
-	if (parsed == PARSED_ICMP)
+	if (parsed == PARSED_FIRST || parsed == PARSED_ICMP || (parsed == PARSED && opens_connection(packet->tcp_flags)))
 		sender = ip_source(packet->ip);
 	else if (parsed != PARSED_ARP || bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender)))
 		return;
@@ -163,7 +163,7 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	}
 #endif
 	if (followed == NOT_FOUND) {
-		if (hook == FROM_POD)
+		if (hook == FROM_POD && !opens_connection(packet->tcp_flags))
 			endpoint_learn(skb, packet->ethernet, ip_source(packet->ip));
 		kind = classify(skb, hook, packet, key, flow);
 		if (kind == KIND_MASQUERADE && !has_both_ports(key)) {

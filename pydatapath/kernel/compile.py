@@ -99,6 +99,7 @@ class Sizes:
             "MAX_AFFINITIES": self.affinities,
             "MAX_MAPPING_ENTRIES": 2 * self.mappings,
             "MAX_OPENINGS": 16_384,  # a power of two: most connections that open at once have a place of their own
+            "MAX_ROUTES": 64,  # a power of two
             "COUNTERS": len(layout.Counter),
             "ONE": 1,
         }

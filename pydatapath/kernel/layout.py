@@ -372,6 +372,17 @@ class FamilyLayout:
         )
         flow_bytes = f"{self.flow.struct.size}s"
         self.opening = Record("opening", (("key", tuple_bytes), ("to", tuple_bytes)))
+        self.routed = Record(
+            "routed",
+            (
+                ("at", "I"),
+                *((name, at) for name in ("source", "destination", "next_hop")),
+                *((name, "I") for name in ("from", "traffic", "interface")),
+                *((name, "B") for name in ("protocol", "known_neighbour", "unknown")),
+                ("zero", "x"),
+                *((("more_zero", "4x"),) if family is Family.IPV6 else ()),
+            ),
+        )
         self.leaving = Record(
             "leaving",
             (
@@ -474,6 +485,7 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
         MapContract("vips", table, at, 4, "MAX_SERVICES", family=family),
         MapContract("affinities", lru, layout.client, AFFINITY_RECORD, "MAX_AFFINITIES", family=family),
         MapContract("endpoints", table, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
+        MapContract("routes", MapType.PERCPU_ARRAY, 4, layout.routed, "MAX_ROUTES", family=family),
         MapContract("leaving", MapType.PERCPU_ARRAY, 4, layout.leaving, "ONE", family=family),
         MapContract("mappings", lru, layout.mapping_key, layout.mapping, "MAX_MAPPING_ENTRIES", family=family),
     )

@@ -103,7 +103,7 @@ class Model:
             return replace(self._send(hook, moment, entry), walked=False)
         if hook is Hook.FROM_UPLINK and self.world.is_own(packet.source):
             return Verdict("drop", packet, reason="drop_spoofed")  # N87; of a known flow it is not asked
-        if packet.is_echo or packet.error:
+        if packet.opens or packet.is_echo or packet.error or packet.is_first:
             self._learn(hook, packet, interface)
         try:
             return self._walk(hook, Moment(packet, now, self.world), chosen or Choice(), interface)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydatapath.cli.flow import list_
 from pydatapath.guarding import SourceRange
 from pydatapath.kernel import clock, layout, tables
-from pydatapath.kernel.flowtable import Entry, _clients_of, _family, _paired, _protocol, _reverse, unpack_tuple
+from pydatapath.kernel.flowtable import Entry, _clients_of, _family, _paired, _protocol, _reverse, unpack_tuple, whole
 from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag, FlowState
 from pydatapath.kernel.maps import Maps
 from pydatapath.plan import Address
@@ -89,7 +89,7 @@ def test_only_TCPs_half_open_flows_are_their_claim_alone(protocol: str) -> None:
 
 def entry(to: bytes, flags: int = 0, packets: int = 3) -> Entry:
     """A struct flow, unpacked."""
-    return (to, 1000, packets, 60 * packets, 7, 2, 1, int(flags), bytes(4), bytes(4))
+    return (to, 1000, packets, 60 * packets, 7, 2, 1, int(flags), bytes(4), bytes(4), 0)
 
 
 def both_directions(protocol: str = "TCP") -> dict[bytes, Entry]:
@@ -120,6 +120,19 @@ def test_what_a_SYN_ACK_has_answered_shows_both_counts() -> None:
     (call, original), (key, reply) = answered.items()
     assert list(_paired(answered, {})) == [(call, original, reply, True)]
     assert [(found, made[2]) for found, made, *_ in _paired({key: reply}, {})] == [(call, 0)]
+
+
+def test_an_answered_claim_that_is_alone_is_read_as_both_directions() -> None:
+    """It has counted for its client; its own packet is the one SYN-ACK, whose bytes stand beside."""
+    (_, original), (key, reply) = both_directions().items()
+    alone = {key: (*reply[:2], 3, 150, *reply[4:6], int(FlowState.ANSWERED), int(FlowFlag.REPLY), *reply[8:10], 60)}
+    (call, client), (answered, answer) = sorted(whole(alone).items(), key=lambda one: one[1][7] & 1)
+    assert (answered, call) == (key, _reverse(reply[0]))
+    assert (client[0], client[2:4], answer[2:4]) == (original[0], (3, 150), (1, 60))
+    assert {one[6] for one in (client, answer)} == {FlowState.ANSWERED}
+    assert (client[7], answer[7]) == (FlowFlag.PAIRED, FlowFlag.PAIRED | FlowFlag.REPLY)
+    assert list(_paired(whole(alone), {})) == [(call, client, answer, True)]
+    assert whole({key: reply}) == {key: reply}
 
 
 @pytest.mark.parametrize("where", ["flows", "half_open"])
