@@ -89,7 +89,10 @@ static inline enum claim flow_claim_reply(struct tuple *reply_key, struct flow *
 	if (flow_is_over(holder, tcp_flags) && !flow_is_kept(holder, &reply->to.destination, quarantine)) {
 		holder_key = tuple_reverse(&holder->to);
 		flows.delete(reply_key);
-		flows.delete(&holder_key);
+		/* Its other half, unless that is another flow's by now */
+		holder = flows.lookup(&holder_key);
+		if (holder && tuple_answers(&holder->to, reply_key))
+			flows.delete(&holder_key);
 		return CLAIMED;
 	}
 	half_open.delete(reply_key);

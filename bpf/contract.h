@@ -46,7 +46,7 @@ _Static_assert(sizeof(struct tuple) == (FAMILY == 4 ? 16 : 40), "layout 3");
 /* One direction of a flow. Its other direction has the key reverse(to). */
 struct flow {
 	struct tuple to; /* the tuple as the packet must leave */
-	__u64 last_seen; /* jiffies; written when over a second old */
+	__u64 last_seen; /* jiffies; written when over a second old. 0: retired, see flow.h */
 	__u64 packets;
 	__u64 bytes;	    /* of layer 3, as the packets arrived */
 	__u32 backend;	    /* index into backends; 0: none, a plain flow */
@@ -100,10 +100,9 @@ struct routed {
 	__u32 from;	 /* index of the interface by which the packet came in */
 	__u32 traffic;	 /* IPv4's type of service, IPv6's traffic class and flow label */
 	__u32 interface; /* by which it leaves */
+	__u16 mtu;	 /* what is longer must be asked for itself */
 	__u8 protocol;
-	__u8 known_neighbour;
-	__u8 unknown; /* no way: the stack's */
-	__u8 zero;
+	__u8 answer; /* BPF_FIB_LKUP_RET_... */
 #if FAMILY == 6
 	__u8 more_zero[4];
 #endif

@@ -76,7 +76,7 @@ static inline int pass_to_family(struct __sk_buff *skb, enum hook hook)
 
 /*
  * On the loopback interface only calls of services are ours, the node's own node ports, and what has begun so: all else costs
- * three lookups
+ * some lookups
  */
 static inline bool is_called(const struct packet *packet)
 {
@@ -215,7 +215,8 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 		return PASS;
 	skb->cb[CB_HOOK] = hook;
 	skb->cb[CB_FLOW] = seen;
-	if (parsed == PARSED_FIRST || parsed == PARSED_SHORT || parsed == PARSED_ICMP ||
+	if (parsed == PARSED_SHORT || (parsed == PARSED_ICMP && icmp_is_error(*(u8 *)packet.transport)) ||
+	    (parsed == PARSED_FIRST && packet.protocol == IPPROTO_TCP) ||
 	    (parsed == PARSED && packet.protocol == IPPROTO_TCP && opening_is_unsettled(&key)))
 		walks.call(skb, SETTLE);
 	walks.call(skb, WALK);

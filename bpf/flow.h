@@ -197,24 +197,45 @@ static inline void flow_retire(struct flow *flow)
 		flow->last_seen = RETIRED;
 }
 
+/* Takes away what is retired of a client's tuple and leads elsewhere: found to be over by another flow it would take ours along */
+static inline void flow_forget(struct tuple *client_key, const struct tuple *to)
+{
+	struct flow *client = flows.lookup(client_key), *reply;
+	struct tuple reply_key;
+
+	if (!client || client->last_seen != RETIRED || tuple_equal(&client->to, to))
+		return;
+	reply_key = tuple_reverse(&client->to);
+	reply = flows.lookup(&reply_key);
+	if (reply && reply->last_seen == RETIRED)
+		flows.delete(&reply_key);
+	flows.delete(client_key);
+}
+
+/* Whether a retired entry may be a flow's as it stands: but for what it counts, and who has ended it */
+static inline bool flow_fits(const struct flow *retired, const struct flow *flow)
+{
+	return retired->last_seen == RETIRED && retired->backend == flow->backend &&
+	       retired->generation == flow->generation && !((retired->flags ^ flow->flags) & ~(FLOW_FIN | FLOW_RST)) &&
+	       tuple_equal(&retired->to, &flow->to);
+}
+
 /* Enters one direction of a flow into the main table */
 static inline void flow_stand(struct tuple *key, struct flow *flow)
 {
 	struct flow *retired = flows.lookup(key);
 
-	if (!retired || retired->last_seen != RETIRED || !tuple_equal(&retired->to, &flow->to)) {
+	if (!retired || !flow_fits(retired, flow)) {
 		flows.update(key, flow);
 		return;
 	}
 	retired->packets = flow->packets;
 	retired->bytes = flow->bytes;
-	retired->backend = flow->backend;
-	retired->generation = flow->generation;
 	retired->awaited = flow->awaited;
 	retired->granted = flow->granted;
 	retired->state = flow->state;
-	retired->flags = flow->flags;
-	*(volatile u64 *)&retired->last_seen = flow->last_seen; /* last: from here on it is believed */
+	retired->flags &= ~(FLOW_FIN | FLOW_RST);
+	*(volatile u64 *)&retired->last_seen = flow->last_seen;
 }
 
 /* Fills in the entry that a flow's other direction must have */

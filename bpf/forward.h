@@ -130,27 +130,40 @@ static inline struct routed *route_place(const struct tuple *to)
 	return routes.lookup(&place);
 }
 
+/* A packet that is longer than the link is the stack's (N71); one that is to be cut into segments is as long as they are */
 static inline bool route_is_known(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 				  const struct routed *routed)
 {
 	return routed && routed->at == (u32)now() && routed->from == skb->ifindex &&
-	       routed->traffic == route_traffic(packet->ip) && routed->protocol == to->protocol &&
-	       address_equal(&routed->source, &to->source) && address_equal(&routed->destination, &to->destination);
+	       (packet->length <= routed->mtu || skb->gso_segs) && routed->traffic == route_traffic(packet->ip) &&
+	       routed->protocol == to->protocol && address_equal(&routed->source, &to->source) &&
+	       address_equal(&routed->destination, &to->destination);
 }
 
 static inline void route_note(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
-			      const struct route *route, struct routed *routed)
+			      const struct bpf_fib_lookup *asked, long answer, struct routed *routed)
 {
+	/* Since Linux 5.12; before, 0 stays, and each packet is asked for. Where the neighbour is not known nobody looks. */
+	u32 mtu = answer == BPF_FIB_LKUP_RET_SUCCESS ? asked->mtu_result : 0xffff;
+
 	routed->at = now();
 	routed->source = to->source;
 	routed->destination = to->destination;
-	routed->next_hop = route->next_hop;
+	routed->next_hop = route_next_hop(asked);
 	routed->from = skb->ifindex;
 	routed->traffic = route_traffic(packet->ip);
-	routed->interface = route->interface;
+	routed->interface = asked->ifindex;
+	routed->mtu = mtu < 0xffff ? mtu : 0xffff;
 	routed->protocol = to->protocol;
-	routed->known_neighbour = route->known_neighbour;
-	routed->unknown = route->way == WAY_STACK;
+	routed->answer = answer;
+}
+
+static inline void route_take(struct route *route, long answer, u32 interface, struct address next_hop)
+{
+	route->known_neighbour = answer == BPF_FIB_LKUP_RET_SUCCESS;
+	route->way = route->known_neighbour || answer == BPF_FIB_LKUP_RET_NO_NEIGH ? WAY_NEIGHBOUR : WAY_STACK;
+	route->interface = interface;
+	route->next_hop = next_hop;
 }
 
 /* To another machine: as the routing table says. */
@@ -166,20 +179,15 @@ static inline void route_lookup(struct __sk_buff *skb, const struct packet *pack
 	long answer;
 
 	if (route_is_known(skb, packet, to, routed)) {
-		route->known_neighbour = routed->known_neighbour;
-		route->way = routed->unknown ? WAY_STACK : WAY_NEIGHBOUR;
-		route->interface = routed->interface;
-		route->next_hop = routed->next_hop;
+		route_take(route, routed->answer, routed->interface, routed->next_hop);
 		return;
 	}
 	route_ask(&asked, packet->ip, to);
 	answer = bpf_fib_lookup(skb, &asked, sizeof(asked), 0);
-	route->known_neighbour = answer == BPF_FIB_LKUP_RET_SUCCESS;
-	route->way = route->known_neighbour || answer == BPF_FIB_LKUP_RET_NO_NEIGH ? WAY_NEIGHBOUR : WAY_STACK;
-	route->interface = asked.ifindex;
-	route->next_hop = route_next_hop(&asked);
-	if (routed)
-		route_note(skb, packet, to, route, routed);
+	route_take(route, answer, asked.ifindex, route_next_hop(&asked));
+	/* That this one is too long is no answer for others */
+	if (routed && answer >= 0 && answer != BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		route_note(skb, packet, to, &asked, answer, routed);
 }
 
 /* Same-subnet traffic keeps its TTL, routed traffic loses one (RFC 1812 5.3.1); what the node sends is not routed. */

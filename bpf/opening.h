@@ -24,15 +24,15 @@ static inline struct opening *opening_at(const struct tuple *key)
 	return openings.lookup(&place);
 }
 
-/* The claim that a place leads to, and its key; NULL: none that has been answered, and waits for its client */
-static inline struct flow *opening_claim(const struct opening *opening, struct tuple *reply_key)
+/* The claim that a place leads to for a client's tuple, and its key; NULL: none that has been answered, and waits for it */
+static inline struct flow *opening_claim(const struct opening *opening, const struct tuple *key, struct tuple *reply_key)
 {
 	struct flow *reply;
 
 	*reply_key = tuple_reverse(&opening->to);
 	reply = half_open.lookup(reply_key);
 	if (!reply || reply->state != FLOW_ANSWERED || !(reply->flags & FLOW_REPLY) ||
-	    !tuple_answers(&reply->to, &opening->key))
+	    !tuple_answers(&reply->to, key))
 		return NULL;
 	return reply;
 }
@@ -44,7 +44,7 @@ static inline struct flow *opening_find(const struct tuple *key, struct tuple *r
 
 	if (!opening || opening->key.protocol != key->protocol || !tuple_equal(&opening->key, key))
 		return NULL;
-	return opening_claim(opening, reply_key);
+	return opening_claim(opening, key, reply_key);
 }
 
 static inline bool opening_is_alone(const struct flow *reply)
@@ -77,13 +77,14 @@ static inline void opening_leave(const struct tuple *key)
 static inline bool opening_take(const struct tuple *key, const struct tuple *to)
 {
 	struct opening *opening = opening_at(key);
-	struct tuple reply_key;
+	struct tuple holder, reply_key;
 	struct flow *reply;
 
 	if (!opening)
 		return false; /* never: the place is in bounds */
 	if (opening->key.protocol) {
-		reply = opening_claim(opening, &reply_key);
+		holder = opening->key;
+		reply = opening_claim(opening, &holder, &reply_key);
 		if (reply && opening_is_alone(reply) && elapsed(reply->last_seen) <= TIMEOUT_TCP_NEW * HZ)
 			return false;
 	}
@@ -101,7 +102,6 @@ static inline void opening_pair(const struct tuple *reply_key, struct flow *repl
 	opening_split(reply, client);
 	client->last_seen = reply->last_seen;
 	half_open.insert(&client_key, client);
-	opening_leave(&client_key);
 }
 
 /* As opening_pair, of a client's tuple, if such a claim is known */
@@ -190,6 +190,7 @@ static inline bool flow_note_answer(struct tuple *key, struct flow *flow, const 
 	flow->state = FLOW_ANSWERED;
 	flow->flags |= FLOW_PAIRED;
 	flow_count(flow, packet);
+	opening_take(&other_key, &other->to);
 	return true;
 }
 
@@ -267,6 +268,7 @@ static inline bool opening_answer(const struct tuple *key, struct flow *reply, c
 	if (tuple_equal(&client_key, key) || flow_standing(&client_key) || opening_find(&client_key, &other_key))
 		return false;
 	answered = tuple_reverse(key);
+	flow_forget(&client_key, &answered);
 	client = half_open.lookup(&client_key);
 	if (!client != !(reply->flags & FLOW_PAIRED) || (client && !tuple_equal(&client->to, &answered)))
 		return false;
@@ -298,10 +300,12 @@ static inline bool opening_confirm(struct tuple *key, const struct packet *packe
 	struct flow *waiting = opening_find(key, &reply_key), *first;
 	bool paired;
 
-	if (!waiting || !waiting->awaited || waiting->awaited != packet->acknowledged ||
-	    elapsed(waiting->last_seen) >= HZ || backend_is_gone(waiting->backend, waiting->generation))
+	if (!waiting)
 		return false;
-	*reply = *waiting;
+	*reply = *waiting; /* and then looked at: an LRU gives entries to others while they are read */
+	if (!tuple_answers(&reply->to, key) || !reply->awaited || reply->awaited != packet->acknowledged ||
+	    elapsed(reply->last_seen) >= HZ || backend_is_gone(reply->backend, reply->generation))
+		return false;
 	flow_opposite(reply, &reply_key, client);
 	paired = reply->flags & FLOW_PAIRED;
 	if (paired) {

@@ -282,8 +282,8 @@ def _joined(contract: MapContract, before: bytes | None, one: bytes, other: byte
     return flow.pack(
         to,
         max(seen, here[1]),
-        here[2] + packets - counted,
-        here[3] + size - counted_size,
+        max(0, here[2] + packets - counted),
+        max(0, here[3] + size - counted_size),
         backend,
         generation,
         max(state, here[6]),

@@ -40,6 +40,7 @@ ROUNDS: Final = 5
 REPLY: Final = int(FlowFlag.REPLY)
 PAIRED: Final = int(FlowFlag.PAIRED)
 ANSWERED: Final = int(FlowState.ANSWERED)
+RETIRED: Final = 0  # a stamp, as in bpf/flow.h
 # A struct flow: to, last_seen, packets, bytes, backend, generation, state, flags, awaited, granted, answer
 Entry = tuple[bytes, int, int, int, int, int, int, int, bytes, bytes, int]
 # The keys of both directions of a flow
@@ -137,7 +138,8 @@ def end_flows_of(maps: Maps, timeouts: Mapping[str, int], backends: Collection[B
     ended = sum(count for backend, count in flows_by_backend(maps, timeouts).items() if backend in backends)
     for _ in range(ROUNDS):
         # Until there are none: a program that had chosen before may enter its flow now
-        found = _ends_of(maps, lambda entry: (entry[4], entry[5]) in backends)
+        # What is retired has no other half that is its own
+        found = _ends_of(maps, lambda entry: entry[1] != RETIRED and (entry[4], entry[5]) in backends)
         if not found:
             break
         end_flows(maps, found)
@@ -146,6 +148,11 @@ def end_flows_of(maps: Maps, timeouts: Mapping[str, int], backends: Collection[B
 
 def _ends_of(maps: Maps, wanted: Callable[[Entry], bool]) -> set[Ends]:
     return {_sorted(key, _reverse(entry[0])) for _, key, entry in _all_entries(maps) if wanted(entry)}
+
+
+def _standing(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
+    """Without those that are retired: a stamp of 0, which is no time (see flow_retire in bpf/flow.h)."""
+    return {key: entry for key, entry in entries.items() if entry[1] != RETIRED}
 
 
 def _sorted(one: bytes, other: bytes) -> Ends:
@@ -195,7 +202,7 @@ def whole(entries: Mapping[bytes, Entry]) -> dict[bytes, Entry]:
             flags |= PAIRED
             kept = backend, generation, state
             client = _reverse(key), seen, packets, size, *kept, flags & ~REPLY, awaited, granted, 0
-            both[_reverse(to)] = client
+            both.setdefault(_reverse(to), client)
             both[key] = to, seen, 1, answer, *kept, flags, awaited, granted, 0
     return both
 
@@ -204,7 +211,7 @@ def _live(maps: Maps, timeouts: Mapping[str, int]) -> Iterator[_Live]:
     """Every flow that is not over."""
     now = clock.jiffies()
     for family in loaded_families(maps):
-        half_open, flows = (_entries(maps, table, family) for table in TABLES)
+        half_open, flows = (_standing(_entries(maps, table, family)) for table in TABLES)
         for key, original, reply, answered in _paired(half_open, flows):
             flags = FlowFlag(original[7])
             state = flow_state(FlowState(original[6]), flags, FlowFlag(reply[7]) if reply else flags)

@@ -378,8 +378,8 @@ class FamilyLayout:
                 ("at", "I"),
                 *((name, at) for name in ("source", "destination", "next_hop")),
                 *((name, "I") for name in ("from", "traffic", "interface")),
-                *((name, "B") for name in ("protocol", "known_neighbour", "unknown")),
-                ("zero", "x"),
+                ("mtu", "H"),
+                *((name, "B") for name in ("protocol", "answer")),
                 *((("more_zero", "4x"),) if family is Family.IPV6 else ()),
             ),
         )

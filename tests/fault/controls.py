@@ -59,7 +59,7 @@ CONTROLS: Final = (
     ),
     Control(
         "F17: whatever a server says is believed",
-        "bpf/flow.h",
+        "bpf/opening.h",
         "if (!(reply->flags & FLOW_OPENED) ||",
         "if (1 ||",
         "fault/test_flood.py",
@@ -129,6 +129,22 @@ CONTROLS: Final = (
         "fault/test_interfaces.py",
         "F12",
         races=True,
+    ),
+    Control(
+        "F29: when it was loaded is what was written first",
+        "pydatapath/loading.py",
+        '        "since": datetime.now(UTC).isoformat(timespec="seconds"),\n',
+        "",
+        "fault/test_state_faults.py",
+        "F29",
+    ),
+    Control(
+        "F31: what there are too many of is not said",
+        "pydatapath/kernel/libbpf.py",
+        "{call} failed: {os.strerror(number)}",
+        "{call} failed",
+        "fault/test_state_faults.py",
+        "F31_few",
     ),
     Control(
         "F15: what a namespace leaves behind is not looked for",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from calls import KINDS, ask_many
+from rows import tell
 from scene import VIP_PORT, objects
 from stand import OPTIONS, STEADY, Stand, stand_up
 
@@ -87,6 +88,7 @@ def test_F9_fifty_commands_at_once(stand: Stand, tmp_path: Path, figure: Callabl
         f"{COMMANDS} commands at once: {COMMANDS - refused} done, {refused} said that it was busy, the longest"
         f" {max(seconds for *_, seconds in results):.1f} s; {time.monotonic() - begun:.1f} s, seed {SEED}"
     )
+    tell(repeats=COMMANDS, seed=SEED)
     assert stand.traffic(STEADY) == []
     check_serial(stand, [arguments for arguments, done, _ in results if not done.returncode])
 

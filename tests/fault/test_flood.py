@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from calls import KINDS, Address, ask, ask_many, dial
 from flooding import Flood, by_destination_port, by_identification, by_source, ip, mac_of, quoting, tcp, udp
+from rows import tell
 from scene import BIG, PORT, VIP_PORT, Cluster, cluster_up
 from streaming import Scripts, say
 
@@ -196,6 +197,14 @@ def under(
 
 
 def assert_nobody_was_hurt(seen: Seen) -> None:
+    tell(
+        repeats=1,
+        sent=seen.sent,
+        gap_ms_max=round(max(one["longest"] for one in seen.talks)),
+        broken=sum(len(one["broken"]) for one in seen.talks) + len(seen.silent_broken),
+        new_failed=sum(len(one["failed"]) for one in seen.talks),
+        wrong=seen.entries_changed,
+    )
     assert [one["broken"] for one in seen.talks] == [[], []]
     assert seen.silent_broken == []
     assert seen.entries_changed == 0

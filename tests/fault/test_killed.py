@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from rows import tell
 from scene import BIG
 from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up
 from stepping import Stepped, stepped
@@ -141,6 +142,7 @@ def killed_everywhere(trial: Trial, figure: Callable[[str], None], wanted: int, 
     tally = ", ".join(f"{count} {name}" for name, count in trial.tally.items())
     name = " ".join(one for one in trial.arguments[:1])
     figure(f"killed in {name}: {tally}, {len(wrong)} wrong; {time.monotonic() - begun:.0f} s, seed {SEED}")
+    tell(repeats=trial.tally["kills"], wrong=len(wrong), seed=SEED)
     assert wrong == [], "\n".join(wrong)
 
 

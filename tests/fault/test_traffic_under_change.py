@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from rows import tell
 from scene import BIG, Cluster, cluster_up
 from streaming import SEQUENCE_PORT, THROUGH_SNAT, THROUGH_VIP, Account, Traffic, say, stream_objects
 
@@ -113,6 +114,15 @@ class Changes:
 
 
 def assert_nothing_noticed(account: Account) -> None:
+    tell(
+        repeats=APPLIES + UPGRADES + OTHERWISE,
+        sent=account.sent,
+        lost_max=account.lost,
+        misdelivered=account.strays + account.twice,
+        gap_ms_max=round(account.silence, 1),
+        broken=len(account.broken),
+        new_failed=len(account.failed),
+    )
     assert account.broken == []
     assert account.failed == []
     assert (account.lost, account.strays, account.twice, account.refused) == (0, 0, 0, 0)

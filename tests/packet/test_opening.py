@@ -17,13 +17,14 @@ from packetbed import (
     Outcome,
     addresses,
     answer_to,
+    key_of,
     reverse,
     tcp,
 )
 from scapy.packet import Packet
 
-from pydatapath.kernel import clock
-from pydatapath.kernel.layout import IPV4, FlowFlag, FlowState
+from pydatapath.kernel import clock, flowtable
+from pydatapath.kernel.layout import IPV4, TIMEOUTS, FlowFlag, FlowState
 
 pytestmark = pytest.mark.same_everywhere
 
@@ -76,13 +77,12 @@ def test_N4_a_connection_opens_by_one_walk_and_one_waiting_entry(bed: Bed):
     ids=["another number", "SYN again", "FIN at once", "SYN-ACK again", "ACK"],
 )
 def test_whatever_else_is_said_is_walked_and_makes_it_two_entries(bed: Bed, said: Callable[[], Packet | str], by: str):
-    """Each direction has its own from then on, with what it has counted, and the place is others'."""
+    """Each direction has its own from then on, with what it has counted."""
     there = bed.run(Hook.FROM_POD, SYN)
     bed.answer(there)
     one = said()
     outcome = bed.answer(there, one) if isinstance(one, str) else bed.run(Hook.FROM_POD, one)
     assert (outcome.verdict, outcome.walked) == (REDIRECT, True)
-    assert taken_places(bed) == []
     table = "flows" if one == client("FA") else "half_open"
     assert len(dict(bed.maps[table].items())) == 2
     forward, answer = halves(bed, there, SYN, table)
@@ -107,13 +107,12 @@ def test_a_place_that_is_taken_is_not_taken_away(bed: Bed):
     ends = opened(bed)
     walked = [port for port, (*_, far) in ends.items() if far]
     assert walked, "of 600 tuples none had another's place: the hash has changed?"
-    assert len(taken_places(bed)) == len(ends) - len(walked)
     bed.serve(ELSEWHERE)
     for call, there, _ in ends.values():
         on = bed.run(Hook.FROM_POD, tcp(*addresses(call), "A"))
         assert addresses(on) == addresses(there)
     assert len(bed.entries()) == 2 * len(ends)
-    assert (raw_half_open(bed), taken_places(bed)) == ({}, [])
+    assert raw_half_open(bed) == {}
 
 
 def test_a_place_of_one_who_never_came_is_free_in_time(bed: Bed):
@@ -144,6 +143,45 @@ def test_N95_a_closed_connections_entries_stand_for_the_next(bed: Bed):
     assert not (forward.flags | answer.flags) & (FlowFlag.RST | FlowFlag.FIN)
 
 
+def test_N95_what_is_retired_is_no_flow_to_those_who_list_them(bed: Bed):
+    """Its stamp is no time: neither of the machine's first minutes nor of long ago."""
+    bed.establish(SYN)
+    send(bed, client("R"))
+    bed.run(Hook.FROM_POD, SYN)
+    assert [one.flow.state for one in flowtable.read_flows(bed.maps, TIMEOUTS)] == ["new"]
+    assert sum(flowtable.flows_by_backend(bed.maps, TIMEOUTS).values()) == 1
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_N5_a_claim_that_is_lost_while_it_is_alone(bed: Bed, changed: bool):
+    """Nobody knows then whom the client has called: it is chosen for anew, the same way if nothing has changed."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    bed.answer(there)
+    bed.maps["half_open"].delete(key_of(answer_to(there)))
+    if changed:
+        bed.serve(ELSEWHERE)
+    assert send(bed, client("A")) == (SECOND if changed else BACKEND)
+    assert len(bed.entries("half_open")) == 1
+    if not changed:
+        back = bed.answer(there, "PA")
+        assert addresses(back) == reverse(addresses(SYN))
+        assert len(bed.entries()) == 2
+
+
+def test_a_place_that_leads_elsewhere_leads_nowhere(bed: Bed):
+    """What another client's place says of this one is looked at, not believed."""
+    there = bed.run(Hook.FROM_POD, SYN)
+    bed.answer(there)
+    ((at, place),) = ((key, value) for key, value in bed.maps["openings"].items() if any(value))
+    other = bed.run(Hook.FROM_POD, tcp(CLIENT, 40001, VIP, 80))
+    bed.answer(other)
+    wrong = place[: len(place) // 2] + key_of(tcp(*addresses(other)))
+    bed.maps["openings"].update(at, wrong)
+    assert send(bed, client("A")) == BACKEND
+    assert [one.to for one in bed.entries("half_open").values() if one.to[3] == 40001]
+    assert bed.entry(tcp(CLIENT, 40001, VIP, 80)) is None
+
+
 def test_a_retired_entry_says_nothing_where_the_next_has_another_backend(bed: Bed):
     """A late word of the old backend is nobody's, and the new connection has its own two entries."""
     there = bed.establish(SYN)
@@ -153,7 +191,7 @@ def test_a_retired_entry_says_nothing_where_the_next_has_another_backend(bed: Be
     assert addresses(again)[2] == SECOND
     bed.answer(again, device="pod4")
     assert send(bed, client("A")) == SECOND
-    assert len(bed.entries()) == 2
+    assert len(dict(bed.maps["flows"].items())) == 2  # nothing is left that another flow would find to be over
     late = bed.answer(there, "A")
     assert late.verdict != REDIRECT
     assert {one.to[2] for one in bed.entries().values()} == {SECOND, CLIENT}
