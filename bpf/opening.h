@@ -30,6 +30,9 @@ static inline struct flow *opening_claim(const struct opening *opening, const st
 	struct flow *reply;
 
 	*reply_key = tuple_reverse(&opening->to);
+	/* A socket that calls itself is both */
+	if (tuple_equal(reply_key, key))
+		return NULL;
 	reply = half_open.lookup(reply_key);
 	if (!reply || reply->state != FLOW_ANSWERED || !(reply->flags & FLOW_REPLY) ||
 	    !tuple_answers(&reply->to, key))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 from packetbed import PASS, REDIRECT, V4, V6, Bed, Hook, Places, at, udp
 from programs import NAME
+
+from pydatapath.kernel import clock
 
 NARROW = 1280  # IPv6's least (RFC 8200 5)
 PAIRS = 40  # in some of them both packets have one jiffy
@@ -47,8 +50,10 @@ def test_a_route_that_is_taken_away_is_not_gone_by_later(bed: Bed, where: Places
     query = udp(where.CLIENT, 40000, where.VIP, 53)
     assert bed.run(Hook.FROM_POD, query).verdict == REDIRECT
     ip("route", "add", "unreachable", where.REMOTE)
+    time.sleep(2 / clock.HZ)
     try:
         assert bed.run(Hook.FROM_POD, query).verdict == PASS
     finally:
         ip("route", "del", "unreachable", where.REMOTE)
+    time.sleep(2 / clock.HZ)
     assert bed.run(Hook.FROM_POD, query).verdict == REDIRECT
