@@ -51,7 +51,7 @@ BUDGET = {
     "from_uplink": 14_000,
     "to_bridge": 16_000,
     "to_uplink": 16_000,
-    "to_loopback": 15_000,
+    "to_loopback": 22_000,
     "from_pod6": 18_000,
     "from_uplink6": 18_000,
     "to_bridge6": 18_000,
