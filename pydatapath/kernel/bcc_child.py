@@ -12,6 +12,7 @@ import base64
 import ctypes
 import importlib.util
 import json
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -19,15 +20,24 @@ from typing import Any, Final
 
 from pydatapath.kernel import libbpf
 
+DESCRIPTORS: Final = 256
 SYSTEM_BCC: Final = Path("/usr/lib/python3/dist-packages/bcc/__init__.py")
 
 
 def main() -> None:
     """Answers one request. bcc is imported before the request is there: the parent has things to do meanwhile."""
+    allow_descriptors()
     bcc = find_bcc()
     request = sys.stdin.read()
     if request:
         json.dump({"error": "missing"} if bcc is None else answer(bcc, json.loads(request)), sys.stdout)
+
+
+def allow_descriptors() -> None:
+    """Each map and program takes one: a low limit is raised, as far as that may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, enough), hard))
 
 
 def answer(bcc: ModuleType, request: dict[str, Any]) -> dict[str, Any]:

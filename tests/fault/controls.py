@@ -139,12 +139,12 @@ CONTROLS: Final = (
         "F29",
     ),
     Control(
-        "F31: what there are too many of is not said",
-        "pydatapath/kernel/libbpf.py",
-        "{call} failed: {os.strerror(number)}",
-        "{call} failed",
+        "F31: a low limit of descriptors is not raised",
+        "pydatapath/kernel/bcc_child.py",
+        "    allow_descriptors()\n",
+        "",
         "fault/test_state_faults.py",
-        "F31_few",
+        "F31_a_low",
     ),
     Control(
         "F15: what a namespace leaves behind is not looked for",

@@ -342,14 +342,14 @@ def test_F30_a_migration_carries_flows_from_another_layout(
 def test_flows_that_change_while_they_move_are_joined():
     """Each side has counted since, and each has seen an end: both count."""
     to = bytes(range(16))
-    before = FLOW.pack(to, 100, 10, 1000, 1, 1, 1, 0, bytes(4), bytes(4))
-    one = FLOW.pack(to, 110, 13, 1300, 1, 1, 2, 4, b"then", b"now.")
-    other = FLOW.pack(to, 120, 11, 1100, 1, 1, 2, 8, b"here", b"too.")
+    before = FLOW.pack(to, 100, 10, 1000, 1, 1, 1, 0, bytes(4), bytes(4), 0)
+    one = FLOW.pack(to, 110, 13, 1300, 1, 1, 2, 4, b"then", b"now.", 0)
+    other = FLOW.pack(to, 120, 11, 1100, 1, 1, 2, 8, b"here", b"too.", 0)
     assert carrying._joined(MAPS["flows"], before, one, other) == FLOW.pack(
-        to, 120, 14, 1400, 1, 1, 2, 12, b"here", b"too."
+        to, 120, 14, 1400, 1, 1, 2, 12, b"here", b"too.", 0
     )
     assert carrying._joined(MAPS["flows"], None, one, other) == other
-    stranger = FLOW.pack(bytes(16), 90, 1, 1, 1, 1, 1, 0, bytes(4), bytes(4))
+    stranger = FLOW.pack(bytes(16), 90, 1, 1, 1, 1, 1, 0, bytes(4), bytes(4), 0)
     assert carrying._joined(MAPS["flows"], before, one, stranger) == stranger
 
 
