@@ -73,7 +73,8 @@ def make_parser(comparison: Comparison) -> argparse.ArgumentParser:
     """The command line. What the user leaves to us is None, until `settle`."""
     parser = argparse.ArgumentParser(prog=f"python -m bench {comparison.name}", description=comparison.text)
     parser.set_defaults(preset=None)
-    ways = parser.add_mutually_exclusive_group()
+    # A group of none cannot be shown (CPython 3.11: ValueError, "empty group")
+    ways = parser.add_mutually_exclusive_group() if comparison.presets else parser
     for name, preset in comparison.presets.items():
         ways.add_argument(f"--{name}", action="store_const", const=name, dest="preset", help=preset.text)
     usual = comparison.usual

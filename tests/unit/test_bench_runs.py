@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import io
 import json
 import sys
@@ -316,3 +317,10 @@ def test_no_two_measurements_work_at_once_and_nobody_waits_for_a_sleeping_tool(s
 def test_a_tool_that_does_not_sleep_is_started_when_the_one_before_has_ended() -> None:
     """For its end may be later than planned."""
     assert [what for _at, what, _index in events(3, 2, 0.0)] == ["start", "work", "end"] * 3
+
+
+@pytest.mark.parametrize("name", ["run", "snat", "crowd"])
+def test_every_comparison_can_be_asked_for_its_options(name: str) -> None:
+    """Also one that has no kinds of runs of its own."""
+    comparison = importlib.import_module(f"bench.{name}").COMPARISON
+    assert "--rounds" in make_parser(comparison).format_help()
