@@ -319,7 +319,7 @@ def test_a_tool_that_does_not_sleep_is_started_when_the_one_before_has_ended() -
     assert [what for _at, what, _index in events(3, 2, 0.0)] == ["start", "work", "end"] * 3
 
 
-@pytest.mark.parametrize("name", ["run", "snat", "crowd"])
+@pytest.mark.parametrize("name", ["run", "snat"])
 def test_every_comparison_can_be_asked_for_its_options(name: str) -> None:
     """Also one that has no kinds of runs of its own."""
     comparison = importlib.import_module(f"bench.{name}").COMPARISON
