@@ -17,7 +17,7 @@ static inline void flow_claimed_before(struct flow *claim, const struct flow *ag
 	claim->last_seen = again->last_seen;
 	claim->backend = again->backend;
 	claim->generation = again->generation;
-	/* Answered, it counts its own packets only */
+	/* Answered, it is split as soon as its client is entered (flow_enter), who brings this packet along */
 	if (claim->state == FLOW_ANSWERED)
 		return;
 	__sync_fetch_and_add(&claim->packets, again->packets);

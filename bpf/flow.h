@@ -197,7 +197,7 @@ static inline void flow_retire(struct flow *flow)
 		flow->last_seen = RETIRED;
 }
 
-/* Takes away what is retired of a client's tuple and leads elsewhere: found to be over by another flow it would take ours along */
+/* Takes away what is retired of a client's tuple and leads elsewhere: another flow that finds it over would take ours along */
 static inline void flow_forget(struct tuple *client_key, const struct tuple *to)
 {
 	struct flow *client = flows.lookup(client_key), *reply;
