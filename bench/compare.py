@@ -26,7 +26,7 @@ from bench.measures import Metric
 from bench.report import At, Results, shown
 from bench.resume import SAME
 
-__all__ = ["Line", "compare", "main", "permutation_p"]
+__all__ = ["Line", "compare", "least_p", "main", "permutation_p"]
 
 ALPHA = 0.05  # of all lines together
 LEAST = 0.02  # a smaller difference is none, however sure
@@ -72,6 +72,15 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
         return sum(deals) / len(deals)
     chance = random.Random(1)
     return (1 + sum(differs(chance.sample(pooled, size)) for _ in range(EXACT))) / (EXACT + 1)
+
+
+def least_p(first: int, second: int) -> float:
+    """What `permutation_p` gives where so many rounds and so many others lie wholly apart.
+
+    Where they are as many, the deal that exchanges them differs as much.
+    """
+    deals = math.comb(first + second, first)
+    return (1 + (first == second)) / deals if deals <= EXACT else 1 / (EXACT + 1)
 
 
 def _pairs(before: Results, after: Results) -> dict[str, str]:
@@ -127,10 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in SAME:
         if before.environment.get(name) != after.environment.get(name):
             print(f"Note: {name} is {before.environment.get(name)} in A, {after.environment.get(name)} in B")
-    few = min(len({sample.round for sample in run.samples}) for run in (before, after))
-    least = 1 / math.comb(2 * few, few)
-    if least > ALPHA / max(len(lines), 1):
-        print(f"Note: {few} rounds are too few for any difference to be sure among {len(lines)} figures")
+    first, second = (len({sample.round for sample in run.samples}) for run in (before, after))
+    if least_p(first, second) > ALPHA / max(len(lines), 1):
+        print(f"Note: {first} and {second} rounds are too few for any difference to be sure among {len(lines)} figures")
     worse = [one for one in lines if one.verdict == "worse"]
     print(f"{len(lines)} figures: {len(worse)} worse, {sum(one.verdict == 'better' for one in lines)} better")
     return 1 if worse else 0

@@ -18,7 +18,7 @@ MAX_BACKENDS = 100
 QUICK = ("conn", "requests", "throughput", "tcp-latency", "udp-packets")
 PRESETS = {
     "quick": Preset(f"some minutes: three rounds of one second of {', '.join(QUICK)}", 3, 1, QUICK),
-    "full": Preset("what is published: seven rounds of two seconds of everything", 7, 2),
+    "full": Preset("what is published: fourteen rounds of one second of everything", 14, 1),
 }
 COMPARISON = Comparison(
     "run",

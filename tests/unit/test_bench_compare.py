@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.compare import Line, main, permutation_p
+from bench.compare import Line, least_p, main, permutation_p
 from bench.compare import compare as compare_runs
 from bench.measures import METRICS
 from bench.report import Results, Sample
@@ -110,6 +110,13 @@ def test_p_is_exact_for_few_rounds_and_estimated_for_many() -> None:
     assert permutation_p([*range(30)], [*range(100, 130)]) < 0.0002
 
 
+@pytest.mark.parametrize(("first", "second"), [(1, 1), (3, 3), (7, 7), (2, 5), (30, 30)])
+def test_the_least_p_is_that_of_rounds_which_lie_wholly_apart(first: int, second: int) -> None:
+    """So that it is known beforehand whether anything could be sure."""
+    apart = permutation_p([*range(first)], [*range(1000, 1000 + second)])
+    assert least_p(first, second) == pytest.approx(apart)
+
+
 def test_the_command_says_what_is_worse_and_ends_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """0, 1, and 2 for what is no result."""
     paths = [tmp_path / name for name in ("a.json", "b.json", "c.json", "few.json")]
@@ -120,7 +127,7 @@ def test_the_command_says_what_is_worse_and_ends_by_it(tmp_path: Path, capsys: p
     assert "8 figures: 4 worse, 0 better" in capsys.readouterr().out
     assert main([second, first]) == 0
     assert main([first, few]) == 0
-    assert "2 rounds are too few" in capsys.readouterr().out
+    assert "7 and 2 rounds are too few" in capsys.readouterr().out
     for bad in (none, str(tmp_path / "absent.json")):
         assert main([first, bad]) == 2
         assert capsys.readouterr().err.startswith(f"Error: {bad}: ")
