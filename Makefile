@@ -60,7 +60,8 @@ bench-full: ## what is published: the same at length, many services, and how soo
 	$(call measured,run,--full $(BENCH_ARGS))
 	$(call measured,crowd,$(CROWD_ARGS))
 	$(call measured,programming,$(PROGRAMMING_ARGS))
-	@$(BIN)/python -m bench plot $(BENCH)-{run,crowd,programming}.json --out $(BENCH) --markdown $(BENCH).md
+	$(call measured,packet_costs,$(PACKET_ARGS))
+	@$(BIN)/python -m bench plot $(BENCH)-{run,crowd,programming,packet_costs}.json --out $(BENCH) --markdown $(BENCH).md
 	@echo "pictures: $(BENCH)/, tables: $(BENCH).md, every raw value: $(BENCH)-*.json"
 
 bench-snat: ## what leaving the cluster costs: plain routing, SNAT by us, MASQUERADE by iptables and nftables

@@ -13,7 +13,7 @@ NAMES = {
     "crowd": "speed beside many services, endpoints and flows",
     "scale": "what commands and programs cost beside many services",
     "programming": "from the command to the first packet that is served right",
-    "packet_costs": "ns of a packet in our programs",
+    "packet_costs": "ns of a packet in our programs, beside one that only redirects",
     "parts": "ns of the single things that a packet's walk is made of",
     "compare": "two results: what has become better or worse",
     "plot": "results as pictures and Markdown",

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from bench.packet_costs import established, packet
+from bench.packets import established, packet
 from bench.processes import BenchError, run
 from bench.topology import CLIENT_IP, Node
 from pydatapath import Datapath

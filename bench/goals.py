@@ -120,6 +120,16 @@ def flat(case: str, plain: str, size: str, largest: int) -> Look:
     return look
 
 
+def within(cases: Sequence[str], key: str, most: float) -> Look:
+    """How many times it could be done in `most`."""
+
+    def look(results: Results) -> list[Seen]:
+        found = ((case, results.spread(case, key)) for case in cases)
+        return [Seen(f"{case}: {one.median:.0f}", most / one.median) for case, one in found if one and one.median]
+
+    return look
+
+
 IPTABLES = ("iptables", "iptables-legacy")
 GOALS = (
     Goal("VIP local, to the bare veth pair", ["run"], 0.95, beside("vip-local", ["veth"])),
@@ -161,6 +171,12 @@ GOALS = (
     ),
     Goal("flat from 1 to 50,000 services", ["crowd"], 0.95, flat("pydatapath", "bridge", "services", 50_000)),
     Goal("flat to 1,000,000 flows", ["crowd"], 0.95, flat("pydatapath", "bridge", "flows", 1_000_000)),
+    Goal(
+        "a known flow's packet, translated, in 150 ns: 150 by what it took",
+        ["packet_costs"],
+        1.0,
+        within(("known-tcp", "known-udp"), "ipv4_ns", 150.0),
+    ),
     *(
         Goal(
             f"one change among 10,000, {by}, to {what}", ["programming"], least, beside(case, [other], ["one_s"], MANY)

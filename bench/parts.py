@@ -7,14 +7,15 @@ no namespace, no pin is made.
 
 from __future__ import annotations
 
-import os
+import argparse
 import statistics
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bench.packet_costs import packet
-from pydatapath.kernel import compile, libbpf, source
-from pydatapath.kernel.bcc_child import find_bcc
+from bench.packets import packet
+from bench.processes import BenchError
+from bench.programs import compiled, loaded
+from pydatapath.kernel import libbpf
 
 TIMES, REPEAT, ROUNDS = 8, 200_000, 9
 FRAME: Final = packet("192.0.2.1", "192.0.2.2", "TCP", 80)
@@ -81,22 +82,20 @@ def fill(module: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """A row for each part."""
-    bcc = find_bcc()
-    if bcc is None:
-        raise SystemExit("Error: bcc is missing: apt install python3-bpfcc")
-    os.environ["BCC_KERNEL_SOURCE"] = str(source.shim())
-    module = bcc.BPF(text=text(), cflags=[*compile._include_flags(), "-Wno-everything"])
+    argparse.ArgumentParser(prog="python -m bench parts", description=(__doc__ or "").split("\n")[0]).parse_args()
+    try:
+        module = compiled(text())
+    except BenchError as error:
+        raise SystemExit(f"Error: {error}") from None
     fill(module)
-    loaded = {
-        name: module.load_func(name, bcc.BPF.SCHED_CLS).fd for name in ("nothing", "jump", *(one[0] for one in PARTS))
-    }
-    libbpf.update(module["next"].map_fd, bytes(4), loaded["nothing"].to_bytes(4, "little"))
-    nothing = cost(loaded["nothing"])
+    programs = {name: loaded(module, name) for name in ("nothing", "jump", *(one[0] for one in PARTS))}
+    libbpf.update(module["next"].map_fd, bytes(4), programs["nothing"].to_bytes(4, "little"))
+    nothing = cost(programs["nothing"])
     print(f"{'ns, by BPF_PROG_TEST_RUN, warm':56}{'each':>8}")
     print(f"{'a program that does nothing':56}{nothing:8.1f}")
     for name, title, _ in PARTS:
-        print(f"{title:56}{(cost(loaded[name]) - nothing) / TIMES:8.1f}")
-    print(f"{'tail call':56}{cost(loaded['jump']) - nothing:8.1f}")
+        print(f"{title:56}{(cost(programs[name]) - nothing) / TIMES:8.1f}")
+    print(f"{'tail call':56}{cost(programs['jump']) - nothing:8.1f}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.packet_costs import CALLED, VIPS, Bench, documents, enter, forget, median, openings, packet
+from bench.packets import CALLED, VIPS, Bench, documents, enter, forget, median, openings, packet
 from pydatapath import Datapath, Options, schema
 from pydatapath.documents import to_yaml
 from pydatapath.kernel.layout import Family

@@ -12,6 +12,7 @@ COMPARISONS = {
     "snat": "Out of the cluster",
     "crowd": "Beside many services, endpoints and flows",
     "programming": "From the command to the first packet served right",
+    "packet_costs": "What a packet costs in our programs",
 }
 WORDS = {
     "conn_per_s": "new TCP connections",
@@ -40,6 +41,11 @@ WORDS = {
     "all_command_s": "all services changed, until the command has ended",
     "retransmits": "segments sent again by one TCP stream",
     "streams_retransmits": "segments sent again by eight TCP streams",
+    "ipv4_ns": "a packet in our programs, by BPF_PROG_TEST_RUN, IPv4",
+    "ipv6_ns": "a packet in our programs, by BPF_PROG_TEST_RUN, IPv6",
+    "load_ipv4_ns": "a packet in our programs, under iperf3, IPv4",
+    "load_ipv6_ns": "a packet in our programs, under iperf3, IPv6",
+    "connection_ns": "a short connection in our programs, under wrk",
     "random_flow_ns": "a packet of any known flow at random, by BPF_PROG_TEST_RUN",
 }
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bench import packet_costs
+from bench import packets
 from bench.measures import MEASURES
 from bench.paths import ROOT, ReadyCase, ready
 from bench.processes import run
@@ -139,21 +139,34 @@ def test_rules_are_laid_while_somebody_else_changes_theirs() -> None:
     assert time.monotonic() - begun < 15
 
 
+def test_a_packet_of_ours_is_beside_one_that_is_only_redirected(tmp_path: Path) -> None:
+    """Each kind has its figure in both families, and what is done to it costs more than nothing."""
+    path = tmp_path / "costs.json"
+    cases = "redirect,known-udp,first-tcp,under-wrk"
+    command = [sys.executable, "-m", "bench", "packet_costs", "--rounds", "1", "--cases", cases, "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    found = {one["case"]: one["values"] for one in json.loads(path.read_text())["samples"]}
+    for family in ("ipv4_ns", "ipv6_ns"):
+        assert 0 < found["redirect"][family] < found["known-udp"][family] < found["first-tcp"][family]
+    assert found["under-wrk"]["connection_ns"] > found["first-tcp"]["ipv4_ns"]
+
+
 @pytest.mark.parametrize("masquerade", [False, True], ids=["to a pod", "to the outside"])
 def test_the_flow_whose_packet_is_timed_is_known_and_translated(masquerade: bool):
     """A packet that goes by the route, or is not known, would be another one's cost."""
-    with packet_costs.bench(masquerade=masquerade) as this:
+    with packets.bench(masquerade=masquerade) as this:
         descriptor = libbpf.open_pin(str(this.datapath.instance.program_pins / "from_pod"))
         context = bytearray(192)
         struct.pack_into("=I", context, 40, this.index)
         for family in Family:
-            far, port = packet_costs.VIPS[family], packet_costs.CALLED
+            far, port = packets.VIPS[family], packets.CALLED
             if masquerade:
-                packet_costs.enter_masqueraded(this, family)
-                far = packet_costs.outside_of(family, this.lab.outside)
+                packets.enter_masqueraded(this, family)
+                far = packets.outside_of(family, this.lab.outside)
             else:
-                packet_costs.enter(this, family, "UDP")
-            frame = packet_costs.packet(this.address(family, 1), far, "UDP", port)
+                packets.enter(this, family, "UDP")
+            frame = packets.packet(this.address(family, 1), far, "UDP", port)
             with this.lab.node(1).entered():
                 done = libbpf.run(descriptor, frame, bytes(context))
             hops = 22 if family is Family.IPV4 else 21

@@ -93,6 +93,15 @@ def test_one_change_is_held_against_the_whole_table_and_the_increment() -> None:
     ]
 
 
+def test_a_known_packet_is_held_against_a_time() -> None:
+    """The cases that it is about, and no other."""
+    took = {"redirect": 500.0, "known-tcp": 120.0, "known-udp": 200.0}
+    places = {("", 0): {name: {"ipv4_ns": one} for name, one in took.items()}}
+    wanted = goal("a known flow's packet, translated, in 150 ns: 150 by what it took")
+    found = wanted.verdict([run("packet_costs", places)])
+    assert found == ("0.750 (known-udp: 200); 1 of 2 reached", "not reached")
+
+
 def test_flat_is_beside_the_plain_way_at_the_same_size() -> None:
     """A machine that is half as fast later is no slope; a figure that no plain way has is held against itself."""
     look = flat("pydatapath", "bridge", "flows", 1000)

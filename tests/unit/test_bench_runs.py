@@ -283,7 +283,7 @@ def test_every_benchmark_is_called_by_its_name(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("Error: there is no benchmark walk: choose from run, ")
 
 
-@pytest.mark.parametrize("word", ["compare", "run", "scale"])
+@pytest.mark.parametrize("word", [*names.NAMES])
 def test_the_rest_of_the_line_is_the_benchmarks_own(
     word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
