@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import cached_property
-from typing import Final
+from typing import Final, TypeAlias
 
 __all__ = [
     "ANSWERED",
@@ -269,12 +269,15 @@ def timeout(protocol: str, state: FlowState, timeouts: Mapping[str, int] = TIMEO
     return timeouts[f"{protocol}_{state.name}"]
 
 
+Fields: TypeAlias = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Record:
     """A struct of contract.h: its fields in order, each with its code of the `struct` module ("x": padding)."""
 
     name: str
-    fields: tuple[tuple[str, str], ...]
+    fields: Fields
 
     @cached_property
     def struct(self) -> struct.Struct:
@@ -330,74 +333,26 @@ ENDPOINT: Final = ENDPOINT_RECORD.struct
 
 
 class FamilyLayout:
-    """The structs that hold addresses, as one family has them."""
+    """The structs that hold addresses, as one family has them. What fills a struct up to its size is IPv6's alone."""
 
     def __init__(self, family: Family) -> None:
         at = f"{family.address_size}s"
         self.family = family
         self.address = Record("address", (("words", at),))
-        self.tuple = Record(
-            "tuple",
-            (
-                ("source", at),
-                ("destination", at),
-                ("source_port", "2s"),
-                ("destination_port", "2s"),
-                ("protocol", "B"),
-                ("zero", "3x"),
-            ),
-        )
-        tuple_bytes = f"{self.tuple.struct.size}s"
-        most = (("most_zero", "16x"),) if family is Family.IPV6 else ()
-        self.flow = Record(
-            "flow",
-            (
-                ("to", tuple_bytes),
-                ("last_seen", "Q"),
-                ("packets", "Q"),
-                ("bytes", "Q"),
-                ("backend", "I"),
-                ("generation", "I"),
-                ("state", "B"),
-                ("flags", "B"),
-                ("zero", "2x"),
-                ("awaited", "4s"),
-                ("granted", "4s"),
-                ("answer", "I"),
-                *most,
-            ),
-        )
         self.transport_address = Record(
             "transport_address", (("address", at), ("port", "2s"), ("protocol", "B"), ("zero", "x"))
         )
-        flow_bytes = f"{self.flow.struct.size}s"
+        self.tuple = _tuple(at)
+        tuple_bytes = f"{self.tuple.struct.size}s"
+        self.flow = _flow(tuple_bytes, self._fill("most_zero", "16x"))
         self.opening = Record("opening", (("key", tuple_bytes), ("to", tuple_bytes)))
-        self.routed = Record(
-            "routed",
-            (
-                ("at", "I"),
-                *((name, at) for name in ("source", "destination", "next_hop")),
-                *((name, "I") for name in ("from", "traffic", "interface")),
-                ("mtu", "H"),
-                *((name, "B") for name in ("protocol", "answer")),
-                *((("more_zero", "4x"),) if family is Family.IPV6 else ()),
-            ),
-        )
-        self.leaving = Record(
-            "leaving",
-            (
-                ("key", tuple_bytes),
-                ("to", tuple_bytes),
-                ("flow", flow_bytes),
-                ("other", flow_bytes),
-                ("length", "I"),
-                ("tcp_flags", "H"),
-                ("rounds", "H"),
-            ),
-        )
+        self.leaving = _leaving(tuple_bytes, f"{self.flow.struct.size}s")
+        self.routed = _routed(at, self._fill("more_zero", "4x"))
         self.mapping_key = Record("mapping_key", (("address", at), ("port", "2s"), ("protocol", "B"), ("side", "B")))
-        pad = (("more_zero", "4x"),) if family is Family.IPV6 else ()
-        self.mapping = Record("mapping", (("last_seen", "Q"), ("address", at), ("port", "2s"), ("zero", "2x"), *pad))
+        self.mapping = Record(
+            "mapping",
+            (("last_seen", "Q"), ("address", at), ("port", "2s"), ("zero", "2x"), *self._fill("more_zero", "4x")),
+        )
         self.fragment_key = Record(
             "fragment_key",
             (("source", at), ("destination", at), ("identification", "4s"), ("protocol", "B"), ("zero", "3x")),
@@ -406,6 +361,73 @@ class FamilyLayout:
         self.source_range = Record("source_range", (("prefix_length", "I"), ("service", "I"), ("network", at)))
         self.network = Record("network", (("prefix_length", "I"), ("address", at)))
         self.client = Record("client", (("address", at), ("service", "I")))
+
+    def _fill(self, name: str, code: str) -> Fields:
+        return ((name, code),) if self.family is Family.IPV6 else ()
+
+
+def _tuple(at: str) -> Record:
+    return Record(
+        "tuple",
+        (
+            ("source", at),
+            ("destination", at),
+            ("source_port", "2s"),
+            ("destination_port", "2s"),
+            ("protocol", "B"),
+            ("zero", "3x"),
+        ),
+    )
+
+
+def _flow(tuple_bytes: str, fill: Fields) -> Record:
+    return Record(
+        "flow",
+        (
+            ("to", tuple_bytes),
+            ("last_seen", "Q"),
+            ("packets", "Q"),
+            ("bytes", "Q"),
+            ("backend", "I"),
+            ("generation", "I"),
+            ("state", "B"),
+            ("flags", "B"),
+            ("zero", "2x"),
+            ("awaited", "4s"),
+            ("granted", "4s"),
+            ("answer", "I"),
+            *fill,
+        ),
+    )
+
+
+def _leaving(tuple_bytes: str, flow_bytes: str) -> Record:
+    return Record(
+        "leaving",
+        (
+            ("key", tuple_bytes),
+            ("to", tuple_bytes),
+            ("flow", flow_bytes),
+            ("other", flow_bytes),
+            ("length", "I"),
+            ("tcp_flags", "H"),
+            ("rounds", "H"),
+        ),
+    )
+
+
+def _routed(at: str, fill: Fields) -> Record:
+    return Record(
+        "routed",
+        (
+            ("at", "I"),
+            *((name, at) for name in ("source", "destination", "next_hop")),
+            *((name, "I") for name in ("from", "traffic", "interface")),
+            ("mtu", "H"),
+            *((name, "B") for name in ("protocol", "answer")),
+            *fill,
+        ),
+    )
 
 
 IPV4: Final = FamilyLayout(Family.IPV4)
