@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 from controls import CONTROLS
 
-__all__ = ["pytest_runtest_makereport", "tell"]
+__all__ = ["pytest_runtest_makereport", "tell", "tell_worst"]
 
 NUMBERS: Final = (
     "repeats",  # how often the fault was done
@@ -31,6 +31,7 @@ NUMBERS: Final = (
     "seed",
 )
 _told: dict[str, float] = {}  # of the test that runs
+_ended: dict[str, pytest.TestReport] = {}  # its own report, until its fixtures have looked for what it left
 
 
 def tell(**figures: float) -> None:
@@ -40,8 +41,13 @@ def tell(**figures: float) -> None:
     _told.update(figures)
 
 
-def made(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
-    """The row of a test that has ended."""
+def tell_worst(**figures: float) -> None:
+    """As `tell`, for what is seen several times in a test: the largest counts."""
+    tell(**{name: max(value, _told.get(name, value)) for name, value in figures.items()})
+
+
+def made(item: pytest.Item, report: pytest.TestReport, after: pytest.TestReport) -> dict[str, Any]:
+    """The row of a test that has ended, and of what its fixtures found `after` it."""
     name = item.nodeid.partition("::")[2]
     faults = re.findall(r"(?<![0-9A-Z])F\d+", name)
     return {
@@ -57,7 +63,7 @@ def made(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
         "rss_peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "seconds": round(report.duration, 1),
         "control": [one.fault for one in CONTROLS if one.fault.partition(":")[0] in faults],
-        "verdict": report.outcome,
+        "verdict": report.outcome if report.outcome != "passed" else after.outcome,
     }
 
 
@@ -71,12 +77,15 @@ def _commit() -> str:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Writes the row where it is asked for."""
+    """Writes the row where it is asked for, when all that belongs to the test is over."""
     report: pytest.TestReport = yield
-    file = os.environ.get("PYDATAPATH_ROWS")
-    if file and (call.when == "call" or (call.when == "setup" and report.outcome != "passed")):
-        with Path(file).open("a") as out:
-            out.write(json.dumps(made(item, report)) + "\n")
-    if call.when == "teardown":
+    if call.when == "setup":
         _told.clear()
+    if call.when == "call" or (call.when == "setup" and report.outcome != "passed"):
+        _ended[item.nodeid] = report
+    if call.when == "teardown":
+        file, ended = os.environ.get("PYDATAPATH_ROWS"), _ended.pop(item.nodeid, None)
+        if file and ended:
+            with Path(file).open("a") as out:
+                out.write(json.dumps(made(item, ended, report)) + "\n")
     return report  # type: ignore[return-value]

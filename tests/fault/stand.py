@@ -19,6 +19,7 @@ from typing import Any
 
 from calls import KINDS, ask, ask_many, dial
 from host_state import dump
+from rows import tell, tell_worst
 from scene import PORT, PYDATAPATH, VIP_PORT, Cluster, objects, pydatapath
 
 from pydatapath import applying, instance
@@ -104,6 +105,12 @@ class Stand:
         """Loads, and applies the base where nothing is applied."""
         self.do("load", *options)
 
+    def mend(self) -> None:
+        """Loads again after a fault; how long that took is a figure of the test."""
+        begun = time.monotonic()
+        self.load()
+        tell_worst(recovery_s=round(time.monotonic() - begun, 2))
+
     def apply(self, manifests: Path | None = None) -> None:
         """Makes exactly these objects."""
         self.do("apply", "--prune", "-f", str(manifests or self.base))
@@ -114,7 +121,9 @@ class Stand:
             one.close()
         self.held.clear()
         self.do("unload")
-        assert self.leaks() == {}
+        left = self.leaks()
+        tell(leaked=sum(left.values()))
+        assert left == {}
 
     # What must go on
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from rows import tell
+from rows import tell, tell_worst
 from scene import BIG
 from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up
 from stepping import Stepped, stepped
@@ -91,7 +91,9 @@ class Trial:
             wrong.append(f"children lived on for {killed.orphans:.1f} s")
         wrong += self._told()
         command = self.stand.command(*self.arguments, fault=self.fault)
+        begun = time.monotonic()
         again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        tell_worst(recovery_s=round(time.monotonic() - begun, 2))
         if again.returncode != 0 or "Traceback" in again.stderr:
             wrong.append(f"the same command again: {again.returncode}: {again.stderr}")
         wrong += self.stand.traffic(self.target)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rows import tell, tell_worst
 from scene import BIG
 from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up, unwritten
 from stepping import stepped
@@ -230,7 +231,7 @@ def test_F7_no_file_system_of_pins(own_pins: Stand):
     finally:
         # As `load` would mount it, but as a mount of the test run
         subprocess.run(["mount", "-t", "bpf", "-o", "mode=700", "tests", str(BPFFS)], check=True)
-    own_pins.load()
+    own_pins.mend()
     own_pins.held.pop(STEADY).close()  # what was tracked lay in the maps that are gone
     own_pins.hold(STEADY)
     same(own_pins, before)
@@ -246,20 +247,21 @@ def test_F11_pins_that_were_removed(loaded: Stand, figure: Callable[[str], None]
         run(loaded, "apply", "-f")
         assert "Traceback" not in run(loaded, "status").stderr
         works(loaded)
-        loaded.load()
+        loaded.mend()
         loaded.held.pop(STEADY).close()
         loaded.hold(STEADY)
         loaded.apply()
         same(loaded, before)
     figure(f"pins removed: {len(pins)} known, seed {SEED}")
+    tell(repeats=len(pins) if BIG else 4, seed=SEED)
     for name in ("walk", "from_pod"):
         (loaded.which.program_pins / name).unlink()
     works(loaded)
-    loaded.load()
+    loaded.mend()
     same(loaded, before)
     shutil.rmtree(loaded.which.program_pins)
     loaded.apply()
-    loaded.load()
+    loaded.mend()
     same(loaded, before)
 
 
@@ -298,7 +300,9 @@ def check_damage(stand: Stand, before: dict[str, Any]) -> str:
     for command in (("status",), ("export",), ("apply", "-f")):
         run(stand, *command)
     works(stand)
+    begun = time.monotonic()
     done = run(stand, "load", *OPTIONS)
+    tell_worst(recovery_s=round(time.monotonic() - begun, 2))
     if "are of version" in done.stderr:  # that is what its bytes say, and no damage can be seen
         damage(stand.which.records, lambda _: bytearray(copy_of(stand.which.records).read_bytes()))
         done = run(stand, "load", *OPTIONS)
@@ -334,6 +338,7 @@ def test_F8_records_cut_off_and_with_flipped_bits(loaded: Stand, figure: Callabl
         bit = 1 << chance.randrange(8)
         damage(path, lambda text, place=flip, bit=bit: flipped(text, place, bit))
         tally[f"a bit flipped: {check_damage(loaded, before)}"] += 1
+    tell(repeats=sum(tally.values()), wrong=0, seed=SEED)
     figure(f"damaged records of {size} bytes: {dict(tally)}; {time.monotonic() - begun:.0f} s, seed {SEED}")
 
 
@@ -356,7 +361,7 @@ def test_F8_values_that_make_no_sense(loaded: Stand, column: str):
     for command in (*READING, *WRITING[1:], ("repair",)):
         run(loaded, *command)
     works(loaded)
-    loaded.load()
+    loaded.mend()
     loaded.apply()
     same(loaded, before | {"copied": loaded.state()["copied"]})
 
@@ -372,7 +377,7 @@ def test_F8_records_that_are_gone(loaded: Stand):
     fails(loaded, "load", *OPTIONS, says="lost, without a copy, and 6 addresses", hints="`pydatapath unload` ends it")
     works(loaded)
     loaded.do("unload")
-    loaded.load()
+    loaded.mend()
     loaded.apply()
     loaded.held.pop(STEADY).close()
     # Who made the qdisc clsact, and who set the sysctl, nobody knew any more
@@ -423,7 +428,7 @@ def test_F31_few_descriptors(loaded: Stand):
         done = run(loaded, *command, preexec_fn=limit)
         assert done.returncode == 0 or "Too many open files" in done.stderr, done.stderr
         works(loaded)
-    loaded.load()
+    loaded.mend()
     loaded.apply()
     same(loaded, before)
 
@@ -466,6 +471,7 @@ def test_F5_a_signal_in_apply_leaves_it_done_or_not(loaded: Stand, number: int, 
         f"signal {number} in apply: {len(places)} of {len(steps)} steps, {done} done all the same;"
         f" {time.monotonic() - begun:.0f} s, seed {SEED}"
     )
+    tell(repeats=len(places), seed=SEED)
     same(loaded, before)
 
 
@@ -493,6 +499,6 @@ def test_F29_a_clock_that_was_wrong(loaded: Stand):
     for path in (loaded.which.records, copy_of(loaded.which.records), *cache.DIRECTORY.iterdir()):
         os.utime(path, (4e9, 4e9))
     assert "2099" in run(loaded, "status").stdout
-    loaded.load()
+    loaded.mend()
     assert "2099" not in run(loaded, "status").stdout
     same(loaded, before)
