@@ -51,8 +51,9 @@ bench: ## speed, in some minutes: plain ways, services by us and by kube-proxy's
 	@tools/setup.sh bench
 	@mkdir -p $(dir $(BENCH))
 	$(call measured,run,--quick $(BENCH_ARGS))
-	@$(BIN)/python -m bench plot $(BENCH)-run.json --out $(BENCH) --markdown $(BENCH).md
-	@echo "pictures: $(BENCH)/, tables: $(BENCH).md, every raw value: $(BENCH)-run.json"
+	$(call measured,packet_costs,--rounds 3 $(PACKET_ARGS))
+	@$(BIN)/python -m bench plot $(BENCH)-{run,packet_costs}.json --out $(BENCH) --markdown $(BENCH).md
+	@echo "pictures: $(BENCH)/, tables: $(BENCH).md, every raw value: $(BENCH)-*.json"
 
 bench-full: ## what is published: the same at length, many services, and how soon a change is in effect
 	@tools/setup.sh bench
