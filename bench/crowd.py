@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def empty() -> Results:
         lack = lacks_ipvs() if "ipvs" in wanted else ""
         texts = {name: text for name, text in known.items() if name in wanted and not (name == "ipvs" and lack)}
-        shown = {**vars(arguments), "json": str(arguments.json), "pin": True}
+        shown = {**vars(arguments), "json": arguments.json.name, "pin": True}
         notes = [f"ipvs is left out: {lack}"] if lack else []
         beside = {case.name: case.beside for case in cases(Crowd(), 0) if case.name in texts}
         results = Results(texts, ["bridge"], shown, environment(), notes=notes, beside=beside)

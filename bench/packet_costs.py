@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = arguments.cases or [*KINDS]
 
     def empty() -> Results:
-        shown = {**vars(arguments), "json": str(arguments.json)}
+        shown = {**vars(arguments), "json": arguments.json.name}
         beside = {name: KINDS[name].beside for name in names}
         texts = {name: KINDS[name].text for name in names}
         results = Results(texts, ["redirect"], shown, environment(), beside=beside)

@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def empty() -> Results:
         lack = lacks_ipvs() if "ipvs" in names else ""
         texts = {name: PROGRAMMERS[name].text for name in names if not (name == "ipvs" and lack)}
-        shown = {**vars(arguments), "json": str(arguments.json)}
+        shown = {**vars(arguments), "json": arguments.json.name}
         results = Results(texts, BASELINES, shown, environment())
         results.notes += [f"ipvs is left out: {lack}"] if lack else []
         results.comparison, results.known = "programming", METRICS

@@ -181,7 +181,8 @@ def prepare(comparison: Comparison, arguments: argparse.Namespace) -> Run:
     check_host(path, measures)
     chosen, notes = choose_cases(comparison.cases, arguments.cases)
     arguments.cases = [case.name for case in chosen]
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
+    # A result is for others to read: where it lay here is nothing to them
+    shown = {key: value.name if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     wanted = dict.fromkeys(name for case in chosen for name in case.beside)
     notes += [f"no ratios to {name}: it did not run" for name in wanted if name not in arguments.cases]
     texts = {case.name: case.text for case in chosen}
