@@ -30,7 +30,6 @@ from bench.measures import WRK_CONNECTIONS, Metric
 from bench.packets import (
     CALLED,
     FAR_AWAY,
-    IPERF,
     VIPS,
     Bench,
     bench,
@@ -46,7 +45,8 @@ from bench.packets import (
     statistics_on,
     taken,
 )
-from bench.processes import BenchError, server
+from bench.paths import wait_for_servers
+from bench.processes import BenchError, run, server
 from bench.programs import compiled, loaded
 from bench.report import Results, Sample
 from bench.servers import server_commands
@@ -67,7 +67,7 @@ METRICS: Final = (
     Metric("load_ipv6_ns", "ns under load, IPv6", -1, 0),
     Metric("connection_ns", "ns a connection", -1, 0),
 )
-TOOLS: Final = ("ip", "iperf3", "nginx", "wrk")
+TOOLS: Final = ("ip", "iperf3", "nginx", "ss", "wrk")
 ONLY_REDIRECTS: Final = """
 #define KBUILD_MODNAME "redirect"
 #include <linux/bpf.h>
@@ -146,18 +146,19 @@ def _known_to_outside(this: Bench, family: Family) -> float:
     return short_runs(this, frame, SHORT_RUNS)
 
 
-def _counted(this: Bench, argv: Sequence[str], serve: Sequence[str]) -> tuple[int, int, str]:
+def _counted(this: Bench, argv: Sequence[str], served_by: str) -> tuple[int, int, str]:
     """ns and runs of from_pod while a client in one pod calls a server in the other, and what the client says."""
-    with contextlib.ExitStack() as stack:
-        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
-        stack.enter_context(server(serve, netns=this.lab.pod(1, 2).netns, log=log))
-        time.sleep(0.5)  # until it listens
-        stack.enter_context(statistics_on())
-        before = taken(this)["from_pod"]
-        done = this.lab.pod(1, 1).exec(argv, timeout=PATIENCE_S)
-        after = taken(this)["from_pod"]
+    caller, called = (this.lab.pod(1, number).netns for number in (1, 2))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with server(server_commands(folder, None)[served_by], netns=called, log=folder / "log"):
+            wait_for_servers(called, {served_by})
+            with statistics_on():
+                before = taken(this)["from_pod"]
+                said = run(argv, netns=caller, timeout=PATIENCE_S)
+                after = taken(this)["from_pod"]
     ns, runs = (now - then for now, then in zip(after, before, strict=True))
-    return ns, runs, done.stdout
+    return ns, runs, said
 
 
 def _under_iperf3(this: Bench) -> Mapping[str, float]:
@@ -165,7 +166,7 @@ def _under_iperf3(this: Bench) -> Mapping[str, float]:
     found = {}
     for family in Family:
         argv = ["iperf3", "-J", "-c", VIPS[family], "-t", str(LOAD_S)]
-        ns, runs, said = _counted(this, argv, ["iperf3", "-s", "-1", "-p", str(IPERF)])
+        ns, runs, said = _counted(this, argv, "iperf3")
         if not json.loads(said)["end"]["sum_received"]["bytes"] or not runs:
             raise BenchError("iperf3's stream did not arrive")
         found[f"load_ipv{family.value}_ns"] = ns / runs
@@ -174,10 +175,8 @@ def _under_iperf3(this: Bench) -> Mapping[str, float]:
 
 def _under_wrk(this: Bench) -> Mapping[str, float]:
     """All of our programs for one short connection, of ten packets."""
-    with tempfile.TemporaryDirectory() as folder:
-        serve = server_commands(Path(folder), None)["nginx"]
-        argv = ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{LOAD_S}s", "-H", "Connection: close"]
-        ns, _, said = _counted(this, [*argv, f"http://{VIPS[Family.IPV4]}:{CALLED}/"], serve)
+    argv = ["wrk", "-t1", f"-c{WRK_CONNECTIONS}", f"-d{LOAD_S}s", "-H", "Connection: close"]
+    ns, _, said = _counted(this, [*argv, f"http://{VIPS[Family.IPV4]}:{CALLED}/"], "nginx")
     found = re.search(r"(\d+) requests in", said)
     if not found or not int(found[1]):
         raise BenchError("wrk got no answer at all")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from bench.measures import HTTP_PORT
+from bench.measures import HTTP_PORT, IPERF_PORT
 from pydatapath import Datapath, Options, schema
 from pydatapath.kernel import libbpf
 from pydatapath.kernel.layout import ENDPOINT, LAYOUTS, PROTOCOLS, Family, FamilyLayout, FlowFlag, FlowState
@@ -22,7 +22,6 @@ from pydatapath.lab import Host, Lab, LabSpec
 __all__ = [
     "CALLED",
     "FAR_AWAY",
-    "IPERF",
     "VIPS",
     "Bench",
     "bench",
@@ -42,7 +41,7 @@ __all__ = [
 ]
 
 VIPS = {Family.IPV4: "10.96.0.10", Family.IPV6: "fd00:10:96::10"}
-TARGET, CALLED, IPERF, SPORT = HTTP_PORT, 80, 5201, 40000
+TARGET, CALLED, SPORT = HTTP_PORT, 80, 40000
 REPEAT, ROUNDS, OPENINGS = 100_000, 9, 4000
 FAR_AWAY = {Family.IPV4: "198.51.100.77", Family.IPV6: "2001:db8:99::77"}
 CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
@@ -117,7 +116,7 @@ def bench(*, masquerade: bool = False) -> Iterator[Bench]:
         name = lab.node(1).netns
         datapath = Datapath.load(Options(node_name=name, masquerade=masquerade, cluster_cidr=CLUSTER), netns=name)
         try:
-            for title, port, target in (("web", CALLED, TARGET), ("iperf", IPERF, IPERF)):
+            for title, port, target in (("web", CALLED, TARGET), ("iperf", IPERF_PORT, IPERF_PORT)):
                 datapath.apply([schema.parse(one, "bench") for one in documents(lab, port, target, title)])
             yield Bench(lab, datapath)
         finally:

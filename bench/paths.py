@@ -29,6 +29,7 @@ __all__ = [
     "nothing",
     "ready",
     "sweep_stale",
+    "wait_for_servers",
     "why_not",
 ]
 
@@ -149,18 +150,18 @@ def lacks_pydatapath() -> str:
     return ""
 
 
-def _wait_for_servers(this: Node, servers: Container[str]) -> None:
-    """Return when every port of these servers is bound."""
+def wait_for_servers(netns: str, servers: Container[str]) -> None:
+    """Return when every port of these servers is bound in `netns`. Raises BenchError after SERVERS_UP_S."""
     wanted = {(port.protocol, port.target) for port in PORTS if port.server in servers}
     deadline = time.monotonic() + SERVERS_UP_S
     while True:
-        rows = [line.split() for line in run(["ss", "-Hltun"], netns=this.server).splitlines()]
+        rows = [line.split() for line in run(["ss", "-Hltun"], netns=netns).splitlines()]
         missing = wanted - {(row[0], int(row[4].rsplit(":", 1)[1])) for row in rows}
         if not missing:
             return
         if time.monotonic() > deadline:
             ports = ", ".join(f"{port}/{protocol}" for protocol, port in sorted(missing))
-            raise BenchError(f"nothing listens on {ports} in {this.server} after {SERVERS_UP_S:.0f} s")
+            raise BenchError(f"nothing listens on {ports} in {netns} after {SERVERS_UP_S:.0f} s")
         time.sleep(0.05)
 
 
@@ -197,7 +198,7 @@ def ready(
         for name, argv in server_commands(folder, cpu).items():
             if name in servers:
                 stack.enter_context(server(argv, netns=this.server, log=folder / f"{name}.log"))
-        _wait_for_servers(this, servers)
+        wait_for_servers(this.server, servers)
         stack.enter_context(case.prepare(this, folder))
         _check_way(case, this)
         yield ReadyCase(case, this, cpu)
