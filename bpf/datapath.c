@@ -142,6 +142,9 @@ static inline bool follow_opening(struct __sk_buff *skb, enum hook hook, const s
 			return false;
 		*to = reply->to;
 		*flags = reply->flags;
+		/* The first that is heard of an address that only ever answers */
+		if (hook == FROM_POD)
+			endpoint_learn(skb, packet->ethernet, key->source);
 		return true;
 	}
 	of = leaving.lookup(&one);

@@ -7,14 +7,14 @@
 #define PYDATAPATH_WALK_H
 
 /*
- * A pod tells where it is by what it may say first: by ARP, IPv6's neighbour discovery and all other ICMP, by a SYN, by a
- * first fragment; and by whatever belongs to no flow (walk_flow).
+ * A pod tells where it is by whatever of it is walked, what it answers first included, for one of its addresses may never
+ * call: by ARP, IPv6's neighbour discovery and all other ICMP, by what has ports. An opening's SYN-ACK is follow_opening's.
  */
 static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
 {
 	struct address sender;
 
-	if (parsed == PARSED_FIRST || parsed == PARSED_ICMP || (parsed == PARSED && opens_connection(packet->tcp_flags)))
+	if (parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP)
 		sender = ip_source(packet->ip);
 	else if (parsed != PARSED_ARP || bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender)))
 		return;
@@ -163,8 +163,6 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	}
 #endif
 	if (followed == NOT_FOUND) {
-		if (hook == FROM_POD && !opens_connection(packet->tcp_flags))
-			endpoint_learn(skb, packet->ethernet, ip_source(packet->ip));
 		kind = classify(skb, hook, packet, key, flow);
 		if (kind == KIND_MASQUERADE && !has_both_ports(key)) {
 			*verdict = drop(DROP_UNTRANSLATED);

@@ -99,11 +99,13 @@ class Model:
         entry = self.flows.quick(moment)
         if entry is None and self._opens_as_usual(hook, moment):
             entry = follow_half_open(self.flows, moment)
+            if packet.answers_opening:
+                self._learn(hook, packet, interface)
         if entry is not None:
             return replace(self._send(hook, moment, entry), walked=False)
         if hook is Hook.FROM_UPLINK and self.world.is_own(packet.source):
             return Verdict("drop", packet, reason="drop_spoofed")  # N87; of a known flow it is not asked
-        if packet.opens or packet.is_echo or packet.error or packet.is_first:
+        if not packet.is_later:
             self._learn(hook, packet, interface)
         try:
             return self._walk(hook, Moment(packet, now, self.world), chosen or Choice(), interface)
@@ -126,8 +128,7 @@ class Model:
         if entry is not None:
             self._refresh_mapping(entry, packet, moment.now)
             return self._let_in(hook, moment, entry)
-        self._learn(hook, packet, interface)
-        return self._first(hook, replace(moment, world=self.world), told, interface or UPLINK)
+        return self._first(hook, moment, told, interface or UPLINK)
 
     def _opens_as_usual(self, hook: Hook, moment: Moment) -> bool:
         """And nothing else speaks against it, as what only a walk finds out."""
@@ -183,7 +184,8 @@ class Model:
             self.mappings.keep(Inside(entry.to.called, packet.destination), packet.tuple.called, now)
 
     def _learn(self, hook: Hook, packet: Packet, interface: str | None) -> None:
-        """A pod is behind the interface by which its packets come in; of a known flow's that is not looked at again."""
+        """A pod is behind the interface by which its packets come in. Of those of a known flow only what is walked is looked
+        at, and its SYN-ACK: one of a pod's addresses may never call."""
         if hook is Hook.FROM_POD:
             self.world = self.world.learned(packet.source, interface or self._interface_of(packet))
 

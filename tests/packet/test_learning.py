@@ -56,6 +56,36 @@ def test_a_pod_is_learned(bed: Bed, row: Case):
     assert learned(bed, row.packet) == (bed.devices["pod2"], NEW_MAC, EndpointKind.POD)
 
 
+@pytest.mark.parametrize("protocol", ["TCP", "UDP"])
+def test_who_only_ever_answers_is_learned(bed: Bed, protocol: str):
+    """One of a pod's addresses may never call: by its first answer, TCP's without a walk, and what comes next goes there."""
+    one, flags = (tcp, {"flags": "SA"}) if protocol == "TCP" else (udp, {})
+    bed.serve({f"{VIP}:80/{protocol}": [f"{NEW}:8080"]})
+    calling = one(CLIENT, 40000, VIP, 80)
+    assert Ether(bed.run(Hook.FROM_POD, calling).packet).dst != NEW_MAC
+    answer = one(NEW, 8080, CLIENT, 40000, **flags)
+    answer[Ether].src = NEW_MAC
+    back = bed.run(Hook.FROM_POD, answer, device="pod3")
+    assert (addresses(back), back.walked) == ((VIP, 80, CLIENT, 40000), protocol == "UDP")
+    assert bed.endpoint(NEW) == (bed.devices["pod3"], NEW_MAC, EndpointKind.POD)
+    assert Ether(bed.run(Hook.FROM_POD, calling).packet).dst == NEW_MAC
+
+
+def test_who_goes_on_answering_is_learned_where_it_is(bed: Bed):
+    """A pod that has moved with its connections: by the walk that its flow meets each second, not by each packet."""
+    bed.serve({f"{VIP}:53/UDP": [f"{NEW}:8080"]})
+    bed.run(Hook.FROM_POD, udp(CLIENT, 40000, VIP, 53))
+    answer = udp(NEW, 8080, CLIENT, 40000)
+    answer[Ether].src = NEW_MAC
+    seen = []
+    for device, seconds in (("pod3", 0), ("pod4", 0), ("pod4", 1)):
+        bed.age(seconds)
+        bed.run(Hook.FROM_POD, answer, device=device)
+        seen.append(bed.endpoint(NEW))
+    places = [bed.devices[device] for device in ("pod3", "pod3", "pod4")]
+    assert seen == [(place, NEW_MAC, EndpointKind.POD) for place in places]
+
+
 def test_ARP_passes_as_it_came(bed: Bed):
     """Learning changes nothing about the packet."""
     packet = FROM_NEW / ARP(psrc=NEW, pdst=NODE)
