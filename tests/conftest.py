@@ -20,7 +20,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -57,13 +58,35 @@ _kept: set[str] = set()
 # Who may run, and in which order
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For a machine on which everything is slow, or a first look."""
+    parser.addoption(
+        "--one-of-each",
+        action="store_true",
+        help="of each test function one of its parameters, always the same, such as IPv4 here and IPv6 there",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Quick tests first; those that this machine cannot run skip with the reason."""
+    if config.getoption("--one-of-each"):
+        chosen = set(one_of_each([item.nodeid for item in items]))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
+        items[:] = [item for item in items if item.nodeid in chosen]
     items.sort(key=lambda item: ORDER.index(_folder(item.path)) if _folder(item.path) in ORDER else len(ORDER))
     kernel_items = [item for item in items if _folder(item.path) in NEEDS_KERNEL]
     if kernel_items and (reason := _lack()):
         for item in kernel_items:
             item.add_marker(pytest.mark.skip(reason=LACK + reason))
+
+
+def one_of_each(names: Iterable[str]) -> Iterator[str]:
+    """One of the names that differ by what is in brackets only: which, the name itself decides."""
+    by_function: dict[str, list[str]] = {}
+    for name in names:
+        by_function.setdefault(name.partition("[")[0], []).append(name)
+    for function, its in by_function.items():
+        yield its[zlib.crc32(function.encode()) % len(its)]
 
 
 def _folder(path: Path) -> str:
