@@ -7,14 +7,15 @@
 #define PYDATAPATH_WALK_H
 
 /*
- * A pod tells where it is by whatever of it is walked, what it answers first included, for one of its addresses may never
- * call: by ARP, IPv6's neighbour discovery and all other ICMP, by what has ports. An opening's SYN-ACK is follow_opening's.
+ * A pod tells where it is by ARP, IPv6's neighbour discovery and all other ICMP, and by what has ports: what it answers first
+ * included, for one of its addresses may never call. (An opening's SYN-ACK is follow_opening's.) But for a live flow's: of a
+ * pod that ends it may come late, when another has the address.
  */
-static inline void learn(struct __sk_buff *skb, enum parsed parsed, const struct packet *packet)
+static inline void learn(struct __sk_buff *skb, enum parsed parsed, enum seen_flow seen, const struct packet *packet)
 {
 	struct address sender;
 
-	if (parsed == PARSED || parsed == PARSED_FIRST || parsed == PARSED_ICMP)
+	if (parsed == PARSED_FIRST || parsed == PARSED_ICMP || (parsed == PARSED && seen != KNOWN_FLOW))
 		sender = ip_source(packet->ip);
 	else if (parsed != PARSED_ARP || bpf_skb_load_bytes(skb, ARP_SENDER_OFFSET, &sender, sizeof(sender)))
 		return;
@@ -163,6 +164,8 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	}
 #endif
 	if (followed == NOT_FOUND) {
+		if (hook == FROM_POD && seen == KNOWN_FLOW) /* which is over */
+			endpoint_learn(skb, packet->ethernet, ip_source(packet->ip));
 		kind = classify(skb, hook, packet, key, flow);
 		if (kind == KIND_MASQUERADE && !has_both_ports(key)) {
 			*verdict = drop(DROP_UNTRANSLATED);
@@ -258,7 +261,7 @@ int walk(struct __sk_buff *skb)
 	if (has_addresses(parsed) && (is_spoofed(hook, &packet) || is_from_itself(hook, &packet)))
 		return drop(DROP_SPOOFED);
 	if (hook == FROM_POD)
-		learn(skb, parsed, &packet);
+		learn(skb, parsed, seen, &packet);
 	switch (parsed) {
 	case PARSED_ICMP:
 		/* The first of several fragments would be answered by one that no others follow */

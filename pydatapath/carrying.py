@@ -26,7 +26,7 @@ from pydatapath.kernel import bpffs, flowtable
 from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, MapContract, MapType
 from pydatapath.kernel.maps import Map, Maps, possible_cpus, share
 
-__all__ = ["MIGRATIONS", "Convert", "Move", "changed", "prepare"]
+__all__ = ["MIGRATIONS", "Convert", "Move", "changed", "is_elsewhere", "prepare"]
 
 Entries: TypeAlias = dict[bytes, bytes]
 # An entry of an earlier layout as this one has it; None: it is left behind
@@ -152,6 +152,11 @@ def prepare(
         if pin.name not in other:
             share(pin, fresh / pin.name)
     return Move(instance, fresh, [*sources, _Source(running, other)])
+
+
+def is_elsewhere(instance: Instance) -> bool:
+    """Whether what runs has its maps in other folders: of another layout, or put aside by a load that was killed."""
+    return not instance.map_pins.exists() and bool(_aside(instance) or _other_layouts(instance))
 
 
 def _aside(instance: Instance) -> list[Path]:

@@ -82,16 +82,21 @@ class Instance:
         return self.pins.parent.parent
 
     @contextlib.contextmanager
-    def locked(self, seconds: float | None = None) -> Iterator[None]:
-        """Hold the instance alone for the block. Raises Conflict, naming who holds it, after 30 s or so many, and
-        KernelError where its folder cannot be written.
+    def locked(self, seconds: float | None = None, *, make: bool = False) -> Iterator[None]:
+        """Hold the instance alone for the block. `make`: its folder, too, where there is none.
+
+        Raises Conflict, naming who holds it, after 30 s or so many, KernelError where its folder cannot be written, and
+        NotLoaded where there is none.
         """
         while True:
             try:
-                bpffs.make_private(self.directory)
+                if make:
+                    bpffs.make_private(self.directory)
                 lock = open(self.directory / "lock", "ab+", buffering=0, opener=_private)  # noqa: SIM115 - see `with`
             except FileNotFoundError:
-                continue  # an unload has just taken the folder away
+                if make:
+                    continue  # an unload has just taken the folder away
+                raise NotLoaded(f"instance {self.name!r} is not loaded", hint="`pydatapath load` loads it") from None
             except OSError as error:
                 raise KernelError(
                     f"the folder {self.directory} cannot be written: {error.strerror}",
@@ -107,6 +112,9 @@ class Instance:
                     with contextlib.suppress(OSError):  # who holds it is told where the disk has room for that
                         lock.truncate(0)
                         lock.write(str(os.getpid()).encode())
+                    if not make and not self.pins.exists() and len([*self.directory.iterdir()]) == 1:
+                        self.remove()  # the lock alone, made while an unload took all else away
+                        continue
                     yield
                     return
 

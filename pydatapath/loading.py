@@ -19,7 +19,7 @@ from pydatapath import applying, carrying, connecting, seeding, timers
 from pydatapath.errors import DatapathError, KernelError
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
-from pydatapath.kernel import bpffs, compile, netns
+from pydatapath.kernel import bpffs, compile, netns, restoring
 from pydatapath.kernel.layout import MAPS, Family
 from pydatapath.kernel.maps import Maps
 from pydatapath.kernel.nattable import is_there
@@ -54,7 +54,7 @@ def load(instance: Instance, options: Options, *, break_flows: bool = False) -> 
     """
     require_root("load")
     bpffs.ensure_mounted()
-    with netns.entered(instance.netns_path), instance.locked():
+    with netns.entered(instance.netns_path), instance.locked(make=True):
         return exchange(instance, options, break_flows=break_flows)
 
 
@@ -65,6 +65,8 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
     mended = _mend_records(instance)
     fresh = not instance.records.exists()
     foreign_pins = fresh and instance.pins.exists()  # without records: another's, or a crash's
+    if not fresh:
+        _find_lost_maps(instance)
     # A name of its own for each load: a folder of one that was killed may hold the programs that run
     staging = instance.pins / f"{instance.program_pins.name}_{os.getpid()}_{time.monotonic_ns()}"
     move: carrying.Move | None = None
@@ -106,6 +108,20 @@ def _mend_records(instance: Instance) -> str:
         return ""
     remove_database(instance.records)
     return f"the records {instance.records} were damaged: nothing is applied"
+
+
+def _find_lost_maps(instance: Instance) -> None:
+    """Pins that somebody took away are made anew of the maps that run: new ones would know no open connection."""
+    if carrying.is_elsewhere(instance):
+        return
+    with Records(instance.records) as records:
+        there = [records.get(name, _PLACE[name]) for name in ("families", "masqueraded")]
+    wanted = [name for name, contract in MAPS.items() if is_there(contract, *there)]
+    if lost := [name for name in wanted if not (instance.map_pins / name).exists()]:
+        for folder in (instance.map_pins, instance.program_pins):
+            bpffs.make_private(folder)
+        hooked = restoring.hanging(instance.name, (index for index, _ in socket.if_nameindex()))
+        restoring.restore_maps(instance.map_pins, instance.program_pins, lost, hooked)
 
 
 def _count_served(instance: Instance) -> int:
@@ -181,7 +197,7 @@ def unload(instance: Instance) -> bool:
     require_root("unload")
     if not instance.has_folders:
         return False
-    with netns.entered(instance.netns_path), instance.locked():
+    with netns.entered(instance.netns_path), instance.locked(make=True):
         there = instance.exists
         if there:
             connecting.disconnect(instance)

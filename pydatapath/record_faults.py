@@ -111,7 +111,7 @@ def explained(path: Path, error: Exception) -> DatapathError:
 def damaged(path: Path, what: str) -> DamagedRecords:
     """They are there, and cannot be read."""
     afresh = "`pydatapath unload` and `load` start afresh"
-    way = f"`pydatapath load` takes their copy; {afresh}" if copy_of(path).exists() else afresh
+    way = f"`pydatapath repair` takes their copy; {afresh}" if copy_of(path).exists() else afresh
     return DamagedRecords(
         f"the records {path} are damaged and cannot be read: {what}", hint=f"traffic goes on as it is; {way}"
     )

@@ -7,9 +7,10 @@ from pydatapath.drift import Look
 from pydatapath.errors import DatapathError, KernelError, NotLoaded
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
-from pydatapath.kernel import bpffs, netns, restoring, tc
+from pydatapath.kernel import bpffs, netns, restoring
 from pydatapath.kernel.maps import Maps
 from pydatapath.node import Node, options_of
+from pydatapath.record_faults import take_copy
 from pydatapath.records import Records
 from pydatapath.wiring import maps_of, places_of
 
@@ -26,9 +27,10 @@ def repair(instance: Instance) -> list[str]:
     with netns.entered(instance.netns_path), instance.locked():
         if not instance.records.exists():
             raise NotLoaded(f"instance {instance.name!r} is not loaded", hint="`pydatapath load` loads it")
+        told = _take_copy(instance)
         found = _look(instance)
         if not found.found:
-            return []
+            return told
         if found.node is None:  # says why
             raise DatapathError(found.found[0], hint="`pydatapath load` with other options, or the host as it was")
         with deferred():
@@ -37,7 +39,17 @@ def repair(instance: Instance) -> list[str]:
         left = _look(instance).found
         if left:
             raise KernelError(f"not all could be mended: {'; '.join(left)}", hint="`pydatapath unload` and `load`")
-        return found.found
+        return told + found.found
+
+
+def _take_copy(instance: Instance) -> list[str]:
+    """Damaged records are their copy's, which the change that notes it makes anew. A sentence about it, or none."""
+    taken = take_copy(instance.records)
+    if not taken:
+        return []
+    with Records(instance.records) as records:
+        records.put({loading.MENDED: taken})
+    return [taken]
 
 
 def _look(instance: Instance) -> Look:
@@ -47,11 +59,7 @@ def _look(instance: Instance) -> Look:
 
 def _restore_pins(instance: Instance, node: Node) -> None:
     """By what still hangs at interfaces, what it uses and where its tail calls lead."""
-    hooked = {}
-    for one in node.attachments:
-        for hung in tc.filters(one.interface.index):
-            if tc.is_at_its_place(hung, instance.name, one.hook):
-                hooked[one.hook.program] = hung.id
+    hooked = restoring.hanging(instance.name, dict.fromkeys(one.interface.index for one in node.attachments))
     for folder in (instance.map_pins, instance.program_pins):
         bpffs.make_private(folder)
     restoring.restore(instance.map_pins, instance.program_pins, maps_of(node), hooked, places_of(node))

@@ -58,7 +58,7 @@ def status(instance: Instance, maps: Maps, *, check: bool | None = None) -> Stat
         with instance.locked(seconds=0), netns.entered(instance.netns_path), Records(instance.records) as records:
             found = [f"{one}: {REMEDY}" for one in drift.look(records, maps, instance, entries=entries).found]
             if entries and (wrong := records.damage()):
-                found.append(f"the records are damaged ({wrong}): `pydatapath load` takes their copy")
+                found.append(f"the records are damaged ({wrong}): `pydatapath repair` takes their copy")
     # What is changing is not as it was, nor as it will be; and to compare, records must be written, and taken back
     except (Conflict, KernelError) as hindered:
         return replace(shown, unchecked=f"not all was looked at: {hindered}")

@@ -162,14 +162,14 @@ class Map:
 class Maps:
     """The maps of an instance, each opened when first asked for. A context manager that closes them.
 
-    Where a load has put others in their place meanwhile, it is those that are found; where they are gone, those that
-    were opened before.
+    Where a load has put another in a map's place meanwhile, it is that which is found; where it is gone, the one that
+    was opened before.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._place: tuple[int, int] | None = None  # which folder it was when the first was opened
         self._open: dict[str, Map] = {}
+        self._pins: dict[str, tuple[int, int]] = {}  # which pin it was that each was opened by
         self._replaced: list[Map] = []  # somebody may still read in one of them
 
     def __enter__(self) -> Self:
@@ -187,17 +187,15 @@ class Maps:
 
     def __getitem__(self, name: str) -> Map:
         """Raises LayoutError where the pin is not a map of our layout, KernelError where it is missing."""
-        place = _identity(self.directory)
-        if place is not None and place != self._place:
-            self._replaced += self._open.values()
-            self._open.clear()
-            self._place = place
+        pin = _identity(self.directory / name)
+        if name in self._open and pin not in (None, self._pins[name]):
+            self._replaced.append(self._open.pop(name))
         if name not in self._open:
-            if not (self.directory / name).exists():
+            if pin is None:
                 raise KernelError(
                     f"the map {name!r} is no longer pinned at {self.directory / name}",
                     errno=errno.ENOENT,
-                    hint="`pydatapath load` mends it",
+                    hint="`pydatapath repair` mends it",
                 )
             opened = Map(MAPS[name], self.directory / name)
             try:
@@ -205,7 +203,7 @@ class Maps:
             except LayoutError:
                 opened.close()
                 raise
-            self._open[name] = opened
+            self._open[name], self._pins[name] = opened, pin
         return self._open[name]
 
     def _verify(self, opened: Map) -> None:
@@ -233,10 +231,10 @@ def wait_for_programs() -> None:
         pass
 
 
-def _identity(directory: Path) -> tuple[int, int] | None:
-    """What tells a folder from another that has its name later; None: there is none."""
+def _identity(pin: Path) -> tuple[int, int] | None:
+    """What tells a pin from another that has its name later; None: there is none."""
     try:
-        found = directory.stat()
+        found = pin.stat()
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from pydatapath.errors import KernelError
-from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import PROGRAM_ARRAY_SIZE, MapType
+from pydatapath.kernel import libbpf, tc
+from pydatapath.kernel.layout import PROGRAM_ARRAY_SIZE, Hook, MapType
 
-__all__ = ["lost_maps", "lost_programs", "lost_tails", "restore"]
+__all__ = ["hanging", "lost_maps", "lost_programs", "lost_tails", "restore", "restore_maps"]
 
 WALKS: Final = "walks"  # the array of tail calls, pinned beside the programs
 _U32: Final = struct.Struct("=I")
@@ -53,9 +53,7 @@ def restore(
     programs of the array of tail calls, each with its place there.
     """
     with contextlib.suppress(KernelError):  # what has ended meanwhile is not found
-        for name, number in hooked.items():
-            if not (programs / name).exists():
-                _pin(libbpf.open_program(number), programs / name)
+        _restore_programs(programs, hooked)
         used = _maps_used(programs)
         for name in lost_maps(maps, programs, wanted):
             if name in used:
@@ -65,6 +63,32 @@ def restore(
         # then `load` makes another
         if (programs / WALKS).exists():
             _restore_tails(programs, places)
+
+
+def restore_maps(maps: Path, programs: Path, lost: Iterable[str], hooked: Mapping[str, int]) -> None:
+    """Pins these maps, whose pins are gone, as far as they can be found. `hooked`: as for `restore`."""
+    with contextlib.suppress(KernelError):  # what has ended meanwhile is not found
+        _restore_programs(programs, hooked)
+        used = _maps_used(programs)
+        for name in used.keys() & lost:
+            _pin(libbpf.open_map(used[name]), maps / name)
+
+
+def hanging(instance: str, interfaces: Iterable[int]) -> dict[str, int]:
+    """The ids of an instance's programs that hang where `load` hangs them, at some interfaces (by index), by name."""
+    return {
+        hook.program: one.id
+        for index in interfaces
+        for one in tc.filters(index)
+        for hook in Hook
+        if tc.is_at_its_place(one, instance, hook)
+    }
+
+
+def _restore_programs(programs: Path, hooked: Mapping[str, int]) -> None:
+    for name, number in hooked.items():
+        if not (programs / name).exists():
+            _pin(libbpf.open_program(number), programs / name)
 
 
 def _pin(descriptor: int, path: Path) -> None:

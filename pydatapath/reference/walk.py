@@ -105,7 +105,7 @@ class Model:
             return replace(self._send(hook, moment, entry), walked=False)
         if hook is Hook.FROM_UPLINK and self.world.is_own(packet.source):
             return Verdict("drop", packet, reason="drop_spoofed")  # N87; of a known flow it is not asked
-        if not packet.is_later:
+        if not packet.is_later and not self._is_of_a_live_flow(packet):
             self._learn(hook, packet, interface)
         try:
             return self._walk(hook, Moment(packet, now, self.world), chosen or Choice(), interface)
@@ -128,7 +128,8 @@ class Model:
         if entry is not None:
             self._refresh_mapping(entry, packet, moment.now)
             return self._let_in(hook, moment, entry)
-        return self._first(hook, moment, told, interface or UPLINK)
+        self._learn(hook, packet, interface)
+        return self._first(hook, replace(moment, world=self.world), told, interface or UPLINK)
 
     def _opens_as_usual(self, hook: Hook, moment: Moment) -> bool:
         """And nothing else speaks against it, as what only a walk finds out."""
@@ -184,10 +185,15 @@ class Model:
             self.mappings.keep(Inside(entry.to.called, packet.destination), packet.tuple.called, now)
 
     def _learn(self, hook: Hook, packet: Packet, interface: str | None) -> None:
-        """A pod is behind the interface by which its packets come in. Of those of a known flow only what is walked is looked
-        at, and its SYN-ACK: one of a pod's addresses may never call."""
+        """A pod is behind the interface by which its packets come in: what it answers first included, for one of its
+        addresses may never call.
+        """
         if hook is Hook.FROM_POD:
             self.world = self.world.learned(packet.source, interface or self._interface_of(packet))
+
+    def _is_of_a_live_flow(self, packet: Packet) -> bool:
+        """It teaches nothing: of a pod that ends it may come late, when another has the address."""
+        return packet.is_plain and not packet.extended and not packet.is_syn and packet.tuple in self.flows.main
 
     def _interface_of(self, packet: Packet) -> str:
         """That of the pod that sends it."""

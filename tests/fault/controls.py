@@ -100,7 +100,7 @@ CONTROLS: Final = (
     Control(
         "F7: a pin that is gone is not missed",
         "pydatapath/kernel/maps.py",
-        "            if not (self.directory / name).exists():\n",
+        "            if pin is None:\n",
         "            if False:\n",
         "fault/test_state_faults.py",
         "F7_no_file_system",

@@ -58,7 +58,7 @@ def test_a_pod_is_learned(bed: Bed, row: Case):
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_who_only_ever_answers_is_learned(bed: Bed, protocol: str):
-    """One of a pod's addresses may never call: by its first answer, TCP's without a walk, and what comes next goes there."""
+    """One of a pod's addresses may never call: by its first answer, TCP's without a walk; what comes next goes there."""
     one, flags = (tcp, {"flags": "SA"}) if protocol == "TCP" else (udp, {})
     bed.serve({f"{VIP}:80/{protocol}": [f"{NEW}:8080"]})
     calling = one(CLIENT, 40000, VIP, 80)
@@ -71,8 +71,8 @@ def test_who_only_ever_answers_is_learned(bed: Bed, protocol: str):
     assert Ether(bed.run(Hook.FROM_POD, calling).packet).dst == NEW_MAC
 
 
-def test_who_goes_on_answering_is_learned_where_it_is(bed: Bed):
-    """A pod that has moved with its connections: by the walk that its flow meets each second, not by each packet."""
+def test_a_live_flow_teaches_nothing(bed: Bed):
+    """Nor by the walk that it meets each second: of a pod that ends it may come late, when another has the address."""
     bed.serve({f"{VIP}:53/UDP": [f"{NEW}:8080"]})
     bed.run(Hook.FROM_POD, udp(CLIENT, 40000, VIP, 53))
     answer = udp(NEW, 8080, CLIENT, 40000)
@@ -82,8 +82,18 @@ def test_who_goes_on_answering_is_learned_where_it_is(bed: Bed):
         bed.age(seconds)
         bed.run(Hook.FROM_POD, answer, device=device)
         seen.append(bed.endpoint(NEW))
-    places = [bed.devices[device] for device in ("pod3", "pod3", "pod4")]
-    assert seen == [(place, NEW_MAC, EndpointKind.POD) for place in places]
+    assert seen == [(bed.devices["pod3"], NEW_MAC, EndpointKind.POD)] * 3
+
+
+def test_who_begins_anew_is_learned(bed: Bed):
+    """A flow that is over is no live one, though it stands in its table."""
+    bed.serve({f"{VIP}:53/UDP": [f"{BACKEND}:8080"]})
+    call = udp(NEW, 40000, VIP, 53)
+    bed.establish(call)
+    bed.age(1000)
+    call[Ether].src = NEW_MAC
+    bed.run(Hook.FROM_POD, call, device="pod4")
+    assert bed.endpoint(NEW) == (bed.devices["pod4"], NEW_MAC, EndpointKind.POD)
 
 
 def test_ARP_passes_as_it_came(bed: Bed):

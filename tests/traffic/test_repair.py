@@ -13,6 +13,7 @@ import pytest
 from calls import KINDS, ask_many
 from scene import VIP_PORT, Cluster, cluster_up, pydatapath
 
+from pydatapath import Datapath
 from pydatapath.kernel import libbpf, tables
 from pydatapath.kernel.attach import Attacher
 from pydatapath.kernel.layout import Hook
@@ -183,8 +184,9 @@ def test_F11_a_map_whose_pin_is_gone_is_pinned_again(cluster: Cluster, name: str
 
 
 def test_F11_a_pin_of_another_map_is_exchanged(cluster: Cluster):
-    """The programs use one, status and apply would use the other."""
+    """The programs use one, status and apply would use the other; and who has that one open finds theirs again."""
     pin = cluster.datapaths[1].instance.map_pins / "targets"
+    before = cluster.datapaths[1]._maps["targets"].info.id
 
     def exchange(_: Cluster) -> None:
         with libbpf.opened(libbpf.open_pin(str(pin))) as descriptor:
@@ -193,8 +195,11 @@ def test_F11_a_pin_of_another_map_is_exchanged(cluster: Cluster):
         made = libbpf.create_map(info.type, "other", info.key_size, info.value_size, info.max_entries, info.flags)
         with libbpf.opened(made):
             libbpf.pin(made, str(pin))
+        assert other._maps["targets"].info.id != before
 
-    check(cluster, exchange, "the map targets is pinned as another one than the programs use")
+    with Datapath.open(netns=node_of(cluster).netns) as other:
+        check(cluster, exchange, "the map targets is pinned as another one than the programs use")
+        assert other._maps["targets"].info.id == before
 
 
 @pytest.mark.parametrize("name", ["from_pod", "leave"])

@@ -16,6 +16,7 @@ from pydatapath.errors import Conflict, DatapathError, NotLoaded
 from pydatapath.instance import Instance, check_name, find, left_behind, loaded
 from pydatapath.kernel import bpffs, netns
 from pydatapath.kernel.layout import LAYOUT_VERSION
+from pydatapath.record_faults import copy_of
 from pydatapath.records import Records
 
 NOBODY = 65534
@@ -24,7 +25,7 @@ import sys
 from pathlib import Path
 from pydatapath import instance
 instance.RUN = Path(sys.argv[1])
-with instance.Instance("web", "", 7).locked():
+with instance.Instance("web", "", 7).locked(make=True):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -188,12 +189,12 @@ def test_the_second_waits_for_the_first(web: Instance) -> None:
     def second() -> None:
         first_is_in.wait(10)
         second_is_there.set()
-        with web.locked():
+        with web.locked(make=True):
             order.append("second")
 
     thread = threading.Thread(target=second)
     thread.start()
-    with web.locked():
+    with web.locked(make=True):
         first_is_in.set()
         second_is_there.wait(10)
         thread.join(0.1)
@@ -204,8 +205,30 @@ def test_the_second_waits_for_the_first(web: Instance) -> None:
 
 def test_other_instances_do_not_wait(web: Instance) -> None:
     """The lock is the instance's own."""
-    with web.locked(), Instance("web", "", 8).locked(), Instance("api", "", 7).locked():
+    others = Instance("web", "", 8), Instance("api", "", 7)
+    with web.locked(make=True), others[0].locked(make=True), others[1].locked(make=True):
         pass
+
+
+@pytest.mark.parametrize("left", ["nothing", "the folder", "a lock"])
+def test_what_is_not_loaded_is_not_locked(web: Instance, tmp_path: Path, left: str) -> None:
+    """After an unload, or while one takes all away: nothing of it comes back."""
+    if left != "nothing":
+        web.directory.mkdir(parents=True)
+    if left == "a lock":
+        (web.directory / "lock").touch()
+    with pytest.raises(NotLoaded, match="instance 'web' is not loaded"), web.locked():
+        pass
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_copy_of_records_that_are_lost_is_kept(web: Instance) -> None:
+    """It may be all that there is."""
+    web.directory.mkdir(parents=True)
+    copy_of(web.records).touch()
+    with web.locked():
+        pass
+    assert copy_of(web.records).exists()
 
 
 def test_who_holds_the_lock_is_named(
@@ -213,13 +236,13 @@ def test_who_holds_the_lock_is_named(
 ) -> None:
     """After the wait the error says which process it is; once that ends, the lock is free."""
     monkeypatch.setattr(instance, "LOCK_SECONDS", 0.1)
-    with pytest.raises(Conflict) as caught, web.locked():
+    with pytest.raises(Conflict) as caught, web.locked(make=True):
         pass
     said = f"instance 'web' has been busy for 0 s: process {holder.pid} holds its lock"
     assert (str(caught.value), caught.value.hint) == (said, "wait for that command, or end it")
     holder.kill()
     holder.wait(10)
-    with web.locked():
+    with web.locked(make=True):
         assert (web.directory / "lock").read_text() == str(os.getpid())
 
 
@@ -228,13 +251,13 @@ def test_a_lock_that_went_with_an_unload_is_made_anew(web: Instance, tmp_path: P
     held = threading.Event()
 
     def next_command() -> None:
-        with web.locked():
+        with web.locked(make=True):
             held.set()
             still_there.append((web.directory / "lock").exists())
 
     still_there: list[bool] = []
     thread = threading.Thread(target=next_command)
-    with web.locked():
+    with web.locked(make=True):
         thread.start()
         thread.join(0.1)
         web.remove()
@@ -246,8 +269,8 @@ def test_a_lock_that_went_with_an_unload_is_made_anew(web: Instance, tmp_path: P
 def test_what_a_block_raises_comes_out_of_it(web: Instance) -> None:
     """An absent file in a locked block is the block's own error, and the lock is free after it."""
     for error in (FileNotFoundError(2, "No such file or directory", "x"), KeyboardInterrupt(), ValueError("x")):
-        with pytest.raises(type(error)) as caught, web.locked():
+        with pytest.raises(type(error)) as caught, web.locked(make=True):
             raise error
         assert caught.value is error
-    with web.locked():
+    with web.locked(make=True):
         pass
