@@ -14,11 +14,20 @@ from pydatapath.version import __version__
 
 if TYPE_CHECKING:
     from pydatapath.datapath import Datapath
-    from pydatapath.errors import DatapathError
+    from pydatapath.errors import DatapathError, PydatapathError
     from pydatapath.model import Backend, EndpointSlice, Service
     from pydatapath.node import Options
 
-__all__ = ["Backend", "Datapath", "DatapathError", "EndpointSlice", "Options", "Service", "__version__"]
+__all__ = [
+    "Backend",
+    "Datapath",
+    "DatapathError",
+    "EndpointSlice",
+    "Options",
+    "PydatapathError",
+    "Service",
+    "__version__",
+]
 
 _PLACES = {
     "Backend": "model",
@@ -26,6 +35,7 @@ _PLACES = {
     "DatapathError": "errors",
     "EndpointSlice": "model",
     "Options": "node",
+    "PydatapathError": "errors",
     "Service": "model",
 }
 

@@ -103,7 +103,8 @@ class Datapath:
         keep_going: bool = False,
         faults: Sequence[ManifestError] = (),
     ) -> list[Outcome]:
-        """Makes these objects, all or none; with `prune` deletes all others. Says what became of each.
+        """Makes these objects, all or none; with `prune` deletes all others. Says what became of each. They are what
+        `manifests.read(paths).objects` finds in files, or `manifests.parse(document, source)` in a dict.
 
         `faults` are those that could not be read, as `manifests.read(..., keep_going=True)` gives them. Raises Refused,
         with an error for each of these and for each object that claims what another one has. With `keep_going` nothing

@@ -32,6 +32,7 @@ __all__ = [
     "ManifestError",
     "NotFound",
     "NotLoaded",
+    "PydatapathError",
     "Refused",
     "Unsupported",
     "VerifierError",
@@ -44,6 +45,10 @@ class DatapathError(Exception):
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+# By the package's own name, for who would look for it by that
+PydatapathError = DatapathError
 
 
 class ManifestError(DatapathError):

@@ -58,7 +58,7 @@ def test_a_pod_is_learned(bed: Bed, row: Case):
 
 @pytest.mark.parametrize("protocol", ["TCP", "UDP"])
 def test_who_only_ever_answers_is_learned(bed: Bed, protocol: str):
-    """One of a pod's addresses may never call: by its first answer, TCP's without a walk; what comes next goes there."""
+    """One of a pod's addresses may never call: by its first answer, TCP's without a walk; the next goes there."""
     one, flags = (tcp, {"flags": "SA"}) if protocol == "TCP" else (udp, {})
     bed.serve({f"{VIP}:80/{protocol}": [f"{NEW}:8080"]})
     calling = one(CLIENT, 40000, VIP, 80)

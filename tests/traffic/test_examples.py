@@ -31,7 +31,17 @@ def example(name: str, *arguments: str) -> str:
 
 
 def test_all_are_run_here():
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == ["replace_backend.py", "serve.py", "who_talks.py"]
+    names = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+    assert names == ["apply", "replace_backend", "serve", "who_talks"]
+
+
+def test_manifests_are_applied(cluster: Cluster):
+    """What differs is shown first; once applied nothing does."""
+    node, file = cluster.lab.node(1).netns, str(EXAMPLES / "web.yaml")
+    first, second = example("apply.py", node, file), example("apply.py", node, file)
+    assert "+    port: 80" in first
+    assert first.endswith("service/default/web created\nendpointslice/default/web-1 created\n")
+    assert second.splitlines()[1:] == ["service/default/web unchanged", "endpointslice/default/web-1 unchanged"]
 
 
 def test_a_service_is_made_shown_and_moved(cluster: Cluster):
