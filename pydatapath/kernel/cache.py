@@ -76,7 +76,9 @@ def save(key: str, programs: Mapping[str, Mapping[str, Any]]) -> None:
         temporary.write_text(json.dumps(programs))
         temporary.rename(DIRECTORY / f"{key}.json")
         _forget_halves()
-        for old in sorted(DIRECTORY.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        # All but this one, whatever the others' times are: the clock may have been set back since
+        others = [path for path in DIRECTORY.iterdir() if path.stem != key]
+        for old in sorted(others, key=lambda path: path.stat().st_mtime)[: 1 - KEPT]:
             old.unlink()
 
 
