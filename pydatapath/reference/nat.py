@@ -233,7 +233,7 @@ class Search:
     def begin(self, entry: Entry, told: Choice) -> tuple[Entry, bool]:
         """Enters the flow: as it leaves, and whether it is one indeed, not its first packet sent again.
 
-        N25: what was another pod's lately is taken only where there is little else. N104: what comes in the middle of a
+        N25: what was another pod's lately is taken only where there is little else, or by the node itself. N104: what comes in the middle of a
         TCP connection is taken up by its own port or not at all. N1: UDP goes by its mapping's; where that is taken at
         one server, by another there, of that flow alone. N20: a plain entry is the node's own, in the way of a
         masqueraded one, which keeps its port where it can. Raises Impossible for a port that may not be, Dropped where
@@ -242,7 +242,8 @@ class Search:
         known = self._known(entry)
         entry = replace(known or entry, last_seen=self.moment.now).counting(self.moment.packet)
         may = known or self._may_have(entry, choosy=True)
-        found = claim_answer(self.flows, entry, self.moment, choosy=not known) if may else Claim.TAKEN
+        choosy = not (known or entry.plain)
+        found = claim_answer(self.flows, entry, self.moment, choosy=choosy) if may else Claim.TAKEN
         if found is Claim.TAKEN:
             if not self._may_change:
                 raise self.finds_none()
