@@ -185,7 +185,8 @@ static inline enum kind classify_other(struct __sk_buff *skb, enum hook hook, co
 		flow->flags |= FLOW_PLAIN;
 		return KIND_OWN;
 	}
-	if (calls_pod_directly(hook, key, packet->tcp_flags)) {
+	/* N18: of the node's own SCTP no socket can be asked for, and no port is its own that is not entered */
+	if (calls_pod_directly(hook, key, packet->tcp_flags) || (hook == TO_UPLINK && key->protocol == IPPROTO_SCTP)) {
 		flow->flags |= FLOW_PLAIN;
 		return KIND_FLOW;
 	}

@@ -130,14 +130,26 @@ static inline struct routed *route_place(const struct tuple *to)
 	return routes.lookup(&place);
 }
 
-/* A packet that is longer than the link is the stack's (N71); one that is to be cut into segments is as long as they are */
-static inline bool route_is_known(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
-				  const struct routed *routed)
+/*
+ * Bytes of layer 3 of each packet that comes of one that is to be cut into segments (GSO). How long TCP's headers are what
+ * is behind them tells.
+ */
+static inline u32 segment_length(const struct __sk_buff *skb, const struct packet *packet)
 {
-	return routed && routed->at == (u32)now() && routed->from == skb->ifindex &&
-	       (packet->length <= routed->mtu || skb->gso_segs) && routed->traffic == route_traffic(packet->ip) &&
-	       routed->protocol == to->protocol && address_equal(&routed->source, &to->source) &&
-	       address_equal(&routed->destination, &to->destination);
+	u32 headers = packet->transport_offset - IP_OFFSET + sizeof(struct udphdr);
+
+	if (packet->protocol == IPPROTO_TCP && packet->data < packet->length)
+		headers = packet->length - packet->data;
+	return headers + skb->gso_size;
+}
+
+/* A packet that is longer than the link is the stack's (N71) */
+static inline bool route_is_known(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+				  const struct routed *routed, u32 length)
+{
+	return routed && routed->at == (u32)now() && routed->from == skb->ifindex && length <= routed->mtu &&
+	       routed->traffic == route_traffic(packet->ip) && routed->protocol == to->protocol &&
+	       address_equal(&routed->source, &to->source) && address_equal(&routed->destination, &to->destination);
 }
 
 static inline void route_note(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
@@ -176,9 +188,14 @@ static inline void route_lookup(struct __sk_buff *skb, const struct packet *pack
 		.ifindex = skb->ifindex,
 	};
 	struct routed *routed = route_place(to);
+	u32 length = packet->length;
 	long answer;
 
-	if (route_is_known(skb, packet, to, routed)) {
+	if (skb->gso_segs) {
+		length = segment_length(skb, packet);
+		asked.tot_len = length; /* else the kernel takes it for as long as it is now, and that for no matter */
+	}
+	if (route_is_known(skb, packet, to, routed, length)) {
 		route_take(route, routed->answer, routed->interface, routed->next_hop);
 		return;
 	}
@@ -371,6 +388,13 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 		if (route.way != WAY_STACK)
 			rewrite_hops(skb, packet->ip);
 	}
+	/*
+	 * N71: under another source, mostly the node's own, the stack would take it for forged, and drop it unnamed. As it came
+	 * it sends it on, cuts it up or tells the pod that it is too long; what it sends is translated at the uplink. For
+	 * another destination that is no way.
+	 */
+	if (route.way == WAY_STACK && shape != ERROR && !is_egress(hook) && !address_equal(&key->source, &to->source))
+		return address_equal(&key->destination, &to->destination) ? PASS : drop(DROP_NO_ROUTE);
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);
 	if (route.way == WAY_NODE) {

@@ -46,20 +46,39 @@ static inline bool nat_port_is_tunnels(__be16 port)
 	return port == bpf_htons(4789) || port == bpf_htons(8472) || port == bpf_htons(6081) || port == bpf_htons(51820);
 }
 
+/* A service whose one backend, for who calls from outside, is a pod's own end: a forward to it, as a rule */
+static inline bool nat_leads_to(const struct service *service, const struct tuple *key)
+{
+	u32 slot = service->outside.first_slot, *number = slots.lookup(&slot);
+	struct backend *backend = number ? backends.lookup(number) : NULL;
+	__be32 differs = 0;
+
+	if (service->outside.slot_count != 1 || !backend || backend->port != key->source_port)
+		return false;
+#pragma unroll
+	for (int i = 0; i < WORDS; i++)
+		differs |= backend->address[4 - WORDS + i] ^ key->source.words[i];
+	return !differs;
+}
+
 /*
- * Ports that answer for something else at the node: node ports, tunnels' (N19), and services at its address; and DHCP's, whose
- * clients hear without a socket of that port
+ * Ports that answer for something else at the node: node ports, tunnels' (N19), and services at its address, but for one that
+ * leads to who asks; and DHCP's, whose clients hear without a socket of that port
  */
-static inline bool nat_port_is_reserved(const struct tuple *to)
+static inline bool nat_port_is_reserved(const struct tuple *key, const struct tuple *to)
 {
 	struct transport_address own = {.address = to->source, .port = to->source_port, .protocol = to->protocol};
+	struct service *service;
 	u16 port = bpf_ntohs(to->source_port);
 
 	/* By the identifier 0 a query of the peer's would have the tuple of its answer */
 	if (to->protocol == IPPROTO_FAMILY_ICMP)
 		return port == 0;
-	return (port >= NODE_PORT_FIRST && port <= NODE_PORT_LAST) || port == 0 || port == 68 || port == 546 ||
-	       nat_port_is_tunnels(to->source_port) || services.lookup(&own);
+	if ((port >= NODE_PORT_FIRST && port <= NODE_PORT_LAST) || port == 0 || port == 68 || port == 546 ||
+	    nat_port_is_tunnels(to->source_port))
+		return true;
+	service = services.lookup(&own);
+	return service && !nat_leads_to(service, key);
 }
 
 static inline void nat_ask_socket(struct bpf_sock_tuple *asked, const struct tuple *to)
@@ -408,7 +427,7 @@ static inline enum found nat_begin(struct __sk_buff *skb, struct leaving *of)
 	for (u32 try = 0; try < NAT_TRIES; try++) {
 		if (try > 0 || of->rounds > 0)
 			to->source_port = nat_random_port(key);
-		if (!nat_port_is_reserved(to) && !nat_port_has_socket(skb, to) &&
+		if (!nat_port_is_reserved(key, to) && !nat_port_has_socket(skb, to) &&
 		    (maps ? mapping_claim(key, to, quarantine, seen) : !nat_port_is_mapped(to))) {
 			if (nat_enter(of, quarantine))
 				return FOUND;

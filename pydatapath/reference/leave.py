@@ -72,6 +72,8 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
             return Verdict("pass", packet, "stack")  # which answers "time exceeded", about the packet as it came
         if way is not _Way.STACK:
             translated = translated.one_hop_on()
+    if way is _Way.STACK and not hook.is_egress:
+        return _to_stack(packet, translated, to)
     match way:
         case _Way.POD:
             return Verdict("forward", translated, to.destination)
@@ -79,9 +81,20 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
             return Verdict("node", translated, _up(hook, packet, translated.source, world))
         case _Way.ROUTE:
             return Verdict("forward", translated, "route")
-        case _Way.STACK if hook.is_egress:
+        case _Way.STACK:
             return Verdict("drop", translated, reason="drop_no_route")  # the stack has had it already
     return Verdict("pass", translated, "stack")
+
+
+def _to_stack(packet: Packet, translated: Packet, to: FlowTuple) -> Verdict:
+    """Under another source, mostly the node's own, the stack would take it for forged: it has it as it came, and what
+    it sends is translated at the uplink (N71). For another destination that is no way.
+    """
+    if packet.error or packet.source == to.source:
+        return Verdict("pass", translated, "stack")
+    if packet.destination != to.destination:
+        return Verdict("drop", packet, reason="drop_no_route")
+    return Verdict("pass", packet, "stack")
 
 
 def _way(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> _Way:

@@ -233,11 +233,11 @@ class Search:
     def begin(self, entry: Entry, told: Choice) -> tuple[Entry, bool]:
         """Enters the flow: as it leaves, and whether it is one indeed, not its first packet sent again.
 
-        N25: what was another pod's lately is taken only where there is little else, or by the node itself. N104: what comes in the middle of a
-        TCP connection is taken up by its own port or not at all. N1: UDP goes by its mapping's; where that is taken at
-        one server, by another there, of that flow alone. N20: a plain entry is the node's own, in the way of a
-        masqueraded one, which keeps its port where it can. Raises Impossible for a port that may not be, Dropped where
-        there is none.
+        N25: what was another pod's lately is taken only where there is little else, or by the node itself. N104: what
+        comes in the middle of a TCP connection is taken up by its own port or not at all. N1: UDP goes by its mapping's;
+        where that is taken at one server, by another there, of that flow alone. N20: a plain entry is the node's own, in
+        the way of a masqueraded one, which keeps its port where it can. Raises Impossible for a port that may not be,
+        Dropped where there is none.
         """
         known = self._known(entry)
         entry = replace(known or entry, last_seen=self.moment.now).counting(self.moment.packet)
@@ -291,7 +291,7 @@ class Search:
             return entry.to.destination_port in TUNNELS or self._is_unmapped(entry)
         if end.protocol == "ICMP":
             return end.port != 0  # by which a query of the peer's would pass for its answer
-        if end.port in {0, *RESERVED} or end in world.services or end in world.sockets:
+        if end.port in {0, *RESERVED} or self._is_a_service(end) or end in world.sockets:
             return False
         if world.masquerade is None or end.port in world.masquerade.node_ports:
             return False
@@ -299,6 +299,12 @@ class Search:
             return self._is_unmapped(entry)
         quarantine = world.quarantine if choosy else 0
         return self.mappings.is_free(end, inside_end(self.moment.packet), self.moment.now, quarantine)
+
+    def _is_a_service(self, end: Address) -> bool:
+        """Whether a service is called there; but for one that leads to who asks alone, as a forward to a pod does."""
+        service = self.moment.world.services.get(end)
+        own = inside_end(self.moment.packet)
+        return service is not None and [(one.address, one.port) for one in service.outside] != [(own.address, own.port)]
 
     def _is_unmapped(self, entry: Entry) -> bool:
         """N20: for what gets no mapping: whether the port is that of none."""

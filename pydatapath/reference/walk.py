@@ -234,9 +234,13 @@ class Model:
         across = None if entry.masqueraded else hairpin(hook, self.mappings, moment)
         if across:
             entry = Entry(across, masqueraded=True)
-        if entry.masqueraded or calls_pod(hook, packet, self.world):
+        if entry.masqueraded or calls_pod(hook, packet, self.world) or self._is_nodes_sctp(hook, packet):
             return self._begin(hook, moment, [entry], told)
         return self._other(hook, moment, told)
+
+    def _is_nodes_sctp(self, hook: Hook, packet: Packet) -> bool:
+        """N18: of the node's own SCTP no socket can be asked for, and no port is its own that is not entered."""
+        return self.world.masquerade is not None and hook is Hook.TO_UPLINK and packet.protocol == "SCTP"
 
     def _first_echo(self, hook: Hook, moment: Moment, told: Choice, interface: str) -> Verdict:
         """N44: an echo request that leaves the cluster begins a flow, or that must be told apart from one."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from packetbed import PASS, REDIRECT, V4, V6, Bed, Hook, Places, at, udp
+from packetbed import DROP, PASS, REDIRECT, V4, V6, Bed, Hook, Places, addresses, at, tcp, udp
 from programs import NAME
 
 from pydatapath.kernel import clock
@@ -41,6 +41,50 @@ def test_N71_what_is_too_long_for_the_link_is_the_stacks_whatever_went_before(na
     for _ in range(PAIRS):
         for packet, verdict in packets if first == "small" else reversed(packets):
             assert narrow.run(Hook.FROM_POD, packet).verdict == verdict
+
+
+@pytest.fixture
+def narrow_outside(masquerading: Bed, where: Places) -> Iterator[Bed]:
+    """Who is masqueraded leaves by a link that is narrower than the pods'."""
+    ip("link", "set", "uplink", "mtu", str(NARROW))
+    yield masquerading
+    ip("link", "set", "uplink", "mtu", "1500")
+
+
+@FAMILIES
+def test_N71_what_is_masqueraded_and_too_long_is_the_stacks_as_it_came(narrow_outside: Bed, where: Places):
+    """It tells the pod, or cuts it up, which of the node's own address it would not; what leaves is translated then."""
+    small, large = (udp(where.CLIENT, 40000, where.FAR, 53, payload=bytes(size)) for size in (64, NARROW))
+    assert addresses(narrow_outside.run(Hook.FROM_POD, small))[0] == where.UPLINK
+    for _ in range(3):
+        passed = narrow_outside.run(Hook.FROM_POD, large)
+        assert (passed.verdict, passed.packet) == (PASS, bytes(large))
+        assert addresses(narrow_outside.run(Hook.TO_UPLINK, large)) == (where.UPLINK, 40000, where.FAR, 53)
+
+
+@FAMILIES
+@pytest.mark.parametrize(("size", "verdict"), [(1000, REDIRECT), (NARROW, PASS)], ids=["fit", "do not"])
+def test_N71_segments_that_are_cut_later_are_as_long_as_they_will_be(
+    narrow_outside: Bed, where: Places, size: int, verdict: int
+):
+    """What a pod hands over at once is no packet yet (GSO): asked is whether what it is cut into fits."""
+    call = tcp(where.CLIENT, 40000, where.FAR, 80)
+    narrow_outside.establish(call)
+    data = tcp(where.CLIENT, 40000, where.FAR, 80, "A", payload=bytes(2 * NARROW))
+    for _ in range(2):
+        assert narrow_outside.run(Hook.FROM_POD, data, gso=(2, size)).verdict == verdict
+
+
+@FAMILIES
+def test_N71_what_is_too_long_and_is_the_nodes_on_its_way_to_another_address_is_dropped_by_name(
+    narrow_outside: Bed, where: Places
+):
+    """A service whose backend is outside: as it came it would go elsewhere, and as it is to be Linux takes none in."""
+    narrow_outside.serve({where.called("53/UDP"): [at(where.FAR, 53)]})
+    small, large = (udp(where.CLIENT, 40000, where.VIP, 53, payload=bytes(size)) for size in (64, NARROW))
+    assert addresses(narrow_outside.run(Hook.FROM_POD, small))[0] == where.UPLINK
+    assert narrow_outside.run(Hook.FROM_POD, large).verdict == DROP
+    assert narrow_outside.counted()["drop_no_route"] == 1
 
 
 @FAMILIES

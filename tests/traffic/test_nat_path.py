@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import socket
@@ -13,7 +15,7 @@ from socket import AF_INET6, SOCK_DGRAM, SOCK_STREAM
 
 import pytest
 from calls import dial
-from nat_scene import FAMILIES, IPV4, Ends, Eye, nat_cluster, server
+from nat_scene import FAMILIES, IPV4, Ends, Eye, nat_cluster, server, wait_until
 from scene import Cluster
 from test_far import IP_RECVERR, IPV6_RECVERR, Far, error_of, hops_of
 
@@ -75,9 +77,16 @@ def far(cluster: Cluster) -> Iterator[Far]:
 
 @pytest.fixture(scope="module")
 def sink(far: Far) -> Iterator[None]:
+    """A server that takes bulk data, behind the narrow link."""
+    with sink_in(far.netns, SINK_PORT):
+        yield
+
+
+@contextlib.contextmanager
+def sink_in(netns: str, port: int) -> Iterator[None]:
     """A server that takes bulk data."""
-    inside = ["nsenter", f"--net=/run/netns/{far.netns}", "--"]
-    command = [*inside, sys.executable, "-I", "-S", "-c", SINK.format(port=SINK_PORT)]
+    inside = ["nsenter", f"--net=/run/netns/{netns}", "--"]
+    command = [*inside, sys.executable, "-I", "-S", "-c", SINK.format(port=port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None
@@ -85,6 +94,16 @@ def sink(far: Far) -> Iterator[None]:
             yield
         finally:
             running.kill()
+
+
+def ask_for_errors(one: socket.socket) -> None:
+    """Never fragment, and be told what comes of it."""
+    if one.family == AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        one.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, ALWAYS)
+    else:
+        one.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, ALWAYS)
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +136,82 @@ def test_N49_N71_a_bulk_upload_over_a_narrow_link_completes(cluster: Cluster, en
 def test_N49_too_big_is_told_with_the_size_that_fits(cluster: Cluster, ends: Ends):
     """To a socket that asks for it, by the router."""
     with dial(cluster.lab.pod(1, 2), (link_of(ends).server, 7_600), SOCK_DGRAM) as one:
-        if one.family == AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-            one.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, ALWAYS)
-        else:
-            one.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-            one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, ALWAYS)
+        ask_for_errors(one)
         one.send(bytes(1_420))
         assert error_of(one) == ((2, 0, ends.first) if one.family == AF_INET6 else (3, 4, ends.first))
+
+
+@pytest.fixture
+def narrow_uplink(cluster: Cluster) -> Iterator[None]:
+    """The node's own link carries 1400 bytes."""
+    set_mtu = ["ip", "link", "set", "eth0", "mtu"]
+    cluster.lab.node(1).exec([*set_mtu, str(NARROW)], check=True)
+    yield
+    cluster.lab.node(1).exec([*set_mtu, "1500"], check=True)
+
+
+@families
+@pytest.mark.usefixtures("narrow_uplink")
+def test_N71_datagrams_too_long_for_the_nodes_own_link_arrive(cluster: Cluster, ends: Ends):
+    """Of a flow that is known: in fragments, which of IPv6 the pod makes when it is told."""
+    pod = cluster.lab.pod(1, 1)
+    with server(cluster.lab.outside, (ends.first, 7_800)) as there, dial(pod, (ends.first, 7_800), SOCK_DGRAM) as one:  # type: ignore[arg-type]
+        if ends is IPV4:
+            one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, 0)  # IP_PMTUDISC_DONT
+        one.send(b"hello")
+        _, peer = there.recvfrom(100)
+        there.sendto(b"hello", peer)
+        assert one.recv(100) == b"hello"
+        if ends is not IPV4:
+            told_too_long(one, 1_430)
+        for size in (1_430, 4_000, 1_430):
+            one.send(bytes(size))
+            assert there.recvfrom(5_000) == (bytes(size), peer)
+
+
+def told_too_long(one: socket.socket, size: int) -> None:
+    """Sends until the node's word has come that this is too long, which the socket minds from then on."""
+
+    def is_told() -> bool:
+        try:
+            return one.send(bytes(size)) == 0
+        except OSError as error:
+            return error.errno == errno.EMSGSIZE
+
+    wait_until(is_told, "the node says that it is too long")
+
+
+@families
+@pytest.mark.usefixtures("narrow_uplink")
+def test_N71_too_long_for_the_nodes_own_link_is_told(cluster: Cluster, ends: Ends):
+    """To a pod whose flow is known, by its node."""
+    pod = cluster.lab.pod(1, 2)
+    gateway = pod.node.gateway if ends is IPV4 else pod.node.gateway6
+    with server(cluster.lab.outside, (ends.first, 7_801)) as there, dial(pod, (ends.first, 7_801), SOCK_DGRAM) as one:  # type: ignore[arg-type]
+        ask_for_errors(one)
+        for _ in range(2):
+            one.send(b"hello")
+            there.recv(100)
+        one.send(bytes(1_420))
+        assert error_of(one) == ((2, 0, gateway) if one.family == AF_INET6 else (3, 4, gateway))
+
+
+@families
+@pytest.mark.usefixtures("narrow_uplink")
+@pytest.mark.parametrize("offloads", ["on", "off"])
+def test_N71_a_bulk_upload_by_a_narrow_link_of_the_nodes_own_completes(cluster: Cluster, ends: Ends, offloads: str):
+    """Whether the pod hands over segments or what is to be cut into them: none leaves that is too long for the link."""
+    pod, outside = cluster.lab.pod(1, 1), cluster.lab.outside
+    pod.exec(["ethtool", "-K", "eth0", "tso", offloads, "gso", offloads], check=True)
+    try:
+        with sink_in(outside.netns, SINK_PORT + 1), dial(pod, (ends.first, SINK_PORT + 1), SOCK_STREAM) as one:
+            one.sendall(bytes(SIZE))
+            one.shutdown(socket.SHUT_WR)
+            assert one.recv(100) == str(SIZE).encode()
+            mss = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+    finally:
+        pod.exec(["ethtool", "-K", "eth0", "tso", "on", "gso", "on"], check=True)
+    assert mss <= NARROW - (60 if one.family == AF_INET6 else 40)
 
 
 @families
