@@ -29,6 +29,7 @@ ANSWERED = 100  # every so many datagrams one is sent back
 BUFFER = 64 << 20  # bytes, more than a run sends while its receiver does not run
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35  # include/uapi/asm-generic/socket.h
 TIMESPEC = struct.Struct("@qq")
+SEGMENTS = struct.Struct("@136xII")  # of struct tcp_info: sent, received (include/uapi/linux/tcp.h)
 MOST_AT_ONCE = 50  # datagrams that a sender which was held up sends in a burst
 AFTERMATH = 0.5  # seconds for what is under way at the end
 PATIENCE = 20.0  # seconds without an answer after which a connection counts as broken: the machine may be busy
@@ -190,6 +191,11 @@ class Talk:
         self.lines += 1
         return True
 
+    def end(self) -> tuple[str, int, int, int]:
+        """Its own address and port, and how many segments it has sent and received, the SYN included."""
+        told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SEGMENTS.size)
+        return (*self.socket.getsockname(), *SEGMENTS.unpack(told))
+
 
 class Talking:
     """All of them, in one loop."""
@@ -276,6 +282,7 @@ class Talking:
             "failed": self.failed,
             "longest": self.longest * 1000,
             "names": dict(self.names),
+            "ends": [one.end() for one in self.talks if one.socket.fileno() >= 0],
         }
 
 
