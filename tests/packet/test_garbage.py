@@ -18,16 +18,17 @@ import garbage
 import pytest
 from garbage import Reading, mutants, off, read, unread, unsummed, written
 from histories import history
-from packetbed import DROP, GATEWAY_MAC, MAC, NODE, PASS, REDIRECT, V4, Bed, Outcome
+from packetbed import DEVICES, DROP, GATEWAY_MAC, MAC, NODE, PASS, REDIRECT, V4, Bed, Outcome
 from packetbed import Hook as Program
 from steps import Send
-from twins import HERE, HIDDEN, MACS, Differs, Paused, Twins, check, counted, tables_of, ticks
+from twins import HERE, HIDDEN, LIMITED, MACS, PAST, Differs, Paused, Twins, check, counted, tables_of, ticks
 from wire import ELSEWHERE_MAC, NO_MAC, frame, is_by_bridge
 
 from pydatapath.kernel import clock
 from pydatapath.kernel.layout import Family
 from pydatapath.reference import NODE as THE_NODE
 from pydatapath.reference import Backend, Choice, Hook, Impossible, Model, Packet, Verdict, World
+from pydatapath.reference.beside import Frame
 from pydatapath.reference.services import service_called
 
 COUNT: Final = int(os.environ.get("PYDATAPATH_GARBAGE", "600" if "PYDATAPATH_EMULATED" in os.environ else "3000"))
@@ -56,10 +57,17 @@ class Mill(Twins):
                 hook = self.rng.choice(list(Hook))
                 device = "pod2" if hook is Hook.FROM_POD else ""
             try:
-                self.grind(hook, device, delivered(raw, hook, device))
+                self.grind(hook, device, delivered(raw, hook, device, self._meant(hook, raw)))
             except Differs as differs:
                 got = f"{hook.value} by {device!r} got {raw.hex().rstrip('0')}\n  {read(raw, self.model.world)}"
                 raise Differs(f"{got}\n  {differs}") from None
+
+    def _meant(self, hook: Hook, raw: bytes) -> str:
+        """Of the pod whose MAC a frame will be for the interface, "" for none: where it matters often the receiver's."""
+        if hook is not Hook.FROM_POD or not self.model.world.pod_fast_path or self.rng.randrange(4) == 0:
+            return ""
+        there = self.model.world.endpoints.get(read(raw).destination, "")
+        return there if there in MACS and self.rng.randrange(8) else self.rng.choice(list(DEVICES.values()))
 
     def grind(self, hook: Hook, device: str, raw: bytes) -> None:
         """A frame, through both; raises Differs."""
@@ -88,12 +96,15 @@ class Mill(Twins):
         names = unread(hook, raw, reading, self.model.world)
         dropped = any(name.startswith("drop_") for name in names)
         check("counted", moved, dict.fromkeys(names, 1))
-        check("verdict", outcome.verdict, DROP if dropped else PASS)
         check("left as", outcome.packet, raw)
         learns = reading.kind == "query" or (reading.kind == "arp" and len(raw) >= 32)
         if hook is Hook.FROM_POD and learns:
             source = reading.source or ".".join(map(str, raw[28:32]))
             self.model.world = self.model.world.learned(source, device)
+        # Of what has headers that can be read it is told for which pod it is
+        told = reading.kind in {"protocol", "query", "unreadable", "part"}
+        beside = told and Frame(hook, device, meant(raw)).is_beside(reading.destination, self.model.world)
+        check("verdict", outcome.verdict, DROP if dropped else REDIRECT if beside else PASS)
 
     def _packet(
         self, hook: Hook, device: str, raw: bytes, reading: Reading, outcome: Outcome, moved: dict[str, int]
@@ -109,7 +120,8 @@ class Mill(Twins):
         if "drop_hops" in moved and chosen == Choice():
             chosen = Choice(self._lost_on_its_way(hook, packet))
         try:
-            verdict = self.model.receive(hook, packet, self.now, chosen=chosen, interface=device or None)
+            way_in = {"interface": device or None, "meant": meant(raw)}
+            verdict = self.model.receive(hook, packet, self.now, chosen=chosen, **way_in)
         except Impossible as impossible:
             raise Differs(f"the kernel's choice: {impossible}") from None
         # Whether Linux has a way for what comes from nobody's address is its own affair
@@ -151,12 +163,21 @@ class Mill(Twins):
             check("what its sums are off by", off(outcome.packet, reading), off(raw, reading))
 
 
-def delivered(raw: bytes, hook: Hook, device: str) -> bytes:
-    """The frame with MACs as it has them at a hook; the next hop to services has one of its own."""
+def delivered(raw: bytes, hook: Hook, device: str, to_pod: str) -> bytes:
+    """The frame with MACs as it has them at a hook; the next hop to services has one of its own.
+
+    `to_pod`: the interface of the pod that it is for, if it is one's.
+    """
     if hook is Hook.TO_LOOPBACK:
         return bytes(12) + raw[12:]
     to = GATEWAY_MAC if is_by_bridge(read(raw).destination or V4.UPLINK) else MAC[NODE]
+    to = MACS.get(to_pod, to)
     return packed_mac(to) + packed_mac(MACS.get(device, ELSEWHERE_MAC)) + raw[12:]
+
+
+def meant(raw: bytes) -> str:
+    """The interface of the pod whose MAC a frame is for, "" for none."""
+    return next((device for device in DEVICES.values() if MACS[device] == raw[:6].hex(":")), "")
 
 
 def is_nobodys(address: str) -> bool:
@@ -217,6 +238,24 @@ def test_N108_N84_F20_of_what_nobody_should_send_nothing_leaves_as_it_must_not(
     grind_all(masquerading, HIDDEN, COUNT, capsys)
 
 
+@pytest.mark.timeout(180 + COUNT // 50)
+def test_N108_F20_pods_pass_the_bridge_by_with_what_nobody_should_send_as_in_the_model(
+    past: Bed, capsys: pytest.CaptureFixture[str]
+):
+    """Every frame, where what pods of the node send to each other goes past the bridge."""
+    grind_all(past, PAST, COUNT, capsys)
+
+
+@pytest.mark.timeout(180 + COUNT // 50)
+def test_N108_N24_F20_of_what_nobody_should_send_a_pod_begins_no_more_than_it_may(
+    limited: Bed, capsys: pytest.CaptureFixture[str]
+):
+    """Every frame, where pods are masqueraded and each has a limit on new flows."""
+    before = counted(limited)["drop_pod_limit"]
+    grind_all(limited, LIMITED, COUNT, capsys)
+    assert counted(limited)["drop_pod_limit"] > before
+
+
 # Readers with one fault each: a comparison that does not see these sees nothing
 FAULTS: Final = {
     "a length that lies is believed": ("_lies", False),
@@ -232,3 +271,9 @@ def test_a_reader_with_a_fault_is_found_out(bed: Bed, fault: str):
     name, said = FAULTS[fault]
     with mock.patch.object(garbage, name, return_value=said):
         assert any(ground(bed, seed, HERE)[1] for seed in range(SOON))
+
+
+def test_a_model_that_does_not_know_whose_MAC_it_is_is_found_out(past: Bed):
+    """Within a few histories."""
+    with mock.patch.dict(globals(), {"meant": lambda _: ""}):
+        assert any(ground(past, seed, PAST)[1] for seed in range(SOON))

@@ -66,6 +66,7 @@ from steps import (
 from wire import (
     ELSEWHERE_MAC,
     NO_MAC,
+    budget_key,
     entry_in,
     flow_bytes,
     fragment_bytes,
@@ -83,6 +84,7 @@ from wire import (
 )
 
 from pydatapath.kernel import clock, libbpf, tables
+from pydatapath.kernel.compile import NAT_POD_PARTS
 from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family, FlowState, MappingSide, timeout
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.maps import Map, possible_cpus
@@ -111,7 +113,7 @@ from pydatapath.reference.flows import Table
 from pydatapath.reference.nat import Inside
 from pydatapath.reference.services import service_called
 
-__all__ = ["HERE", "HIDDEN", "OTHERWISE_TIMED", "PAST", "Run", "compare", "shortest"]
+__all__ = ["HERE", "HIDDEN", "LIMITED", "OTHERWISE_TIMED", "PAST", "Run", "compare", "shortest"]
 
 HERE = World(
     tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
@@ -128,6 +130,9 @@ HERE = World(
 )
 PAST = replace(HERE, pod_fast_path=True)  # what pods send to each other goes past the bridge
 HIDDEN = replace(HERE, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK))))  # who leaves the cluster
+LIMITED = replace(  # and a pod may begin ten flows in a minute, as by the fixture `limited`
+    HIDDEN, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)), pod_flows=(10, 60))
+)
 OTHERWISE_TIMED = replace(
     HIDDEN,
     masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)), ports=range(FEW_PORTS[0], FEW_PORTS[1] + 1)),
@@ -289,8 +294,14 @@ class Twins:
             family = Family.IPV6 if name.endswith(Family.IPV6.suffix) else Family.IPV4
             for key, (end, last_seen) in mapping_bytes(self.model.mappings, family).items():
                 entries[key] = STAMP.pack(self._stamp(last_seen)) + end
+            for key, paid in self._budgets(family).items():
+                entries[key] = STAMP.pack(self._stamp(paid) * NAT_POD_PARTS) + entries[key][STAMP.size :]
             if entries:
                 self.bed.maps[name].update_many(entries)
+
+    def _budgets(self, family: Family) -> dict[bytes, float]:
+        """Until when what each pod of a family has begun is paid for."""
+        return {budget_key(pod): paid for pod, paid in self.model.mappings.paid.items() if Family.of(pod) is family}
 
     def _stamp_fragments(self) -> None:
         for family in Family if self.model.fragments.noted else ():
@@ -346,7 +357,7 @@ class Twins:
         self, packet: Packet, outcome: Outcome, before: Mapping[str, dict[bytes, bytes]], moved: Mapping[str, int]
     ) -> Choice:
         """What the kernel chose, read off the packet that left, or off the claim where it left as it came."""
-        if "drop_ports_taken" in moved or ("drop_untranslated" in moved and packet.has_port_0):
+        if not moved.keys().isdisjoint(PROHIBITED) or ("drop_untranslated" in moved and packet.has_port_0):
             return Choice(gave_up=True)
         if not moved.keys().isdisjoint(REFUSED) or packet.error or packet.is_later:
             return Choice()
@@ -428,11 +439,14 @@ class Twins:
         model = mapping_bytes(self.model.mappings, family)
         life = self.model.world.timeouts["UDP", State.ESTABLISHED]
         over = {key for key, (_, last_seen) in model.items() if self.now - last_seen > life}
+        budgets = self._budgets(family)
         check(
             "mappings",
             sorted(map(mapping_key_in, kernel.keys() - over)),
-            sorted(map(mapping_key_in, model.keys() - over)),
+            sorted(map(mapping_key_in, (model.keys() | budgets.keys()) - over)),
         )
+        for key, paid in budgets.items():
+            self._check_age(f"the {mapping_key_in(key)}", STAMP.unpack_from(kernel[key])[0] // NAT_POD_PARTS, paid)
         for key, (end, last_seen) in model.items():
             if key in over:
                 continue

@@ -48,6 +48,7 @@ __all__ = [
     "ELSEWHERE_MAC",
     "NO_MAC",
     "Wrong",
+    "budget_key",
     "entry_in",
     "flagged",
     "flow_bytes",
@@ -395,6 +396,11 @@ def mapping_key(end: Address, side: MappingSide) -> bytes:
     return record.struct.pack(packed(end.address), end.port.to_bytes(2, "big"), number, side)
 
 
+def budget_key(pod: str) -> bytes:
+    """struct mapping_key of what tells how many flows a pod may begin."""
+    return LAYOUTS[Family.of(pod)].mapping_key.struct.pack(packed(pod), bytes(2), 0, MappingSide.BUDGET)
+
+
 @lru_cache(maxsize=4096)
 def _mapping_end(end: Address) -> bytes:
     """struct mapping, its stamp left out."""
@@ -407,6 +413,8 @@ def mapping_key_in(raw: bytes) -> str:
     """A struct mapping_key in words."""
     layout = next(one for one in LAYOUTS.values() if one.mapping_key.struct.size == len(raw))
     address, port, number, side = layout.mapping_key.struct.unpack(raw)
+    if side == MappingSide.BUDGET and not number:
+        return f"{ip_address(address)} BUDGET"
     end = Address(str(ip_address(address)), int.from_bytes(port, "big"), protocol_of(number))
     return f"{end} {MappingSide(side).name}"
 
