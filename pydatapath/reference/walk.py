@@ -311,7 +311,7 @@ class Model:
         hidden = [one for one in entries if own or self._is_sought(one, moment.packet)]
         if hidden and not own and moment.packet.has_port_0:
             raise Dropped("drop_untranslated")  # N27
-        if hidden and not own and not self.mappings.pay(moment.packet.source, self.world.masquerade, moment.now):
+        if hidden and not own and not self._may_begin(moment):
             raise search.finds_none("drop_pod_limit")
         if told.gave_up:
             if any(search.may_find_none(one) for one in hidden):
@@ -322,6 +322,11 @@ class Model:
         else:
             entry, opened = begin(self.flows, entries[0], moment, told.source_port)
         return replace(self._let_in(hook, moment, entry), opened=opened)
+
+    def _may_begin(self, moment: Moment) -> bool:
+        """N24: who is no pod has no limit, such as whoever the node hides behind its bridge's address."""
+        pod = moment.packet.source
+        return not self.world.is_pod(pod) or self.mappings.pay(pod, self.world.masquerade, moment.now)
 
     def _search(self, moment: Moment) -> Search:
         return Search(self.flows, self.mappings, moment)

@@ -63,7 +63,7 @@ class Mill(Twins):
                 raise Differs(f"{got}\n  {differs}") from None
 
     def _meant(self, hook: Hook, raw: bytes) -> str:
-        """Of the pod whose MAC a frame will be for the interface, "" for none: where it matters often the receiver's."""
+        """Of the pod whose MAC a frame will be for the interface, "" for none: where it counts often its receiver's."""
         if hook is not Hook.FROM_POD or not self.model.world.pod_fast_path or self.rng.randrange(4) == 0:
             return ""
         there = self.model.world.endpoints.get(read(raw).destination, "")
