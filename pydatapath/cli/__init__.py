@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -125,3 +126,16 @@ def main(arguments: list[str] | None = None) -> None:
         if wanted and isinstance(error, CompileError) and error.log:
             click.echo(error.log, err=True)
         sys.exit(1)
+    except (MemoryError, ImportError, OSError, RuntimeError) as error:
+        if not _is_short_of_memory(error):
+            raise
+        complain(
+            DatapathError("there is not enough memory for this command", hint="run the command again where it has more")
+        )
+        sys.exit(1)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    """Whoever is short of it: Python, the dynamic loader, the kernel for a process or a thread."""
+    told = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return told or any(one in str(error) for one in ("failed to map segment", "can't start new thread"))

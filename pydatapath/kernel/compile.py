@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +57,8 @@ COMPILE_SECONDS: Final = 600  # one takes 0.6; in an emulator that has more to d
 _COMPILER_ERROR = re.compile(r"^(?:/virtual/)?([\w./-]+:\d+):\d+: (?:fatal )?error: (.*)$", re.MULTILINE)
 _BACKEND_ERROR = re.compile(r"^(?:fatal error|error|LLVM ERROR): (.*)$", re.MULTILINE)
 _SOURCE_LINE = re.compile(r"^; .*@ ([\w.-]+):(\d+)$", re.MULTILINE)
+# As Python, libstdc++, LLVM, and the dynamic loader say it
+_NO_MEMORY = re.compile(r"MemoryError|std::bad_alloc|LLVM ERROR: out of memory|failed to map segment", re.IGNORECASE)
 # The summary behind the reason, and bcc's last word, which has less to say than the lines before it
 _VERIFIER_NOISE = re.compile(
     r"^(processed \d+ insns|max_states|verification time|stack depth|\s*$|from \d+ to \d+|Failed to load BPF program)"
@@ -458,6 +461,11 @@ def _explain(error: str, log: str, code: int) -> CompileError | Unsupported:
             log=log,
             hint=_privilege_hint(log),
         )
+    if code == -signal.SIGKILL or (code != 0 and _NO_MEMORY.search(log)):
+        how = (
+            "was killed, as the kernel does where memory is short" if code == -signal.SIGKILL else "has no memory left"
+        )
+        return CompileError(f"the compiler {how}", log=log, hint="compiling IPv4's programs alone takes some 150 MB")
     found = _COMPILER_ERROR.search(log)
     if found is not None:
         return CompileError(f"{found[1]}: {found[2]}", log=log)

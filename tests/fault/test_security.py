@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -183,13 +184,13 @@ def test_F28_root_without_the_right_to_change_the_network(stand: Stand):
 
 
 def test_F31_memory_that_is_short(stand: Stand, figure: Callable[[str], None]):
-    """Of an address space of so many MB: a command is done, or has an end that changes nothing that is seen."""
+    """Of an address space of so many MB: a command is done, or says in one sentence that it had too little."""
     stand.load()
     stand.apply()
     stand.hold(STEADY)
     before = stand.state()
     codes = {}
-    for limit in (40, 80, 160, 320):
+    for limit in (25, 40, 80, 160, 320):
         size = limit << 20
         done = subprocess.run(
             stand.command("apply", "-f", str(stand.base)),
@@ -200,8 +201,14 @@ def test_F31_memory_that_is_short(stand: Stand, figure: Callable[[str], None]):
             preexec_fn=lambda size=size: resource.setrlimit(resource.RLIMIT_AS, (size, size)),
         )
         codes[limit] = done.returncode
+        told = f"{limit} MB: exit code {done.returncode}: {done.stderr}"
+        assert done.returncode in (0, 1), told
+        wanted = r"Error: [^\n]+\n(Hint: [^\n]+\n)?" if done.returncode else ""
+        assert re.fullmatch(wanted, done.stderr), told
         assert stand.traffic(STEADY) == []
     figure(f"apply in so many MB of address space, exit codes: {codes}")
+    assert codes[320] == 0
+    assert 1 in codes.values(), "none was too little"
     stand.apply()
     assert stand.differences(before) == []
     stand.clear()

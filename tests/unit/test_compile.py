@@ -368,6 +368,21 @@ def test_a_compiler_that_ends_without_a_word_is_one_sentence() -> None:
     assert str(_explain("", "", -11)) == "bpf/datapath.c does not compile (the compiler ended with -11): no word"
 
 
+@pytest.mark.parametrize(
+    ("log", "code", "sentence"),
+    [
+        ("9 warnings generated.", -9, "the compiler was killed, as the kernel does where memory is short"),
+        ("terminate called after throwing\n  what():  std::bad_alloc", -6, "the compiler has no memory left"),
+        ("LLVM ERROR: out of memory", -6, "the compiler has no memory left"),
+        ("OSError: libLLVM-14.so.1: failed to map segment from shared object", 1, "the compiler has no memory left"),
+    ],
+)
+def test_F31_a_compiler_without_memory_is_one_sentence(log: str, code: int, sentence: str) -> None:
+    """However it ends: Linux kills it, C++ and LLVM abort, and where it does not even start the loader says so."""
+    error = _explain("", log, code)
+    assert (type(error), str(error)) == (CompileError, sentence)
+
+
 def test_a_missing_bcc_is_one_sentence_with_the_command() -> None:
     """And a warning against the package of that name on PyPI."""
     error = _explain("missing", "", 0)
