@@ -139,8 +139,8 @@ class Scripts:
             assert part, f"{name} has ended"
             heard += part
 
-    def _stop(self, name: str) -> dict[str, Any]:
-        told = self._running.pop(name).communicate(timeout=END_SECONDS)[0]
+    def _stop(self, name: str, seconds: float = END_SECONDS) -> dict[str, Any]:
+        told = self._running.pop(name).communicate(timeout=seconds)[0]
         return json.loads(told)  # type: ignore[no-any-return]
 
     def _kill(self) -> None:
@@ -154,13 +154,22 @@ class Scripts:
 class Traffic(Scripts):
     """Everything that talks at once: from `client` to `target`, whose backend is `staying`, and to `outside`.
 
-    `receivers`: who else could get what is the backend's. A context manager; `end` gives the account.
+    `receivers`: who else could get what is the backend's. `rate`: datagrams a second in each of the two streams;
+    `at_least`: so many in each, however long that takes. A context manager; `end` gives the account.
     """
 
     def __init__(
-        self, client: Host, target: str, staying: Pod, outside: Host, receivers: Iterable[Host], rate: int
+        self,
+        client: Host,
+        target: str,
+        staying: Pod,
+        outside: Host,
+        receivers: Iterable[Host],
+        rate: int,
+        at_least: int = 0,
     ) -> None:
-        self.client, self.target, self.staying, self.outside, self.rate = client, target, staying, outside, rate
+        self.client, self.target, self.staying, self.outside = client, target, staying, outside
+        self.rate, self.at_least = rate, at_least
         self.hosts = [staying, *receivers, outside]
         super().__init__()
         self._before: dict[str, int] = {}
@@ -175,7 +184,8 @@ class Traffic(Scripts):
             self._running["iperf3 -s"] = iperf
             self._wait("iperf3 -s", "Server listening")
             for stream, address in ((THROUGH_VIP, self.target), (THROUGH_SNAT, self.outside.address)):
-                self._start(f"send {stream}", self.client, "send", stream, address, SEQUENCE_PORT, self.rate)
+                words = ("send", stream, address, SEQUENCE_PORT, self.rate, self.at_least)
+                self._start(f"send {stream}", self.client, *words)
             self._before = {host.netns: counted(host, "Udp RcvbufErrors") for host in (self.client, *self.hosts)}
             self._resent = counted(self.client, "Tcp RetransSegs")
             self._start("talk", self.client, "talk", self.target, self._talk_port, TALKERS)
@@ -194,7 +204,8 @@ class Traffic(Scripts):
     def end(self) -> Account:
         """Ends all, the senders first."""
         made = Account()
-        sent = [self._stop(f"send {stream}") for stream in (THROUGH_VIP, THROUGH_SNAT)]
+        patience = END_SECONDS + self.at_least / self.rate
+        sent = [self._stop(f"send {stream}", patience) for stream in (THROUGH_VIP, THROUGH_SNAT)]
         talk = self._stop("talk")
         self._end_iperf(made)
         found = {host.netns: self._stop(f"receive {host.netns}") for host in self.hosts}

@@ -1,7 +1,7 @@
 """Traffic that keeps account of itself, as processes of their own: what they count no other work of the test delays.
 
     python -I -S streams.py receive NAME PORT               numbered datagrams: which came, when, from where
-    python -I -S streams.py send ID ADDRESS PORT RATE       sends them, so many a second
+    python -I -S streams.py send ID ADDRESS PORT RATE [N]   sends them, so many a second, and N at least
     python -I -S streams.py talk ADDRESS PORT COUNT         COUNT connections to echo_server.py that go on talking, and
                                                             new calls of both protocols beside them
 
@@ -118,15 +118,15 @@ def _arrivals(own: socket.socket) -> Iterator[tuple[int, bytes, tuple[str, int]]
                 own.settimeout(AFTERMATH)
 
 
-def send(stream: int, address: str, port: int, rate: int) -> dict[str, Any]:
-    """Sends numbered datagrams at an even pace from one socket."""
+def send(stream: int, address: str, port: int, rate: int, at_least: int = 0) -> dict[str, Any]:
+    """Sends numbered datagrams at an even pace from one socket, until told to end and so many are sent."""
     sent, answers, refused = 0, 0, Tally[str]()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.connect((address, port))
         own.setblocking(False)
         print("ready", flush=True)  # noqa: T201
         began = time.monotonic()
-        while not told_to_end():
+        while sent < at_least or not told_to_end():
             due = int((time.monotonic() - began) * rate) - sent
             if due > MOST_AT_ONCE:
                 began += (due - MOST_AT_ONCE) / rate
@@ -292,7 +292,7 @@ def main() -> None:
     if what == "receive":
         found = receive(words[0], int(words[1]))
     elif what == "send":
-        found = send(int(words[0]), words[1], int(words[2]), int(words[3]))
+        found = send(int(words[0]), words[1], *map(int, words[2:]))
     else:
         found = Talking((words[0], int(words[1])), int(words[2])).run()
     print(json.dumps(found), flush=True)  # noqa: T201
