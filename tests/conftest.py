@@ -19,6 +19,7 @@ import functools
 import os
 import re
 import socket
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Test folders are no packages (import mode importlib): what all share is here, and what makes tests red with the faults
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "fault")]
+pytest.register_assert_rewrite("rows")
+
+import rows  # noqa: E402
 
 ORDER = ("unit", "packet", "traffic", "fault")
 NEEDS_KERNEL = ("packet", "traffic", "fault")
@@ -65,6 +72,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="of each test function one of its parameters, always the same, such as IPv4 here and IPv6 there",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fault tests lie in all folders: what writes their rows sees every test."""
+    config.pluginmanager.register(rows)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

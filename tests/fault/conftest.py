@@ -9,9 +9,8 @@ import pytest
 
 # Test folders are no packages (import mode importlib): what the tests share is found beside them
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "traffic")]
-pytest.register_assert_rewrite("calls", "scene", "streaming", "rows")
+pytest.register_assert_rewrite("calls", "scene", "streaming")
 
 from figures import figure, pytest_terminal_summary  # noqa: E402
-from rows import pytest_runtest_makereport  # noqa: E402
 
-__all__ = ["figure", "pytest_runtest_makereport", "pytest_terminal_summary"]
+__all__ = ["figure", "pytest_terminal_summary"]

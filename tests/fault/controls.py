@@ -1,10 +1,10 @@
-"""Faults built in on purpose: for each fault that the tests here know, what makes them red."""
+"""Faults built in on purpose: for each fault that the tests know, what makes them red."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["CONTROLS", "Control"]
+__all__ = ["CONTROLS", "TESTS_OF_TESTS", "Control"]
 
 
 class Control(NamedTuple):
@@ -163,3 +163,11 @@ CONTROLS: Final = (
         "F22",
     ),
 )
+
+# Those whose fault is built into what runs, beside the tests that must see it
+TESTS_OF_TESTS: Final = {
+    "F1": ["fault/test_traffic_under_change.py::test_an_exchange_that_leaves_a_gap_is_seen"],
+    "F2": ["fault/test_traffic_under_change.py::test_a_change_that_is_not_whole_is_seen"],
+    "F3": ["fault/test_killed.py::test_a_change_without_a_note_is_seen"],
+    "F4": ["fault/test_killed.py::test_an_exchange_with_a_gap_is_seen"],
+}

@@ -47,7 +47,7 @@ def test_a_fault_that_is_built_in_is_found(copy: Path, control: Control):
     assert text.count(control.was) >= 1, f"{control.file} has changed: what is to be broken?"
     source.write_text(text.replace(control.was, control.broken))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{control.module}"]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYDATAPATH_BIG": ""}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYDATAPATH_BIG": "", "PYDATAPATH_ROWS": ""}
     environment = {name: value for name, value in environment.items() if value}
     for _ in range(TRIES if control.races else 1):
         done = subprocess.run(

@@ -1,7 +1,12 @@
-"""A row for each fault test, for a program to read: a line of JSON in the file that PYDATAPATH_ROWS names."""
+"""A row for each fault test, for a program to read: a line of JSON in the file that PYDATAPATH_ROWS names.
+
+A fault test is one in tests/fault, or one anywhere whose name has a fault's number. There is no hash of a capture: none
+is made, what was lost is counted by the datagrams' own numbers.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -13,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from controls import CONTROLS
+from controls import CONTROLS, TESTS_OF_TESTS
 
-__all__ = ["pytest_runtest_makereport", "tell", "tell_worst"]
+__all__ = ["faults_of", "pytest_runtest_makereport", "tell", "tell_worst"]
 
 NUMBERS: Final = (
     "repeats",  # how often the fault was done
@@ -28,28 +33,38 @@ NUMBERS: Final = (
     "wrong",  # whatever else was not as it must be
     "leaked",  # pins, filters, maps, programs, interfaces; entries that are nobody's
     "recovery_s",  # until the next command had mended it
+    "control_lost_max",  # of the same traffic without us, where the test has such a run
     "seed",
 )
-_told: dict[str, float] = {}  # of the test that runs
+_told: dict[str, float | str] = {}  # of the test that runs
 _ended: dict[str, pytest.TestReport] = {}  # its own report, until its fixtures have looked for what it left
 
 
-def tell(**figures: float) -> None:
-    """Takes figures of the test that runs by the names of NUMBERS; those that it does not give are null."""
+def tell(load: str | None = None, **figures: float) -> None:
+    """Takes figures of the test that runs by the names of NUMBERS; those that it does not give are null.
+
+    `load`: who talks meanwhile. A module may say it for all of its tests, by a LOAD.
+    """
     unknown = figures.keys() - set(NUMBERS)
     assert not unknown, f"no such figures: {unknown}"
-    _told.update(figures)
+    _told.update(figures if load is None else {"load": load, **figures})
 
 
 def tell_worst(**figures: float) -> None:
     """As `tell`, for what is seen several times in a test: the largest counts."""
-    tell(**{name: max(value, _told.get(name, value)) for name, value in figures.items()})
+    for name, value in figures.items():
+        told = _told.get(name, value)
+        tell(**{name: max(value, told) if isinstance(told, int | float) else value})
+
+
+def faults_of(nodeid: str) -> list[str]:
+    """The faults whose numbers a test's own name has; not what its parameters happen to look like."""
+    return re.findall(r"_(F[1-9]\d*)(?=_|$)", nodeid.partition("::")[2].partition("[")[0])
 
 
 def made(item: pytest.Item, report: pytest.TestReport, after: pytest.TestReport) -> dict[str, Any]:
     """The row of a test that has ended, and of what its fixtures found `after` it."""
-    name = item.nodeid.partition("::")[2]
-    faults = re.findall(r"(?<![0-9A-Z])F\d+", name)
+    faults = faults_of(item.nodeid)
     return {
         "id": faults,
         "test": item.nodeid,
@@ -58,15 +73,18 @@ def made(item: pytest.Item, report: pytest.TestReport, after: pytest.TestReport)
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "links": "veth",
+        "load": _told.get("load", getattr(getattr(item, "module", None), "LOAD", None)),
         **{number: _told.get(number) for number in NUMBERS},
         # The largest of all commands so far that were waited for
         "rss_peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "seconds": round(report.duration, 1),
-        "control": [one.fault for one in CONTROLS if one.fault.partition(":")[0] in faults],
+        "control": [one.fault for one in CONTROLS if one.fault.partition(":")[0] in faults]
+        + [test for fault in faults for test in TESTS_OF_TESTS.get(fault, ())],
         "verdict": report.outcome if report.outcome != "passed" else after.outcome,
     }
 
 
+@functools.cache
 def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
@@ -85,7 +103,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         _ended[item.nodeid] = report
     if call.when == "teardown":
         file, ended = os.environ.get("PYDATAPATH_ROWS"), _ended.pop(item.nodeid, None)
-        if file and ended:
+        wanted = item.path.parent.name == "fault" or faults_of(item.nodeid)
+        if file and ended and wanted:
             with Path(file).open("a") as out:
                 out.write(json.dumps(made(item, ended, report)) + "\n")
     return report  # type: ignore[return-value]
