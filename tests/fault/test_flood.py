@@ -38,6 +38,7 @@ TALKERS = 100  # inside, and as many outside
 WATCHED = 0.3  # seconds between two looks at the maps
 LAPSE = 0.5  # seconds: in eight of them a table is filled one and a half times
 SYN, RST, PSH, ACK = 0x02, 0x04, 0x08, 0x10
+LOAD = f"{TALKERS} TCP connections that talk inside and {TALKERS} from outside, new calls beside them, 300 silent ones"
 FAR_OFF = 3_000_000_000  # a sequence number that is in no window
 STRANGE = IPv4Network("198.18.0.0/15")  # RFC 2544: nobody's
 STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000

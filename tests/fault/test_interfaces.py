@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 from calls import KINDS, ask, ask_many, dial
+from rows import tell
 from scene import BIG, VIP_PORT, Cluster, cluster_up, pydatapath
 from streaming import Scripts, say
 
@@ -35,6 +36,7 @@ ONE, TWO = ("10.96.0.93", VIP_PORT), ("10.96.0.94", VIP_PORT)
 DELETIONS = 3000 if BIG else 300
 REUSES, REUSING_SECONDS = (1000, 800) if BIG else (100, 50)  # the latter where the machine is slow
 LOADS_AT_MOST = 200 if BIG else 40
+LOAD = "calls by TCP and UDP from a pod"
 U32 = struct.Struct("=I")
 
 
@@ -82,6 +84,7 @@ class Churn(threading.Thread):
 def test_F12_interfaces_that_go_while_programs_are_attached(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
     """Whatever goes while a load looks, asks, writes or attaches: it is left out, and nobody else notices."""
     churn, failed, loads = Churn(cluster), list[str](), 0
+    tell(load="50 TCP connections that talk, and new calls by TCP and UDP")
     with Scripts() as scripts:
         scripts.talk(cluster.lab.pod(1, 1), ONE[0], 50)
         churn.start()
@@ -102,6 +105,7 @@ def test_F12_interfaces_that_go_while_programs_are_attached(cluster: Cluster, ca
         f" {len(talk['broken'])} of 50 connections broken ({talk['lines']:,} lines),"
         f" {len(talk['failed'])} of {talk['calls']} new calls failed",
     )
+    tell(repeats=churn.deleted, broken=len(talk["broken"]), new_failed=len(talk["failed"]), wrong=len(failed))
     assert churn.failure == ""
     assert failed == []
     assert (talk["broken"], talk["failed"]) == ([], [])
@@ -219,6 +223,7 @@ def test_F14_an_address_that_passes_to_another_pod(
         f"an address passed on {times} times: {udp} datagrams and {tcp} segments of old flows reached the new pod,"
         f" {len(wrong)} answers by it; {reset} old connections reset",
     )
+    tell(repeats=times, misdelivered=udp, wrong=len(wrong))
     assert wrong == []
     assert udp == 0
     assert reset == times > 0
@@ -282,5 +287,6 @@ def test_F15_a_namespace_that_is_deleted_with_its_programs(
         capsys,
         f"a namespace deleted: of {len(programs)} programs {len(left[0])}, of {len(maps)} maps {len(left[1])} left",
     )
+    tell(repeats=1, leaked=len(left[0]) + len(left[1]), load="nobody")
     assert left == (set(), set())
     assert not instance.pins.exists()

@@ -17,7 +17,17 @@ from typing import Any
 import pytest
 from rows import tell
 from scene import BIG, Cluster, cluster_up
-from streaming import SEQUENCE_PORT, THROUGH_SNAT, THROUGH_VIP, Account, Traffic, say, stream_objects
+from streaming import (
+    IPERF_RATE,
+    SEQUENCE_PORT,
+    TALKERS,
+    THROUGH_SNAT,
+    THROUGH_VIP,
+    Account,
+    Traffic,
+    say,
+    stream_objects,
+)
 
 from pydatapath import Datapath, Options, connecting, schema
 from pydatapath.instance import Instance
@@ -32,8 +42,13 @@ VIP = "10.96.0.90"
 APPLIES, UPGRADES, OTHERWISE = (200, 50, 20) if BIG else (40, 8, 4)
 DATAGRAMS, RATE = (500_000, 2_500) if BIG else (60_000, 1_250)  # of both streams together; of each a second
 CONTROL = 100_000 if BIG else 10_000
+CONTROL_CHANGES = (APPLIES // 5, UPGRADES // 4, OTHERWISE // 4)
 MOVES = 3 * OTHERWISE
 CLUSTER = ("10.244.0.0/16",)
+LOAD = (
+    f"{TALKERS} TCP connections that talk, new calls by TCP and UDP, iperf3 at {IPERF_RATE}bit/s,"
+    f" {RATE} numbered datagrams a second by the VIP and as many by SNAT"
+)
 # What may change while connections are open: no address
 OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
     {"algorithm": "maglev", "max_flows": 60_000},
@@ -114,9 +129,9 @@ class Changes:
         return step
 
 
-def assert_nothing_noticed(account: Account) -> None:
+def assert_nothing_noticed(account: Account, repeats: int) -> None:
     tell(
-        repeats=APPLIES + UPGRADES + OTHERWISE,
+        repeats=repeats,
         sent=account.sent,
         lost_max=account.lost,
         misdelivered=account.strays + account.twice,
@@ -129,7 +144,28 @@ def assert_nothing_noticed(account: Account) -> None:
     assert (account.lost, account.strays, account.twice, account.refused) == (0, 0, 0, 0)
 
 
-def test_F1_F2_who_is_connected_notices_no_change(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+@pytest.fixture(scope="module")
+def control(cluster: Cluster) -> Account:
+    """What is lost of the same traffic on a node without us, while the other node changes as before."""
+    lab = cluster.lab
+    cluster.datapaths.pop(1).unload()
+    cluster.load(2, masquerade=True)
+    apply(cluster.datapaths[2], [staying(cluster)])
+    back = ["ip", "route", "add", lab.node(1).pod_cidr, "via", lab.node(1).address]
+    lab.outside.exec(back, check=True)
+    try:
+        with traffic(cluster, staying(cluster).address, CONTROL) as running:
+            Changes(cluster, 2, *CONTROL_CHANGES).run(CONTROL / RATE / 2)
+            return running.end()
+    finally:
+        lab.outside.exec(["ip", "route", "del", *back[3:]], check=True)
+        cluster.datapaths.pop(2).unload()
+        cluster.load(1, masquerade=True)
+
+
+def test_F1_F2_who_is_connected_notices_no_change(
+    cluster: Cluster, control: Account, capsys: pytest.CaptureFixture[str]
+):
     """No connection breaks, no datagram is lost or goes astray, every new call is answered, no count is forgotten."""
     apply(cluster.datapaths[1], [staying(cluster)])
     before = cluster.datapaths[1].status().counters
@@ -139,7 +175,8 @@ def test_F1_F2_who_is_connected_notices_no_change(cluster: Cluster, capsys: pyte
         account = running.end()
     what = f"{APPLIES} applies, {UPGRADES} upgrades, {OTHERWISE} with other options"
     say(capsys, f"{what}: {account}")
-    assert_nothing_noticed(account)
+    tell(control_lost_max=control.lost)
+    assert_nothing_noticed(account, APPLIES + UPGRADES + OTHERWISE)
     assert account.sent >= DATAGRAMS
     assert len(account.names) > 1, "new calls are shared by all that come and go"
     with Datapath.open(netns=cluster.lab.node(1).netns) as datapath:
@@ -155,25 +192,11 @@ def test_F1_F2_who_is_connected_notices_no_change(cluster: Cluster, capsys: pyte
     assert after["new_flow"] - before["new_flow"] >= account.calls - len(account.failed)
 
 
-def test_as_much_is_lost_over_the_bare_bridge(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+def test_as_much_is_lost_over_the_bare_bridge(control: Account, capsys: pytest.CaptureFixture[str]):
     """The control: the same traffic on a node without us, while the other node changes as before."""
-    lab = cluster.lab
-    cluster.datapaths.pop(1).unload()
-    cluster.load(2, masquerade=True)
-    apply(cluster.datapaths[2], [staying(cluster)])
-    back = ["ip", "route", "add", lab.node(1).pod_cidr, "via", lab.node(1).address]
-    lab.outside.exec(back, check=True)
-    try:
-        with traffic(cluster, staying(cluster).address, CONTROL) as running:
-            Changes(cluster, 2, APPLIES // 5, UPGRADES // 4, OTHERWISE // 4).run(CONTROL / RATE / 2)
-            account = running.end()
-    finally:
-        lab.outside.exec(["ip", "route", "del", *back[3:]], check=True)
-        cluster.datapaths.pop(2).unload()
-        cluster.load(1, masquerade=True)
-    say(capsys, f"the bare bridge: {account}")
-    assert account.sent >= CONTROL
-    assert_nothing_noticed(account)
+    say(capsys, f"the bare bridge: {control}")
+    assert control.sent >= CONTROL
+    assert_nothing_noticed(control, sum(CONTROL_CHANGES))
 
 
 def detach_before_attaching(real: Callable[..., None]) -> Callable[..., None]:

@@ -20,6 +20,7 @@ from garbage import Reading, mutants, off, read, unread, unsummed, written
 from histories import history
 from packetbed import DEVICES, DROP, GATEWAY_MAC, MAC, NODE, PASS, REDIRECT, V4, Bed, Outcome
 from packetbed import Hook as Program
+from rows import tell
 from steps import Send
 from twins import HERE, HIDDEN, LIMITED, MACS, PAST, Differs, Paused, Twins, check, counted, tables_of, ticks
 from wire import ELSEWHERE_MAC, NO_MAC, frame, is_by_bridge
@@ -215,8 +216,10 @@ def grind_all(bed: Bed, world: World, count: int, capsys: pytest.CaptureFixture[
     while found.total() < count:
         kinds, difference = ground(bed, seed, world)
         if difference:
+            tell(sent=found.total(), wrong=1, seed=seed)
             pytest.fail(difference, pytrace=False)
         found, seed = found + kinds, seed + 1
+    tell(sent=found.total(), wrong=0, seed=FIRST)
     assert all(found[kind] for kind in ("packet", "malformed", "protocol", "other", "query", "arp", "unreadable"))
     with capsys.disabled():
         sys.stdout.write(f"\n{found.total():,} frames, {time.monotonic() - began:.0f} s: {dict(found.most_common())}\n")

@@ -26,6 +26,7 @@ from packetbed import (
     tcp,
     udp,
 )
+from rows import tell
 
 from pydatapath.kernel.layout import FlowState
 
@@ -173,6 +174,7 @@ def test_F21_an_error_that_is_cut_off_is_left_alone(bed: Bed):
     """At each byte before the eighth of the quoted packet's layer 4."""
     there = bed.run(Hook.FROM_POD, QUERY)
     whole = bytes(error(BACKEND, CLIENT, quote(there)))
+    tell(sent=len(whole) - 34)
     for size in range(14 + 20, len(whole)):
         untouched(bed, whole[:size])
     assert bed.run(Hook.FROM_POD, whole, device="pod3").verdict == REDIRECT

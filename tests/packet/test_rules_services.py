@@ -30,6 +30,7 @@ from packetbed import (
     tcp,
     udp,
 )
+from rows import tell
 from wire import ports_tried
 
 from pydatapath.kernel.layout import LAYOUTS, EndpointKind, Family
@@ -143,6 +144,7 @@ def test_N22_N23_F19_where_no_port_is_left_only_the_new_flow_fails_by_name(bed: 
     outcome = bed.run(Hook.FROM_POD, call)
     assert (outcome.verdict, outcome.packet) == (DROP, bytes(call))
     assert bed.counted()["drop_ports_taken"] == 1
+    tell(repeats=1, sent=2 * len(taken) + 2, new_failed=1, load=f"{len(taken)} flows that have all ports")
     for direct in taken:
         assert addresses(bed.run(Hook.FROM_POD, direct)) == addresses(direct)
     other = make(where.CLIENT, 10001, where.VIP, PORTS[make])

@@ -35,6 +35,7 @@ from packetbed import (
     tcp,
     udp,
 )
+from rows import tell
 from scapy.layers.inet import IPOption_RR
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q
@@ -116,6 +117,7 @@ def test_F21_cut_at_each_byte(bed: Bed, row: Case, known: bool):
         bed.run(Hook.FROM_POD, answer_to(bed.run(Hook.FROM_POD, row.packet)), device="pod3")
         bed.confirm(row.packet)
     entries = bed.entries("flows") | bed.entries("half_open")
+    tell(sent=2 * (len(whole) - 14))
     for hook in (Hook.FROM_POD, Hook.FROM_UPLINK):
         counted = bed.counted().get("pass_malformed", 0)
         for length in range(14, len(whole)):
@@ -127,6 +129,7 @@ def test_F21_cut_at_each_byte(bed: Bed, row: Case, known: bool):
 def test_F21_what_the_node_sends_cut(bed: Bed):
     """To the gateway's MAC nothing may go out of the bridge: what cannot be translated is dropped by name."""
     whole = bytes(leaves(SYN, src=NODE))
+    tell(sent=len(whole) - 34)
     for length in range(14 + 20, len(whole)):
         outcome = bed.run(Hook.TO_BRIDGE, whole[:length])
         assert (outcome.verdict, outcome.packet) == (DROP, whole[:length])
@@ -172,6 +175,7 @@ def test_F21_lengths_that_lie(bed: Bed, packet: bytes, known: bool):
         bed.establish(SYN)
         bed.establish(QUERY)
     flows = bed.entries("flows")
+    tell(sent=1)
     outcome = bed.run(Hook.FROM_POD, packet)
     assert (outcome.verdict, outcome.packet) == (PASS, packet)
     assert bed.counted().get("pass_malformed") == 1

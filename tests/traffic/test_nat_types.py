@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from nat_scene import FAMILIES, NETWORKS, Ends, nat_cluster, server, wait_until
+from rows import tell
 from scene import Cluster
 
 from pydatapath.kernel import links
@@ -121,6 +122,7 @@ def test_N23_F19_where_no_port_is_free_only_the_new_call_fails(cluster: Cluster,
         refused.sendto(b"second", (ends.first, 7_000))
         wait_until(lambda: counted(cluster, "drop_ports_taken") > before, "a drop by name")
         held.sendto(b"third", (ends.first, 7_000))
+        tell(repeats=1, sent=3, new_failed=1, load="the two flows that have the ports, and one more")
         assert there.recvfrom(100) == (b"third", peer)
 
 

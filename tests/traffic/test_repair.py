@@ -6,11 +6,13 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from calls import KINDS, ask_many
+from rows import tell, tell_worst
 from scene import VIP_PORT, Cluster, cluster_up, pydatapath
 
 from pydatapath import Datapath
@@ -20,6 +22,7 @@ from pydatapath.kernel.layout import Hook
 from pydatapath.lab import Host
 
 VIP = ("10.96.0.81", VIP_PORT)
+LOAD = "new calls by TCP and UDP, from a pod and the node, after each"
 U32 = struct.Struct("=I")
 # A program that leaves all to the next one: TC_ACT_UNSPEC
 PASS = bytes.fromhex("b7000000ffffffff 9500000000000000")
@@ -78,7 +81,9 @@ def mended_of(cluster: Cluster, damage: Callable[[Cluster], object], parts: tupl
     found = drift(cluster)
     for part in parts:
         assert part in "\n".join(found)
+    begun = time.monotonic()
     mended = cluster.datapaths[1].repair()
+    tell_worst(recovery_s=round(time.monotonic() - begun, 2))
     assert set(found) <= set(mended)
     assert drift(cluster) == []
     works(cluster)
@@ -415,6 +420,7 @@ def test_F13_interfaces_come_and_go(cluster: Cluster, tmp_path: Path):
         node.exec(["ip", "address", "add", "192.168.50.77/24", "dev", "wan0"], check=True)
 
     check(cluster, new_address, "the node's IPv4 addresses was 192.168.50.11 at load")
+    tell(repeats=4)
     assert "192.168.50.77" in cluster.datapaths[1].status().node_ips
 
 
