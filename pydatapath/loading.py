@@ -7,6 +7,7 @@ exchanged, and Ctrl-C waits until they are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pydatapath import applying, carrying, connecting, seeding, timers
-from pydatapath.errors import DatapathError, KernelError
+from pydatapath.errors import DatapathError, KernelError, Unsupported, VerifierError
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
 from pydatapath.kernel import bpffs, compile, netns, restoring
@@ -84,10 +85,23 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
                 records.put({**_facts(instance, node, options), MENDED: mended})
             _keep(instance, staging)
             _drop_maps(instance, node.families, node.masqueraded)
-    except BaseException:
+    except BaseException as error:
         _recover(instance, staging, move, fresh=fresh, foreign_pins=foreign_pins)
+        if isinstance(error, VerifierError) or (isinstance(error, KernelError) and error.errno == errno.EINVAL):
+            _name_what_is_lacking(error)
         raise
     return node
+
+
+def _name_what_is_lacking(error: DatapathError) -> None:
+    """Raises Unsupported where the kernel refused what it does not know: what it said itself does not tell."""
+    from pydatapath.kernel.features import lacking
+
+    if lacks := lacking():
+        names = " and ".join(f"{one.name} (Linux {one.since})" for one in lacks)
+        raise Unsupported(
+            f"this kernel lacks {names}: {error}", hint="use a later one; `pydatapath doctor` says what else is missing"
+        ) from error
 
 
 def _mend_records(instance: Instance) -> str:

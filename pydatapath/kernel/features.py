@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -18,8 +19,9 @@ from typing import Final
 
 from pydatapath.errors import DatapathError, KernelError
 from pydatapath.kernel import bpffs, libbpf, netns
+from pydatapath.kernel.layout import BPF_F_MMAPABLE, MapType
 
-__all__ = ["Check", "checks"]
+__all__ = ["Check", "Feature", "checks", "features", "lacking"]
 
 CLONE_NEWNET: Final = 0x40000000
 SCHED_CLS: Final = 3
@@ -39,6 +41,15 @@ class Check:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class Feature:
+    """One thing that the kernel can do since a version. `attempt` tries it and returns the errno, 0 where it works."""
+
+    name: str
+    since: str
+    attempt: Callable[[], int]
+
+
 def checks() -> Iterator[Check]:
     """All checks, in the order in which they build on each other."""
     yield Check("kernel", True, platform.release())
@@ -50,8 +61,7 @@ def checks() -> Iterator[Check]:
     yield _pyroute2()
     yield _jit()
     if os.geteuid() == 0:
-        for name, since, instructions in _helpers():
-            yield _helper(name, since, instructions)
+        yield from map(_feature, features())
         yield _clsact()
 
 
@@ -109,6 +119,43 @@ def _instruction(code: int, registers: int = 0, offset: int = 0, immediate: int 
     return struct.pack("=BBhi", code, registers, offset, immediate)
 
 
+def lacking() -> list[Feature]:
+    """What this kernel does not know. What fails for want of rights, memory or descriptors is not among it."""
+    return [one for one in features() if one.attempt() == errno.EINVAL]
+
+
+def features() -> Iterator[Feature]:
+    """What of the kernel itself is needed, as far as it can be tried without touching anything."""
+    hash_map, lru_hash, array = MapType.HASH, MapType.LRU_HASH, MapType.ARRAY
+    yield Feature("LRU hash maps", "4.10", lambda: _with_map(lru_hash))
+    yield Feature("arrays that can be mapped", "5.5", lambda: _with_map(array, BPF_F_MMAPABLE))
+    yield Feature("batches of entries", "5.6", lambda: _with_map(hash_map, then=_write_batch))
+    for name, since, instructions in _helpers():
+        yield Feature(name, since, functools.partial(_load, instructions))
+
+
+def _with_map(kind: MapType, flags: int = 0, then: Callable[[int], int] = lambda _: 0) -> int:
+    """The errno of making a small map, or of what is done with it then."""
+    try:
+        with libbpf.opened(libbpf.create_map(kind, "probe", 4, 4, 2, flags)) as descriptor:
+            return then(descriptor)
+    except KernelError as error:
+        if not error.errno:  # it was not the kernel that failed
+            raise
+        return error.errno
+
+
+def _write_batch(descriptor: int) -> int:
+    return libbpf.batch_write(descriptor, bytes(4), bytes(4), 1)
+
+
+def _load(instructions: bytes) -> int:
+    descriptor = libbpf.load_program(SCHED_CLS, instructions, "probe")
+    if descriptor >= 0:
+        os.close(descriptor)
+    return max(0, -descriptor)
+
+
 def _helpers() -> Iterator[tuple[str, str, bytes]]:
     """Helper name, the version that has it, a program that does no more than call it."""
 
@@ -127,18 +174,16 @@ def _helpers() -> Iterator[tuple[str, str, bytes]]:
     yield "bpf_redirect_peer", "5.10", zero(1) + zero(2) + call(REDIRECT_PEER)
 
 
-def _helper(name: str, since: str, instructions: bytes) -> Check:
+def _feature(one: Feature) -> Check:
     try:
-        descriptor = libbpf.load_program(SCHED_CLS, instructions, "probe")
+        code = one.attempt()
     except KernelError as error:
-        return Check(name, False, str(error), error.hint)
-    if descriptor >= 0:
-        os.close(descriptor)
-        return Check(name, True, "the verifier takes it")
-    reason = os.strerror(-descriptor)
-    if descriptor == -errno.EPERM:
-        return Check(name, False, reason, "run with CAP_BPF and CAP_NET_ADMIN")
-    return Check(name, False, reason, f"use Linux {since} or later")
+        return Check(one.name, False, str(error), error.hint)
+    if not code:
+        return Check(one.name, True, "the kernel takes it")
+    if code == errno.EPERM:
+        return Check(one.name, False, os.strerror(code), "run with CAP_BPF and CAP_NET_ADMIN")
+    return Check(one.name, False, os.strerror(code), f"use Linux {one.since} or later")
 
 
 def _clsact() -> Check:

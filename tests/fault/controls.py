@@ -234,6 +234,14 @@ CONTROLS: Final = (
         "fault/test_security.py",
         "F28_who_is_not_root and load",
     ),
+    Control(
+        "F27: what the kernel refused is told as it told it",
+        "pydatapath/loading.py",
+        "            _name_what_is_lacking(error)\n",
+        "            pass\n",
+        "fault/test_kernel_lacks.py",
+        "F27",
+    ),
 )
 
 # Those whose fault is built into what runs, beside the tests that must see it

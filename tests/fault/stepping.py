@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Stepped", "calls", "stepped"]
+__all__ = ["Stepped", "calls", "memory_of", "stepped"]
 
 SECONDS = 60.0  # a command that takes longer hangs
 # Calls that may change what outlives the process; aarch64 has not all of them
@@ -96,11 +96,14 @@ def stepped(
     stdin: str = "",
     environment: Mapping[str, str] | None = None,
     at_step: Callable[[int], None] | None = None,
+    refuse: Callable[[str, int, Sequence[int]], int] | None = None,
 ) -> Stepped:
     """Runs a command; kills it before its step of this number (from 1), or never, by this signal.
 
     `whole`: with its children; else it alone, and they are waited for. `at_step` is called before each step with its
-    number. Raises TimeoutError where it takes longer than SECONDS.
+    number. `refuse` is asked first, with a call's name, process and arguments: by the errno that it gives the call
+    fails, as on a kernel that cannot do it, and is no step; 0 lets it go on. Raises TimeoutError where it takes longer
+    than SECONDS.
     """
     result = Stepped()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as given, _listening() as (install, listener):
@@ -116,7 +119,7 @@ def stepped(
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environment or {})},
         )
         try:
-            _answer(result, child, listener(), kill_before, kill_with, whole=whole, at_step=at_step)
+            _answer(result, child, listener(), kill_before, kill_with, whole=whole, at_step=at_step, refuse=refuse)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -193,6 +196,7 @@ def _answer(
     *,
     whole: bool,
     at_step: Callable[[int], None] | None,
+    refuse: Callable[[str, int, Sequence[int]], int] | None,
 ) -> None:
     """Lets each call go on until nobody of the group is left."""
     deadline, ended = time.monotonic() + SECONDS, 0.0
@@ -212,6 +216,10 @@ def _answer(
         except OSError:
             continue  # it was killed meanwhile
         ident, pid, _, number, _, _, *arguments = NOTIFICATION.unpack(notification)
+        if refuse and (error := refuse(names[number], pid, arguments)):
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(listener, SEND, RESPONSE.pack(ident, 0, -error, 0))
+            continue
         change = _change(names[number], pid, arguments)
         if change:
             result.steps.append(change)
@@ -259,8 +267,10 @@ def _message(name: str, pid: int, arguments: list[int]) -> str:
     with contextlib.suppress(OSError, struct.error):
         data = arguments[1]
         if name == "sendmsg":  # struct msghdr: name, its length, then the first of the parts
-            data = struct.unpack("=Q", _memory(pid, struct.unpack("=Q", _memory(pid, arguments[1] + 16, 8))[0], 8))[0]
-        length, kind = struct.unpack("=IH", _memory(pid, data, 6))
+            data = struct.unpack("=Q", memory_of(pid, struct.unpack("=Q", memory_of(pid, arguments[1] + 16, 8))[0], 8))[
+                0
+            ]
+        length, kind = struct.unpack("=IH", memory_of(pid, data, 6))
         rtnetlink = RTM_BASE <= kind < RTM_BASE + 128 and 16 <= length < 1 << 16
         if rtnetlink and _link(f"/proc/{pid}/fd/{arguments[0]}").startswith("socket:") and kind % 4 != GET:
             return f"netlink message {kind}"
@@ -274,7 +284,8 @@ def _link(path: str) -> str:
         return ""
 
 
-def _memory(pid: int, place: int, size: int) -> bytes:
+def memory_of(pid: int, place: int, size: int) -> bytes:
+    """Bytes of a process that waits for an answer. Raises OSError."""
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         memory.seek(place)
         return memory.read(size)
@@ -282,5 +293,5 @@ def _memory(pid: int, place: int, size: int) -> bytes:
 
 def _text(pid: int, place: int) -> str:
     with contextlib.suppress(OSError, OverflowError):
-        return _memory(pid, place, 256).split(b"\0", 1)[0].decode(errors="replace")
+        return memory_of(pid, place, 256).split(b"\0", 1)[0].decode(errors="replace")
     return "?"
