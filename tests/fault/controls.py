@@ -242,6 +242,14 @@ CONTROLS: Final = (
         "fault/test_kernel_lacks.py",
         "F27",
     ),
+    Control(
+        "F32: a descriptor is not closed",
+        "pydatapath/kernel/libbpf.py",
+        "        yield descriptor\n    finally:\n        os.close(descriptor)\n",
+        "        yield descriptor\n    finally:\n        pass\n",
+        "fault/test_soak.py",
+        "F32",
+    ),
 )
 
 # Those whose fault is built into what runs, beside the tests that must see it

@@ -31,7 +31,17 @@ from pydatapath.plan import Called, Live
 from pydatapath.record_faults import copy_of
 from pydatapath.records import HostChange, Records
 
-__all__ = ["OPTIONS", "OTHER_OPTIONS", "STEADY", "Stand", "stand_up", "unwritten"]
+__all__ = [
+    "MAX_BACKENDS",
+    "MAX_FLOWS",
+    "OPTIONS",
+    "OTHER_OPTIONS",
+    "STEADY",
+    "Stand",
+    "in_kernel",
+    "stand_up",
+    "unwritten",
+]
 
 MAX_BACKENDS = 30_000 + os.getpid() % 10_000
 MAX_FLOWS = 50_000 + os.getpid() % 10_000
@@ -168,10 +178,8 @@ class Stand:
         return found
 
     def kernel(self) -> dict[str, int]:
-        """How many maps of our sizes, and programs that use them, are in the kernel."""
-        maps = {one["id"] for one in _bpftool("map") if one.get("max_entries") in (MAX_BACKENDS, 2 * MAX_FLOWS)}
-        programs = [one for one in _bpftool("prog") if maps & {*one.get("map_ids", ())}]
-        return {"maps": len(maps), "programs": len(programs)}
+        """As in_kernel."""
+        return in_kernel()
 
     def settled_state(self) -> dict[str, Any]:
         """`state`, once the kernel has taken apart what is over: when nothing has changed in it for a second."""
@@ -209,6 +217,13 @@ def _difference(key: str, wanted: object, found: object) -> str:
     )
     lines = [f"- {one}" for one in before if one not in after] + [f"+ {one}" for one in after if one not in before]
     return f"{key}: " + "; ".join(lines[:12])
+
+
+def in_kernel() -> dict[str, int]:
+    """How many maps of our sizes, and programs that use them, are in the kernel."""
+    maps = {one["id"] for one in _bpftool("map") if one.get("max_entries") in (MAX_BACKENDS, 2 * MAX_FLOWS)}
+    programs = [one for one in _bpftool("prog") if maps & {*one.get("map_ids", ())}]
+    return {"maps": len(maps), "programs": len(programs)}
 
 
 def _bpftool(kind: str) -> list[dict[str, Any]]:

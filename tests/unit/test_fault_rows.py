@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_what_a_control_breaks_is_there(control: Control) -> None:
 def test_a_control_that_is_a_test_is_there(test: str) -> None:
     module, _, name = test.partition("::")
     assert f"\ndef {name}(" in (ROOT / "tests" / module).read_text()
+
+
+def test_every_fault_that_is_tested_has_a_control() -> None:
+    """Of a test that cannot fail, "nothing was lost" says little."""
+    rules = tomllib.loads((ROOT / "docs/rules.toml").read_text())
+    tested = {number for number, rule in rules.items() if number[0] == "F" and not rule.keys() & {"later", "not-ours"}}
+    assert tested == {one.fault.partition(":")[0] for one in CONTROLS} | TESTS_OF_TESTS.keys()
 
 
 @pytest.mark.parametrize(
