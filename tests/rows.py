@@ -33,7 +33,7 @@ NUMBERS: Final = (
     "wrong",  # whatever else was not as it must be
     "leaked",  # pins, filters, maps, programs, interfaces; entries that are nobody's
     "recovery_s",  # until the next command had mended it
-    "control_lost_max",  # of the same traffic without us, where the test has such a run
+    "control_lost_max",  # of the same traffic without us: datagrams, or connections and calls where those are counted
     "seed",
 )
 _told: dict[str, float | str] = {}  # of the test that runs

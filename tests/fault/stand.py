@@ -143,6 +143,7 @@ class Stand:
 
     def traffic(self, target: tuple[str, int], *, count: int = 3) -> list[str]:
         """What does not work of new calls by a pod and the node, and of the open connections; [] for nothing."""
+        tell(load=f"{len(self.held)} TCP connections that stay open, new calls by TCP and UDP from a pod and the node")
         failures = []
         for host in (self.caller, self.node):
             for kind, number in KINDS.items():

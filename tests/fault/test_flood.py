@@ -38,7 +38,7 @@ TALKERS = 100  # inside, and as many outside
 WATCHED = 0.3  # seconds between two looks at the maps
 LAPSE = 0.5  # seconds: in eight of them a table is filled one and a half times
 SYN, RST, PSH, ACK = 0x02, 0x04, 0x08, 0x10
-LOAD = f"{TALKERS} TCP connections that talk inside and {TALKERS} from outside, new calls beside them, 300 silent ones"
+TALKING = f"{TALKERS} TCP connections that talk inside and {TALKERS} from outside, new calls beside them"
 FAR_OFF = 3_000_000_000  # a sequence number that is in no window
 STRANGE = IPv4Network("198.18.0.0/15")  # RFC 2544: nobody's
 STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000
@@ -201,6 +201,11 @@ class Seen:
     silent_broken: list[str]
     forgotten: list[str]
 
+    @property
+    def unanswered(self) -> int:
+        """Connections that broke and new calls that failed."""
+        return sum(len(one["broken"]) + len(one["failed"]) for one in self.talks) + len(self.silent_broken)
+
     def __str__(self) -> str:
         calls, failed = (sum(n) for n in zip(*((t["calls"], len(t["failed"])) for t in self.talks), strict=True))
         broken = sum(len(one["broken"]) for one in self.talks)
@@ -260,6 +265,7 @@ def under(
 
 def assert_nobody_was_hurt(seen: Seen) -> None:
     tell(
+        load=f"{TALKING}, 300 silent ones",
         repeats=1,
         sent=seen.sent,
         gap_ms_max=round(max(one["longest"] for one in seen.talks)),
@@ -291,8 +297,29 @@ def flood_from(host: Host, frame: bytes, vary: Any, count: int, pause: float = 0
         return count, flood.send(frame, count, vary, pause=pause)
 
 
+@pytest.fixture(scope="module")
+def bare_bridge(cluster: Cluster) -> Seen:
+    """What a flood of SYNs does to those who talk where we are not."""
+    lab = cluster.lab
+    pod = lab.pod(1, 2)
+    cluster.datapaths.pop(1).unload()
+    route = ["ip", "route", "add", pod.node.pod_cidr, "via", pod.node.address]
+    lab.outside.exec(route, check=True)
+    try:
+        frame = tcp(macs(cluster, lab.outside), (STRANGERS, 1024), (pod.address, PORT), SYN)
+        with Scripts() as scripts:
+            for host in (lab.pod(1, 1), lab.outside):
+                scripts.talk(host, pod.address, TALKERS, PORT)
+            sent, seconds = flood_from(lab.outside, frame, by_source(frame, 50, STRANGERS, STRANGER_COUNT), SYNS)
+            talks = [scripts.end_talk(host) for host in (lab.pod(1, 1), lab.outside)]
+    finally:
+        lab.outside.exec(["ip", "route", "del", *route[3:]], check=True)
+        cluster.load(1, masquerade=True, max_flows=FLOWS)
+    return Seen(talks, seconds, sent, {}, 0, 0, [], [])
+
+
 def test_F17_a_flood_of_SYNs_hurts_no_connection(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, bare_bridge: Seen, idle: list[Idle], capsys: pytest.CaptureFixture[str]
 ):
     """From changing sources, more than either table holds, and backends that are alive answer them, most by cookies.
 
@@ -307,6 +334,7 @@ def test_F17_a_flood_of_SYNs_hurts_no_connection(
         f"{fill(cluster)['flows']} and {fill(cluster)['half_open']} entries, {answered} answered and not confirmed"
     )
     say(capsys, f"SYN flood: {seen}; {entries}")
+    tell(control_lost_max=bare_bridge.unanswered)
     assert_nobody_was_hurt(seen)
     assert_arrived(seen, SYNS, "new_flow")
     assert answered > SYNS // 100, "a flood that backends do not answer would say little"
@@ -494,28 +522,21 @@ def test_F16_a_full_table_forgets_who_has_been_silent_longest(
 
     seen = under(cluster, idle, flood)
     say(capsys, f"full table: {seen}; {len(failures)} failures; {fill(cluster)['flows']} entries")
+    tell(
+        load=f"{TALKING}, 300 silent ones",
+        repeats=1,
+        sent=seen.sent,
+        broken=sum(len(one["broken"]) for one in seen.talks) + len(seen.silent_broken),
+        new_failed=len(failures),
+    )
     assert seen.entries_lost > 0, "what was silent is still there: the table was not full"
     assert failures == []
     assert [one["broken"] for one in seen.talks] == [[], []]
     assert seen.silent_broken == []
 
 
-def test_the_bare_bridge_under_the_same_flood(cluster: Cluster, capsys: pytest.CaptureFixture[str]):
+def test_the_bare_bridge_under_the_same_flood(bare_bridge: Seen, capsys: pytest.CaptureFixture[str]):
     """The control: SYNs straight to a pod, without us."""
-    lab = cluster.lab
-    pod, options = lab.pod(1, 2), {"masquerade": True, "max_flows": FLOWS}
-    cluster.datapaths.pop(1).unload()
-    route = ["ip", "route", "add", pod.node.pod_cidr, "via", pod.node.address]
-    lab.outside.exec(route, check=True)
-    try:
-        frame = tcp(macs(cluster, lab.outside), (STRANGERS, 1024), (pod.address, PORT), SYN)
-        with Scripts() as scripts:
-            for host in (lab.pod(1, 1), lab.outside):
-                scripts.talk(host, pod.address, TALKERS, PORT)
-            sent, seconds = flood_from(lab.outside, frame, by_source(frame, 50, STRANGERS, STRANGER_COUNT), SYNS)
-            talks = [scripts.end_talk(host) for host in (lab.pod(1, 1), lab.outside)]
-    finally:
-        lab.outside.exec(["ip", "route", "del", *route[3:]], check=True)
-        cluster.load(1, **options)
-    say(capsys, f"SYN flood over the bare bridge: {Seen(talks, seconds, sent, {}, 0, 0, [], [])}")
-    assert [one["broken"] for one in talks] == [[], []]
+    say(capsys, f"SYN flood over the bare bridge: {bare_bridge}")
+    tell(load=TALKING, repeats=1, sent=bare_bridge.sent, control_lost_max=bare_bridge.unanswered)
+    assert [one["broken"] for one in bare_bridge.talks] == [[], []]

@@ -18,7 +18,6 @@ from stand import MAX_FLOWS, OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up
 from stepping import Stepped, memory_of, stepped
 
 ANEW = (*OTHER_OPTIONS, "--max-flows", str(MAX_FLOWS + 10_000))  # other programs, and maps of another size
-LOAD = "a TCP connection that stays open, and new calls by TCP and UDP from a pod and the node"
 
 # include/uapi/linux/bpf.h
 MAP_CREATE, PROG_LOAD, MAP_UPDATE_BATCH = 0, 5, 26

@@ -30,7 +30,6 @@ SECONDS = 3000.0 if BIG else 16.0  # for the kills of one command
 FEWEST = 3  # kills of a command, however slow the machine is
 ORPHANS_SECONDS = 30.0  # to compile, on a crowded machine
 ALONE = {"PYDATAPATH_NO_CACHE": "1"}  # compiles, in child processes
-LOAD = "a TCP connection that stays open, and new calls by TCP and UDP from a pod and the node after each kill"
 
 pytestmark = pytest.mark.timeout(3600 if BIG else 300)
 
