@@ -272,18 +272,23 @@ class Datapath:
             return listing.port_forwards(records, self._maps)
 
     def add_port_forward(self, forward: forwarding.Forward) -> None:
-        """Lets a port of the node lead to a pod. Raises DatapathError where the port is another's, Conflict where it is
-        a program's on the node.
+        """Lets a port of the node lead to a pod. Raises DatapathError where the port is another's, or the target can be
+        no pod's, Conflict where the port is a program's on the node.
         """
         from pydatapath import egress
+        from pydatapath.kernel import host
         from pydatapath.node import options_of
 
+        forward = forwarding.canonical(forward)
         with self.instance.locked(), Records(self.instance.records) as records:
             here, options = applying.here(records), options_of(records)
             places = [plan.Address(at, forward.port, forward.protocol) for at in forward.addresses(here)]
             node_ports = egress.port_range(options.nodeport_range, "--nodeport-range")
             forwarding.check(forward, here, node_ports, records.holders(places))
             with netns.entered(self.instance.netns_path):
+                own = [str(one) for one in host.survey().addresses]
+                pods = (*records.get("pod_networks", []), *options.cluster_cidr)
+                forwarding.check_target(forward, own, records.get("service_networks", []), pods)
                 for at in places:
                     _refuse_used(forward, at)
             applying.change_forwards(records, self._maps, add=[forward])

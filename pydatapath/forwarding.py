@@ -7,12 +7,13 @@ beside services, in a namespace that no service has.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from ipaddress import ip_address
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
 from pydatapath.errors import DatapathError
+from pydatapath.fields import FieldError, unicast_of
 from pydatapath.kernel.layout import Family
 from pydatapath.model import Protocol
 from pydatapath.plan import Frontend, PortPlan
@@ -21,11 +22,13 @@ from pydatapath.serving import Address, Here
 if TYPE_CHECKING:
     from pydatapath.records import Records
 
-__all__ = ["KIND", "NAMESPACE", "Forward", "check", "plan_forward", "recorded"]
+__all__ = ["KIND", "NAMESPACE", "Forward", "canonical", "check", "check_target", "plan_forward", "recorded"]
 
 KIND: Final = "PortForward"
 NAMESPACE: Final = ""
 UNSPECIFIED: Final = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104 - how docker writes "all of the node's"
+# RFC 1112's class E, which some clusters give to pods, and the address of all hosts of a link
+RESERVED: Final = ip_network("240.0.0.0/4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,35 @@ class Forward:
         return [text for text in own if self.address in ("", text)]
 
 
+def canonical(forward: Forward) -> Forward:
+    """With both ends in their canonical form. Raises DatapathError for what is no host's address."""
+    try:
+        address = forward.address
+        if address not in ("", *UNSPECIFIED.values()):
+            address = unicast_of(address, f"port-forward {forward.name}", "no forward")
+        target = unicast_of(forward.target.address, f"port-forward {forward.name}", "no pod")
+    except FieldError as wrong:
+        raise DatapathError(str(wrong), hint="such as `port-forward add 192.0.2.1:8080 10.244.1.11:80`") from None
+    made = replace(forward, address=address, target=forward.target._replace(address=target))
+    return replace(made, address="") if address == UNSPECIFIED[made.family] else made
+
+
+def check_target(
+    forward: Forward, own: Collection[str], service_networks: Iterable[str], pod_networks: Iterable[str]
+) -> None:
+    """Raises DatapathError where no pod could be. `own`: the addresses that the host has."""
+    target = ip_address(forward.target.address)
+    if target in RESERVED and not any(target in ip_network(one, strict=False) for one in pod_networks):
+        problem, hint = f"{target} is a reserved address, which no pod can have", "such as 10.244.1.11:80"
+    elif str(target) in own:
+        problem, hint = f"{target} is the node's own address", "a pod's; the node's own ports need no forward"
+    elif any(target in ip_network(one) for one in service_networks):
+        problem, hint = f"{target} is in a service network", "a pod's address; `pydatapath backend list` has services'"
+    else:
+        return
+    raise DatapathError(f"port-forward {forward.name}: {problem}", hint=hint)
+
+
 def check(forward: Forward, here: Here, node_ports: tuple[int, int], holders: Iterable[str]) -> None:
     """Raises DatapathError where it cannot be. `holders`: who has the port at one of its addresses."""
     if forward.address and Family.of(forward.address) is not forward.family:
@@ -76,9 +108,6 @@ def check(forward: Forward, here: Here, node_ports: tuple[int, int], holders: It
             f"port-forward {forward.name}: {forward.address} and {forward.target.address} are of two families",
             hint="a port leads to a pod's address of its own family",
         )
-    target = ip_address(forward.target.address)
-    if target.is_loopback or target.is_multicast or target.is_unspecified or target.is_link_local:
-        raise DatapathError(f"port-forward {forward.name}: {target} is no pod's address", hint="such as 10.244.1.11:80")
     if not forward.addresses(here):
         places = [text for text in here.addresses if Family.of(text) is forward.family]
         raise DatapathError(

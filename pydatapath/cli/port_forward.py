@@ -73,14 +73,12 @@ def add(target: Target, place: tuple[str, int], pod: tuple[str, int], proto: str
       pydatapath port-forward add 192.0.2.1:53 10.244.1.12:5353 --proto udp
       pydatapath port-forward add "[2001:db8::1]:8080" "[fd00:10:244:1::b]:80"
     """
-    from pydatapath.forwarding import UNSPECIFIED, Forward
+    from pydatapath.forwarding import Forward
     from pydatapath.plan import Address
 
     address, port = place
     given = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}[proto]
     end = Address(*pod, given)  # type: ignore[arg-type]
-    if address == UNSPECIFIED[end.family]:
-        address = ""
     forward = Forward(address, port, end)
     with target.open() as datapath:
         datapath.add_port_forward(forward)

@@ -195,6 +195,47 @@ def test_what_a_port_forward_cannot_have(cluster: Cluster):
     assert shown(cluster, "port-forward", "list") == []
 
 
+def test_whom_a_port_forward_cannot_have(cluster: Cluster):
+    """What no endpoint can be, the node itself, and a service: one sentence each, and nothing is there afterwards."""
+    node = cluster.lab.node(1)
+    for target, message in (
+        (
+            "[fd00::b%eth0]:80",
+            "[::]:8096/tcp: 'fd00::b%eth0' is not an IPv4 or IPv6 address (a zone has no place in it)",
+        ),
+        ("[::ffff:10.244.1.11]:80", "is an IPv4 address in IPv6 notation (write 10.244.1.11)"),
+        ("255.255.255.255:80", "0.0.0.0:8096/tcp: 255.255.255.255 is a reserved address, which no pod can have"),
+        (f"{node.address}:80", f"0.0.0.0:8096/tcp: {node.address} is the node's own address"),
+        (f"{node.gateway}:80", f"0.0.0.0:8096/tcp: {node.gateway} is the node's own address"),
+        (f"[{node.address6}]:80", f"[::]:8096/tcp: {node.address6} is the node's own address"),
+        ("10.96.7.1:80", "0.0.0.0:8096/tcp: 10.96.7.1 is in a service network"),
+    ):
+        done = on_node(cluster, "port-forward", "add", "8096", target)
+        said, hint, *rest = done.stderr.splitlines()
+        assert (done.returncode, said[:20], rest) == (1, "Error: port-forward ", []), done.stderr
+        assert said.endswith(message)
+        assert hint.startswith("Hint: ")
+    assert shown(cluster, "port-forward", "list") == []
+
+
+def test_a_port_forward_of_sctp(cluster: Cluster):
+    """Beside one of TCP at the same port, which stays."""
+    pod = f"{cluster.lab.pod(1, 2).address}:{PORT}"
+    for proto in ("tcp", "sctp"):
+        added = on_node(cluster, "port-forward", "add", "8097", pod, "--proto", proto)
+        assert (added.returncode, added.stdout, added.stderr) == (0, f"port-forward 0.0.0.0:8097/{proto} added\n", "")
+    again = on_node(cluster, "port-forward", "add", "8097", pod, "--proto", "sctp")
+    assert again.returncode == 1
+    assert again.stderr.startswith(
+        "Error: port-forward 0.0.0.0:8097/sctp: port-forward 0.0.0.0:8097/sctp has the port\n"
+    )
+    assert [row["protocol"] for row in shown(cluster, "port-forward", "list")] == ["sctp", "tcp"]
+    deleted = on_node(cluster, "port-forward", "delete", "8097", "--proto", "sctp")
+    assert (deleted.returncode, deleted.stdout) == (0, "port-forward 0.0.0.0:8097/sctp deleted\n")
+    assert [row["protocol"] for row in shown(cluster, "port-forward", "list")] == ["tcp"]
+    assert on_node(cluster, "port-forward", "delete", "8097").returncode == 0
+
+
 def test_apply_with_prune_leaves_port_forwards_alone(cluster: Cluster):
     """They are no manifest's."""
     pod = f"{cluster.lab.pod(1, 2).address}:{PORT}"

@@ -12,7 +12,7 @@ from pydatapath import egress
 from pydatapath.applying import Edit, here, want
 from pydatapath.egress import usable_ports
 from pydatapath.errors import DatapathError
-from pydatapath.forwarding import KIND, NAMESPACE, Forward, check, plan_forward
+from pydatapath.forwarding import KIND, NAMESPACE, UNSPECIFIED, Forward, canonical, check, check_target, plan_forward
 from pydatapath.kernel.layout import Family
 from pydatapath.kernel.nattable import ends_of, ports_used, top_sources
 from pydatapath.plan import Address
@@ -157,8 +157,6 @@ def test_a_forward_is_read_back(forward: Forward, name: str) -> None:
             [],
             "[2001:db8::11]:80/tcp: 2001:db8::11 and 10.244.1.11 are of two families",
         ),
-        (Forward("", 80, Address("127.0.0.1", 80, "TCP")), [], "0.0.0.0:80/tcp: 127.0.0.1 is no pod's address"),
-        (Forward("", 80, Address("fe80::1", 80, "TCP")), [], "[::]:80/tcp: fe80::1 is no pod's address"),
     ],
 )
 def test_what_a_forward_cannot_be(forward: Forward, holders: list[str], message: str) -> None:
@@ -167,6 +165,52 @@ def test_what_a_forward_cannot_be(forward: Forward, holders: list[str], message:
         check(forward, HERE, NODE_PORTS, holders)
     assert str(caught.value) == f"port-forward {message}"
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("address", "target", "message"),
+    [
+        ("", "127.0.0.1", "0.0.0.0:80/tcp: '127.0.0.1' is a loopback address, which no pod can have"),
+        ("", "fe80::1", "[::]:80/tcp: 'fe80::1' is a link-local address, which no pod can have"),
+        ("", "fd00::b%eth0", "[::]:80/tcp: 'fd00::b%eth0' is not an IPv4 or IPv6 address (a zone has no place in it)"),
+        (
+            "",
+            "::ffff:10.244.1.11",
+            "[::]:80/tcp: '::ffff:10.244.1.11' is an IPv4 address in IPv6 notation (write 10.244.1.11)",
+        ),
+        ("", "web", "0.0.0.0:80/tcp: 'web' is not an IPv4 or IPv6 address"),
+        ("127.0.0.1", "10.244.1.11", "127.0.0.1:80/tcp: '127.0.0.1' is a loopback address, which no forward can have"),
+        ("", "255.255.255.255", "0.0.0.0:80/tcp: 255.255.255.255 is a reserved address, which no pod can have"),
+        ("", "240.0.0.1", "0.0.0.0:80/tcp: 240.0.0.1 is a reserved address, which no pod can have"),
+        ("", "10.244.1.1", "0.0.0.0:80/tcp: 10.244.1.1 is the node's own address"),
+        ("", "2001:DB8::11", "[::]:80/tcp: 2001:db8::11 is the node's own address"),
+        ("", "10.96.0.10", "0.0.0.0:80/tcp: 10.96.0.10 is in a service network"),
+        ("", "fd00:10:96::a", "[::]:80/tcp: fd00:10:96::a is in a service network"),
+    ],
+)
+def test_whom_a_forward_cannot_have(address: str, target: str, message: str) -> None:
+    """One sentence, and what to do."""
+    own = ["192.0.2.11", "10.244.1.1", "2001:db8::11"]
+
+    def add() -> None:
+        forward = canonical(Forward(address, 80, Address(target, 80, "TCP")))
+        check_target(forward, own, ["10.96.0.0/12", "fd00:10:96::/112"], ["10.244.1.0/24", "240.1.2.3/16"])
+
+    with pytest.raises(DatapathError) as caught:
+        add()
+    assert str(caught.value) == f"port-forward {message}"
+    assert caught.value.hint
+
+
+def test_a_forward_is_kept_as_other_addresses_are() -> None:
+    """In their canonical form; whoever calls any address of the node says none."""
+    made = canonical(Forward("2001:DB8::0011", 80, Address("FD00:0::B", 80, "TCP")))
+    assert (made.address, made.target.address) == ("2001:db8::11", "fd00::b")
+    for address in ("10.244.1.11", "240.1.0.1", "fd00::b"):
+        target = Address(address, 80, "TCP")
+        made = canonical(Forward(UNSPECIFIED[target.family], 80, target))
+        check_target(made, ["192.0.2.11"], ["10.96.0.0/12"], ["10.244.1.0/24", "240.1.2.3/16"])
+        assert made.address == ""
 
 
 def test_a_forward_is_kept_beside_services(tmp_path: Path) -> None:
