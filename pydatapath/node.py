@@ -244,6 +244,7 @@ class _Interfaces:
 def resolve(options: Options, host: Host, hostname: str) -> Node:
     """Fills in what was not said. Raises DatapathError or NotFound, naming the option that would help."""
     uplinks = [host.interface(name) for name in options.uplink or host.default_interfaces]
+    _refuse_without_ethernet(uplinks, host)
     bridges = [host.interface(name) for name in options.bridge] or _only_bridge(options, host)
     for one in bridges:
         if one.kind != "bridge":
@@ -272,6 +273,25 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
     if node.masqueraded:
         egress.check_ports(node.masquerade)
     return node
+
+
+def _refuse_without_ethernet(uplinks: list[Interface], host: Host) -> None:
+    """The programs read an Ethernet header first: at wg, tun or ppp they would take the IP header for one, and no
+    answer would find its pod (N80). Left out in silence, pods' own addresses would leave there.
+    """
+    for one in uplinks:
+        if not one.has_ethernet:
+            by = [way.name for way in (*uplinks, *host.interfaces) if way.has_ethernet and _could_be_uplink(way, host)]
+            raise DatapathError(
+                f"uplink {one.name!r} has no Ethernet, and its packets cannot be read",
+                hint=f"--uplink names others{f', such as {by[0]}' if by else ''}; "
+                f"what pods send by {one.name!r} is left as it is then",
+            )
+
+
+def _could_be_uplink(one: Interface, host: Host) -> bool:
+    """With an address of its own, and neither a bridge nor the loopback."""
+    return bool(one.addresses) and one.kind != "bridge" and one != host.loopback
 
 
 def _read(options: Options) -> _Said:

@@ -22,6 +22,7 @@ __all__ = ["Host", "Interface", "Neighbour", "Trait", "service_gateways", "servi
 AF_BRIDGE = 7
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED = 0x01, 0x08, 0x20  # include/uapi/linux/if_addr.h
+ETH_ALEN = 6  # include/uapi/linux/if_ether.h
 LOOPBACK_INDEX = 1  # in every namespace (net/core/dev.c)
 RT_TABLE_MAIN = 254
 NUD_PERMANENT = 0x80
@@ -55,6 +56,11 @@ class Interface:
     master: int
     addresses: tuple[IPv4Interface | IPv6Interface, ...]
     traits: frozenset[Trait] = frozenset()
+
+    @property
+    def has_ethernet(self) -> bool:
+        """Whether its frames have an Ethernet header: wg, tun and ppp have no MAC, tunnels an IP address as theirs."""
+        return len(self.mac.split(":")) == ETH_ALEN
 
 
 @dataclass(frozen=True)

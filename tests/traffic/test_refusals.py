@@ -214,6 +214,24 @@ def test_first_loads_that_cannot_be(cluster: Cluster, arguments: list[str], word
     assert dump(cluster.lab, [node]) == before
 
 
+@pytest.mark.parametrize("how", ["named", "by the default route"])
+def test_an_uplink_without_Ethernet(cluster: Cluster, how: str):
+    """Of a tun's packets the programs would read the IP header as Ethernet's; with another uplink it may be there."""
+    node = cluster.lab.node(2)
+    node.exec(["ip", "tuntap", "add", "mode", "tun", "name", "tun0"], check=True)
+    try:
+        node.exec(["ip", "address", "add", "10.9.0.1/24", "dev", "tun0"], check=True)
+        node.exec(["ip", "link", "set", "tun0", "up"], check=True)
+        node.exec(["ip", "route", "add", "default", "dev", "tun0", "metric", "7"], check=True)
+        arguments = ("--uplink", "eth0", "--uplink", "tun0") if how == "named" else ()
+        sentence = "Error: uplink 'tun0' has no Ethernet, and its packets cannot be read\nHint: --uplink names others, "
+        refused(pydatapath("--netns", node.netns, "load", *arguments), f"{sentence}such as eth0; what pods send")
+        assert pydatapath("--netns", node.netns, "load", "--uplink", "eth0").returncode == 0
+        assert pydatapath("--netns", node.netns, "unload").returncode == 0
+    finally:
+        node.exec(["ip", "link", "delete", "tun0"], check=True)
+
+
 def test_a_namespace_that_does_not_exist():
     for command in ("load", "unload", "status"):
         refused(pydatapath("--netns", "nowhere", command), "nowhere")

@@ -29,6 +29,7 @@ ETH0 = interface(2, "eth0", "", 0, "192.168.50.11/24", "192.168.50.12/24")
 BR0 = interface(3, "br0", "bridge", 0, "10.244.1.1/24")
 POD1, POD2 = interface(4, "veth1", master=3), interface(5, "veth2", master=3)
 CALI = interface(6, "cali7")
+WG0 = Interface(7, "wg0", "wireguard", "", 0, (ip_interface("10.9.0.1/24"),))  # as tun and ppp, it has no MAC
 HOST = Host((LO, ETH0, BR0, POD2, POD1, CALI), ("eth0",), ())
 # The same with IPv6 beside IPv4
 ETH0_6 = interface(2, "eth0", "", 0, "192.168.50.11/24", "192.168.50.12/24", "fd00:50::11/64", "2001:db8::11/64")
@@ -308,6 +309,12 @@ def test_a_host_without_default_route_has_no_uplink() -> None:
     assert (found.uplinks, found.addresses) == ((), [])
 
 
+def test_a_default_route_without_Ethernet_may_be_none_of_ours() -> None:
+    """Where another uplink is named."""
+    found = resolved(host(ETH0, WG0, BR0, POD1, uplinks=("wg0",)), uplink=["eth0"])
+    assert found.uplinks == (ETH0,)
+
+
 def test_a_bridge_without_address_is_not_taken_for_the_pods() -> None:
     """docker0 may be there and down: the bridge that is meant has an address."""
     other = interface(7, "docker0", "bridge")
@@ -421,6 +428,30 @@ def test_a_bridge_without_address_is_not_taken_for_the_pods() -> None:
             "--nodeport-addresses 2001:db8:7::/48: none of this host's addresses is in there",
             "`ip address` lists them",
             id="no IPv6 node port address",
+        ),
+        pytest.param(
+            host(ETH0, WG0, BR0, POD1),
+            {"uplink": ["eth0", "wg0"]},
+            DatapathError,
+            "uplink 'wg0' has no Ethernet, and its packets cannot be read",
+            "--uplink names others, such as eth0; what pods send by 'wg0' is left as it is then",
+            id="an uplink without Ethernet",
+        ),
+        pytest.param(
+            host(ETH0, WG0, BR0, POD1, uplinks=("wg0",)),
+            {},
+            DatapathError,
+            "uplink 'wg0' has no Ethernet, and its packets cannot be read",
+            "--uplink names others, such as eth0; what pods send by 'wg0' is left as it is then",
+            id="a default route by WireGuard",
+        ),
+        pytest.param(
+            host(replace(WG0, name="sit1", mac="c0:00:02:01"), BR0, POD1, uplinks=("sit1",)),
+            {},
+            DatapathError,
+            "uplink 'sit1' has no Ethernet, and its packets cannot be read",
+            "--uplink names others; what pods send by 'sit1' is left as it is then",
+            id="a tunnel whose address is IPv4's",
         ),
         pytest.param(
             HOST,
