@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -111,6 +113,30 @@ def carried(rules: ModuleType, tree: Path, text: str) -> dict[str, list[str]]:
 def test_the_table_is_what_the_tests_make_of_it(rules: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     """Of this repository: every rule has a test or says why not, and docs/rules.md is up to date (`make rules`)."""
     assert rules.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_every_test_that_the_page_about_NAT_names_is_there(rules: ModuleType) -> None:
+    """In the file that stands before it, or whose letters do: "t `test_a`, `test_b`" are of traffic/test_nat.py."""
+    text = (ROOT / "docs" / "nat.md").read_text()
+    files = {letters: file for file, letters in re.findall(r"`(tests/\S+\.py)` \((\w+)\)", text)}
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    named = re.compile(r"(?:\b(\w{1,2}) )?`(?:(\w+/test_\w+\.py)(?:::)?)?(test_\w+)?`")
+    absent, seen = [], 0
+    for row in rows:
+        file = ""
+        for letters, path, name in named.findall(row.rsplit(" | ", 1)[-1]):
+            file = f"tests/{path}" if path else files.get(letters, letters) or file
+            there = ROOT / file
+            seen += 1
+            if not there.is_file() or (name and name not in {one for one, *_ in rules.tests_of(parsed(there))}):
+                absent.append(f"{file}::{name}")
+    assert not absent
+    assert seen == len(re.findall(r"\btest_\w+`|/test_\w+\.py`", "\n".join(rows)))  # none is written in another way
+    assert seen > 50
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def test_every_rule_is_there(rules: ModuleType) -> None:
