@@ -271,6 +271,11 @@ class Datapath:
         with Records(self.instance.records) as records:
             return listing.port_forwards(records, self._maps)
 
+    def unreachable_port_forwards(self) -> list[str]:
+        """A sentence about each of them that nobody can call, as its address is no place of node ports any more."""
+        with Records(self.instance.records) as records:
+            return forwarding.unreachable(forwarding.recorded(records), applying.here(records))
+
     def add_port_forward(self, forward: forwarding.Forward) -> None:
         """Lets a port of the node lead to a pod. Raises DatapathError where the port is another's, or the target can be
         no pod's, Conflict where the port is a program's on the node.

@@ -22,7 +22,17 @@ from pydatapath.serving import Address, Here
 if TYPE_CHECKING:
     from pydatapath.records import Records
 
-__all__ = ["KIND", "NAMESPACE", "Forward", "canonical", "check", "check_target", "plan_forward", "recorded"]
+__all__ = [
+    "KIND",
+    "NAMESPACE",
+    "Forward",
+    "canonical",
+    "check",
+    "check_target",
+    "plan_forward",
+    "recorded",
+    "unreachable",
+]
 
 KIND: Final = "PortForward"
 NAMESPACE: Final = ""
@@ -149,3 +159,21 @@ def plan_forward(forward: Forward, here: Here) -> list[PortPlan]:
 def recorded(records: Records) -> list[Forward]:
     """All of them, by name."""
     return [Forward.read(one.manifest) for one in records.objects(KIND)]
+
+
+def unreachable(forwards: Iterable[Forward], here: Here) -> list[str]:
+    """A sentence about each that is called nowhere: where node ports answer, or what is loaded, has changed since."""
+    return [
+        f"port-forward {one.name}: nobody can call it, for {_missing(one, here)}"
+        for one in forwards
+        if one.family not in here.families or not one.addresses(here)
+    ]
+
+
+def _missing(forward: Forward, here: Here) -> str:
+    family = f"IPv{int(forward.family)}"
+    if forward.family not in here.families:
+        return f"{family} is not loaded"
+    if forward.address:
+        return f"node ports do not answer at {forward.address}"
+    return f"node ports answer at no {family} address"

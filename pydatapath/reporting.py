@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
-from pydatapath import applying, drift, timers
+from pydatapath import applying, drift, forwarding, timers
 from pydatapath.errors import Conflict, KernelError, LayoutError
 from pydatapath.instance import Instance
 from pydatapath.kernel import flowtable, libbpf, nattable, netfilter, netns, tables, tc
@@ -47,6 +47,7 @@ def status(instance: Instance, maps: Maps, *, check: bool | None = None) -> Stat
             conflicts=(
                 *(str(one) for one in records.shadows()),
                 *(sentence for _, sentence in applying.node_conflicts(records)),
+                *forwarding.unreachable(forwarding.recorded(records), applying.here(records)),
                 *translated_elsewhere(instance, records),
             ),
         )

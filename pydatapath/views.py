@@ -210,8 +210,8 @@ class Status:
     """The whole of an instance, in the form of `status -o json`.
 
     `drift` are sentences about what is not as load left it, `conflicts` about services that are not called at an
-    address because another one has it (S70), about what two nodes say
-    is their own, and about netfilter's rules that translate what pods send.
+    address because another one has it (S70), about what two nodes say is their own, about forwards of ports that nobody
+    can call, and about netfilter's rules that translate what pods send.
     """
 
     instance: str

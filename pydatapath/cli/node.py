@@ -146,11 +146,12 @@ def load(target: Target, /, config: str | None, break_flows: bool, **given: Any)
     values |= {name: value for name, value in given.items() if value not in (None, (), "")}
     options = Options.from_mapping(values)
     with Datapath.load(options, target.instance, target.netns, break_flows=break_flows) as datapath:
-        node, mended, elsewhere = datapath.node, datapath.mended, datapath.translated_elsewhere()
+        node, mended = datapath.node, datapath.mended
+        around = (*datapath.unreachable_port_forwards(), *datapath.translated_elsewhere())
     if node is not None:
         past = filter(None, (node.fast_path.warning,))
         few = egress.few_ports(node.masquerade) if node.masqueraded else []
-        for warning in (*([mended] if mended else []), *timers.too_short(node.timeouts), *few, *past, *elsewhere):
+        for warning in (*([mended] if mended else []), *timers.too_short(node.timeouts), *few, *past, *around):
             click.echo(visible(f"Warning: {warning}"), err=True)
         parts = (("pod interface", node.pods), ("bridge", node.bridges), ("uplink", node.uplinks))
         where = ", ".join(f"{len(found)} {what}{'s' if len(found) > 1 else ''}" for what, found in parts if found)

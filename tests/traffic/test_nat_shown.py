@@ -236,6 +236,24 @@ def test_a_port_forward_of_sctp(cluster: Cluster):
     assert on_node(cluster, "port-forward", "delete", "8097").returncode == 0
 
 
+def test_a_port_forward_that_a_load_ends_is_told(cluster: Cluster):
+    """By load, and by status as long as its address is no place of node ports; one for all addresses stays."""
+    node, pod = cluster.lab.node(1), f"{cluster.lab.pod(1, 2).address}:{PORT}"
+    options = ("--cluster-cidr", "10.244.0.0/16", "--cluster-cidr", "fd00:10:244::/48", "--masquerade")
+    for place in (f"{node.address}:8098", "8099"):
+        assert on_node(cluster, "port-forward", "add", place, pod).returncode == 0
+    said = f"port-forward {node.address}:8098/tcp: nobody can call it, for node ports do not answer at {node.address}"
+    elsewhere = on_node(cluster, "load", *options, "--nodeport-addresses", f"{node.gateway}/32")
+    assert (elsewhere.returncode, elsewhere.stderr) == (0, f"Warning: {said}\n")
+    assert shown(cluster, "status")["conflicts"] == [said]
+    assert f"conflict: {said}\n" in on_node(cluster, "status").stdout
+    back = on_node(cluster, "load", *options)
+    assert (back.returncode, back.stderr) == (0, "")
+    assert shown(cluster, "status")["conflicts"] == []
+    for place in (f"{node.address}:8098", "8099"):
+        assert on_node(cluster, "port-forward", "delete", place).returncode == 0
+
+
 def test_apply_with_prune_leaves_port_forwards_alone(cluster: Cluster):
     """They are no manifest's."""
     pod = f"{cluster.lab.pod(1, 2).address}:{PORT}"

@@ -12,7 +12,17 @@ from pydatapath import egress
 from pydatapath.applying import Edit, here, want
 from pydatapath.egress import usable_ports
 from pydatapath.errors import DatapathError
-from pydatapath.forwarding import KIND, NAMESPACE, UNSPECIFIED, Forward, canonical, check, check_target, plan_forward
+from pydatapath.forwarding import (
+    KIND,
+    NAMESPACE,
+    UNSPECIFIED,
+    Forward,
+    canonical,
+    check,
+    check_target,
+    plan_forward,
+    unreachable,
+)
 from pydatapath.kernel.layout import Family
 from pydatapath.kernel.nattable import ends_of, ports_used, top_sources
 from pydatapath.plan import Address
@@ -211,6 +221,21 @@ def test_a_forward_is_kept_as_other_addresses_are() -> None:
         made = canonical(Forward(UNSPECIFIED[target.family], 80, target))
         check_target(made, ["192.0.2.11"], ["10.96.0.0/12"], ["10.244.1.0/24", "240.1.2.3/16"])
         assert made.address == ""
+
+
+def test_a_forward_that_nobody_can_call_is_told() -> None:
+    """Its address is no place of node ports any more, or its family is not loaded; one sentence each."""
+    four = Forward("192.0.2.11", 53, Address("10.244.1.11", 53, "UDP"))
+    six = Forward("", 8080, Address("fd00::b", 80, "TCP"))
+    assert unreachable([WEB, four, six], HERE) == []
+    said = f"port-forward {four.name}: nobody can call it, for node ports do not answer at 192.0.2.11"
+    assert unreachable([WEB, four, six], Here("node1", ("192.0.2.12", "2001:db8::11"), families=HERE.families)) == [
+        said
+    ]
+    said = f"port-forward {six.name}: nobody can call it, for node ports answer at no IPv6 address"
+    assert unreachable([WEB, four, six], Here("node1", ("192.0.2.11",), families=HERE.families)) == [said]
+    said = f"port-forward {six.name}: nobody can call it, for IPv6 is not loaded"
+    assert unreachable([WEB, four, six], Here("node1", HERE.addresses)) == [said]
 
 
 def test_a_forward_is_kept_beside_services(tmp_path: Path) -> None:
