@@ -234,7 +234,7 @@ class Search:
         """Enters the flow: as it leaves, and whether it is one indeed, not its first packet sent again.
 
         N25: what was another pod's lately is taken only where there is little else, or by the node itself. N104: what
-        comes in the middle of a TCP connection is taken up by its own port or not at all. N1: UDP goes by its mapping's,
+        comes in the middle of a TCP connection is taken up by its own port or not at all. N1: UDP goes by its mapping's
         or, where that is taken at one server, by another there, of that flow alone. N20: a plain entry is the node's
         own, in the way of a masqueraded one, which keeps its port where it can. Raises Impossible for a port that may
         not be, Dropped where there is none.

@@ -82,6 +82,22 @@ CONTROLS: Final = (
         "F23",
     ),
     Control(
+        "F17: a RST ends what it is about, whoever has it",
+        "bpf/claim.h",
+        "if (ended || (packet->tcp_flags & TCP_RST)) {",
+        "if (ended) {",
+        "fault/test_flood.py",
+        "ACKs",
+    ),
+    Control(
+        "F27: a load that fails leaves its programs",
+        "pydatapath/loading.py",
+        "            move.take_back()\n        bpffs.remove_tree(programs)\n",
+        "            move.take_back()\n",
+        "fault/test_failed_load.py",
+        "F27",
+    ),
+    Control(
         "F30: what packets have changed is not carried",
         "pydatapath/carrying.py",
         '_WRITTEN: Final = ("flows", "half_open", "fragments",',
