@@ -82,7 +82,7 @@ CONTROLS: Final = (
         "F23",
     ),
     Control(
-        "F17: a RST ends what it is about, whoever has it",
+        "F17: what a RST ends stays half open",
         "bpf/claim.h",
         "if (ended || (packet->tcp_flags & TCP_RST)) {",
         "if (ended) {",
