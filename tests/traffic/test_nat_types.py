@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import socket
+import struct
 from collections.abc import Iterator
-from typing import Any
+from ipaddress import ip_address
+from socket import AF_PACKET, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SocketKind
+from typing import Any, Final
 
 import pytest
-from nat_scene import FAMILIES, NETWORKS, Ends, nat_cluster, server, wait_until
+from calls import KINDS, dial
+from nat_scene import FAMILIES, IPV4, IPV6, NETWORKS, Ends, nat_cluster, server, wait_until
 from rows import tell
 from scene import Cluster
 
+from pydatapath.egress import NAT_TYPES
 from pydatapath.kernel import links
 from pydatapath.lab import Host, Pod
+from pydatapath.views import Tuple
 
 families = pytest.mark.parametrize(**FAMILIES)
+ETH_P_ALL, PACKET_OUTGOING = 0x0003, 4  # include/uapi/linux: if_ether.h, if_packet.h
+NUMBERS: Final = itertools.count(5_900)  # ports of a pod that no test has used
 EXTRA, EXTRA6 = "192.168.50.211", "2001:db8:50::211"
 
 
@@ -124,6 +134,82 @@ def test_N23_F19_where_no_port_is_free_only_the_new_call_fails(cluster: Cluster,
         held.sendto(b"third", (ends.first, 7_000))
         tell(repeats=1, sent=3, new_failed=1, load="the two flows that have the ports, and one more")
         assert there.recvfrom(100) == (b"third", peer)
+
+
+@pytest.mark.parametrize("nat_type", list(NAT_TYPES))
+def test_a_packet_is_translated_once(cluster: Cluster, nat_type: str):
+    """Though it passes two hooks: a call's packets leave under one tuple, by the pod's port, one hop on; of one flow.
+
+    What from_pod has translated would be a call of the node's own to to_uplink, with the ends of a masqueraded flow: it
+    would get another port, and an entry more. A mark says that it has been walked (bpf/forward.h), and nothing else.
+    """
+    loaded(cluster, nat_type=nat_type)
+    for ends in (IPV4, IPV6):
+        for kind in KINDS.values():
+            leaves_once(cluster, ends, kind, next(NUMBERS))
+
+
+def leaves_once(cluster: Cluster, ends: Ends, kind: SocketKind, number: int) -> None:
+    """A call of a pod from a port: what the node's uplink sends of it, and what is entered."""
+    pod, node = cluster.lab.pod(1, 1), cluster.lab.node(1)
+    before = flows(cluster)
+    with (
+        node.socket(AF_PACKET, SOCK_RAW, socket.htons(ETH_P_ALL)) as uplink,
+        server(cluster.lab.outside, (ends.first, 7_900), kind) as there,
+    ):
+        uplink.bind(("eth0", ETH_P_ALL))
+        uplink.setblocking(False)
+        if kind == SOCK_STREAM:
+            there.listen()
+        with dial(pod, (ends.first, 7_900), kind, (ends.of(pod), number)) as one:
+            talk(one, there)
+            entered = {*flows(cluster)} - {*before}
+        sent = [each for each in outgoing(uplink) if each[:2] == (ends.first, 7_900)]
+    outside = ends.of(node), number
+    assert {each[2:] for each in sent} == {(*outside, 64 - 1)}
+    assert len(sent) == 2 if kind == SOCK_DGRAM else len(sent) >= 4
+    assert entered == {(Tuple(ends.of(pod), number, ends.first, 7_900), Tuple(ends.first, 7_900, *outside))}
+
+
+def talk(one: socket.socket, there: socket.socket) -> None:
+    """Two questions, the first with an answer: what opens a flow, and what belongs to it."""
+    one.send(b"hello")
+    if one.type == SOCK_STREAM:
+        accepted, _ = there.accept()
+        with accepted:
+            assert accepted.recv(100) == b"hello"
+            accepted.send(b"back")
+            assert one.recv(100) == b"back"
+            one.send(b"again")
+            assert accepted.recv(100) == b"again"
+        return
+    data, peer = there.recvfrom(100)
+    there.sendto(b"back", peer)
+    assert (data, one.recv(100)) == (b"hello", b"back")
+    one.send(b"again")
+    assert there.recvfrom(100) == (b"again", peer)
+
+
+def flows(cluster: Cluster) -> list[tuple[Tuple, Tuple]]:
+    """Both directions of each, of all protocols."""
+    return [(one.original, one.reply) for one in cluster.datapaths[1].flows()]
+
+
+def outgoing(uplink: socket.socket) -> Iterator[tuple[str, int, str, int, int]]:
+    """Destination, source, and the hops left, of each TCP and UDP packet that a packet socket has seen leave."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frame, (_, _, kind, *_) = uplink.recvfrom(2_048)
+            packet, six = frame[14:], frame[12:14] == b"\x86\xdd"
+            if kind != PACKET_OUTGOING or not (six or frame[12:14] == b"\x08\0"):
+                continue
+            if packet[6 if six else 9] not in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+                continue
+            addresses, start = (packet[8:40], 40) if six else (packet[12:20], (packet[0] & 0xF) * 4)
+            half = len(addresses) // 2
+            source, destination = str(ip_address(addresses[:half])), str(ip_address(addresses[half:]))
+            ports = struct.unpack_from("!HH", packet, start)
+            yield destination, ports[1], source, ports[0], packet[7 if six else 8]
 
 
 def seen_by(there: socket.socket, ends: Ends, pod: Pod, number: int) -> tuple[str, int]:
