@@ -186,7 +186,8 @@ static inline enum kind classify_other(struct __sk_buff *skb, enum hook hook, co
 		return KIND_OWN;
 	}
 	/* N18: of the node's own SCTP no socket can be asked for, and no port is its own that is not entered */
-	if (calls_pod_directly(hook, key, packet->tcp_flags) || (hook == TO_UPLINK && key->protocol == IPPROTO_SCTP)) {
+	if (calls_pod_directly(hook, key, packet->tcp_flags) ||
+	    (hook == TO_UPLINK && key->protocol == IPPROTO_SCTP && is_nodes_own(&key->source))) {
 		flow->flags |= FLOW_PLAIN;
 		return KIND_FLOW;
 	}

@@ -240,7 +240,8 @@ class Model:
 
     def _is_nodes_sctp(self, hook: Hook, packet: Packet) -> bool:
         """N18: of the node's own SCTP no socket can be asked for, and no port is its own that is not entered."""
-        return self.world.masquerade is not None and hook is Hook.TO_UPLINK and packet.protocol == "SCTP"
+        leaves = self.world.masquerade is not None and hook is Hook.TO_UPLINK and packet.protocol == "SCTP"
+        return leaves and self.world.is_own(packet.source)
 
     def _first_echo(self, hook: Hook, moment: Moment, told: Choice, interface: str) -> Verdict:
         """N44: an echo request that leaves the cluster begins a flow, or that must be told apart from one."""
