@@ -360,6 +360,18 @@ enum shape {
 };
 
 /*
+ * N71: under another source, mostly the node's own, the stack would take it for forged, and drop it unnamed; but for a cluster
+ * IP, which it expects where it comes in. As it came the stack sends it on, cuts it up or tells the pod that it is too long,
+ * and what it sends is translated at the uplink. For another destination that is no way.
+ */
+static inline bool looks_forged(const struct tuple *key, const struct tuple *to)
+{
+	struct address source = to->source;
+
+	return !address_equal(&key->source, &source) && !IN_SERVICE_NETWORK(source);
+}
+
+/*
  * Finds the way, rewrites the packet (in one place: it is the largest part of every program), lets it go. `quoted` is
  * looked at for an ERROR only.
  */
@@ -388,12 +400,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 		if (route.way != WAY_STACK)
 			rewrite_hops(skb, packet->ip);
 	}
-	/*
-	 * N71: under another source, mostly the node's own, the stack would take it for forged, and drop it unnamed. As it came
-	 * it sends it on, cuts it up or tells the pod that it is too long; what it sends is translated at the uplink. For
-	 * another destination that is no way.
-	 */
-	if (route.way == WAY_STACK && shape != ERROR && !is_egress(hook) && !address_equal(&key->source, &to->source))
+	if (route.way == WAY_STACK && shape != ERROR && !is_egress(hook) && looks_forged(key, to))
 		return address_equal(&key->destination, &to->destination) ? PASS : drop(DROP_NO_ROUTE);
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);

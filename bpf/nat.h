@@ -409,8 +409,8 @@ enum found { FOUND, NEXT_ROUND, NONE_FREE };
 static inline enum found nat_begin(struct __sk_buff *skb, struct leaving *of)
 {
 	struct tuple *key = &of->key, *to = &of->flow.to;
-	/* The node's own have none (N20) */
-	bool maps = nat_maps(key->protocol) && IN_POD_NETWORK(key->source);
+	/* The node's own have none (N20), nor have a service's clients */
+	bool maps = nat_maps(key->protocol) && (of->flow.flags & FLOW_MASQUERADED) && IN_POD_NETWORK(key->source);
 	s64 quarantine = of->rounds >= NAT_CHOOSY_ROUNDS ? 0 : TIMEOUT_QUARANTINE;
 	u64 seen = 0;
 

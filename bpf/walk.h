@@ -96,12 +96,12 @@ static inline int pass_unread(struct __sk_buff *skb, enum hook hook, const struc
 }
 
 /* On in `nat`, which finds a port; after `rounds` of looking for one, that is: where its own is not to be tried. */
-static inline int walk_to_nat(struct __sk_buff *skb, const struct packet *packet, struct leaving *of, u32 rounds)
+static inline int walk_to_nat(struct __sk_buff *skb, const struct packet *packet, struct leaving *of, u32 rounds, u8 flags)
 {
 	of->length = packet->length;
 	of->tcp_flags = packet->tcp_flags;
 	of->rounds = rounds;
-	of->flow.flags |= FLOW_PAIRED | FLOW_MASQUERADED;
+	of->flow.flags |= FLOW_PAIRED | flags;
 	of->flow.last_seen = now();
 	of->flow.packets = 1;
 	of->flow.bytes = packet->length;
@@ -128,6 +128,12 @@ static inline int walk_plain(struct __sk_buff *skb, enum hook hook, const struct
 	return leave_plain(skb, hook, packet);
 }
 
+/* C4, N97: a client from outside that is sent elsewhere, and is seen there as the node */
+static inline bool hides_caller(enum hook hook, const struct tuple *key, const struct flow *flow)
+{
+	return MASQUERADE && hook == FROM_UPLINK && !address_equal(&flow->to.source, &key->source);
+}
+
 /* A packet of a flow, or the first of one. True: it is translated, `of->to` what it becomes; else `verdict` is the end. */
 static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_flow seen, struct packet *packet,
 			     struct leaving *of, int *verdict)
@@ -137,6 +143,7 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	/* In the order in which a flow moves, so that it is never missed; and most that come here open a connection */
 	enum followed followed = flow_follow_half_open(key, packet, flow, &of->other);
 	enum kind kind;
+	bool is_nodes;
 
 	if (followed == NOT_FOUND && seen != NO_FLOW && flow_follow(key, packet, flow, &of->other))
 		followed = FOLLOWED;
@@ -172,16 +179,20 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 			return false;
 		}
 		if (kind == KIND_MASQUERADE || kind == KIND_OWN_MAPPED) {
-			*verdict = walk_to_nat(skb, packet, of, kind == KIND_OWN_MAPPED);
+			*verdict = walk_to_nat(skb, packet, of, kind == KIND_OWN_MAPPED, FLOW_MASQUERADED);
 			return false;
 		}
 		if (kind != KIND_FLOW && kind != KIND_OWN) {
 			*verdict = refuse(skb, hook, kind, packet);
 			return false;
 		}
-		if (!flow_begin(key, flow, packet, &of->other, kind == KIND_OWN ? 1 : CLAIM_TRIES)) {
-			/* A port of the node's own sockets is none for the node's own flow either (N18) */
-			*verdict = kind == KIND_OWN ? walk_to_nat(skb, packet, of, 1) : walk_to_search(skb, packet, of);
+		is_nodes = kind == KIND_OWN || hides_caller(hook, key, flow);
+		if (!flow_begin(key, flow, packet, &of->other, is_nodes ? 1 : CLAIM_TRIES)) {
+			/* A port of the node's own sockets is none for what leaves under its address either (N18) */
+			if (is_nodes)
+				*verdict = walk_to_nat(skb, packet, of, 1, kind == KIND_OWN ? FLOW_MASQUERADED : 0);
+			else
+				*verdict = walk_to_search(skb, packet, of);
 			return false;
 		}
 	}
@@ -222,7 +233,7 @@ static inline bool walk_echo(struct __sk_buff *skb, enum hook hook, const struct
 	if (followed != FOLLOWED) {
 		of->flow = (struct flow){.to = of->key, .state = FLOW_NEW, .flags = FLOW_PAIRED};
 		if (asks && masquerades(skb, hook, packet, &of->flow.to)) {
-			*verdict = walk_to_nat(skb, packet, of, 0);
+			*verdict = walk_to_nat(skb, packet, of, 0, FLOW_MASQUERADED);
 			return false;
 		}
 		of->flow.flags = FLOW_PAIRED | FLOW_PLAIN;

@@ -34,9 +34,9 @@ class Entry:
 
     `reply`: the answering direction; `plain`: nothing is rewritten (N93); `masqueraded`: one of its ends is hidden
     behind the node's address (nat.py); `fin`, `rst`: this direction has sent one (N38, N39). `opened`: it was begun by
-    a SYN, and not found in the middle. `awaited`, `granted`: after a SYN-ACK, the number that its caller must
-    acknowledge, and the one that it did. `backend` is None for a flow of no service. `packets` and `octets` of layer 3
-    are this direction's.
+    a SYN, and not found in the middle. `by_chance`: its source port is, whoever is hidden. `awaited`, `granted`: after
+    a SYN-ACK, the number that its caller must acknowledge, and the one that it did. `backend` is None for a flow of no
+    service. `packets` and `octets` of layer 3 are this direction's.
     """
 
     to: FlowTuple
@@ -49,6 +49,7 @@ class Entry:
     fin: bool = False
     rst: bool = False
     opened: bool = False
+    by_chance: bool = False
     awaited: int = 0
     granted: int = 0
     packets: int = 0
@@ -60,7 +61,8 @@ class Entry:
 
         A SYN that is sent again finds its claim by a hash, but not by a port that was chosen by chance.
         """
-        return self.to.protocol != "TCP" or self.masqueraded or self.state is not State.NEW
+        by_chance = self.masqueraded or self.by_chance
+        return self.to.protocol != "TCP" or by_chance or self.state is not State.NEW
 
     def opposite(self, key: FlowTuple, now: float) -> Entry:
         """The entry that the other direction must have (N5): it turns the answer's tuple into the caller's reversed."""
@@ -73,6 +75,7 @@ class Entry:
             plain=self.plain,
             masqueraded=self.masqueraded,
             opened=self.opened,
+            by_chance=self.by_chance,
             awaited=self.awaited,
             granted=self.granted,
         )

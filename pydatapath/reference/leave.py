@@ -73,7 +73,7 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
         if way is not _Way.STACK:
             translated = translated.one_hop_on()
     if way is _Way.STACK and not hook.is_egress:
-        return _to_stack(packet, translated, to)
+        return _to_stack(packet, translated, to, world)
     match way:
         case _Way.POD:
             return Verdict("forward", translated, to.destination)
@@ -86,11 +86,11 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
     return Verdict("pass", translated, "stack")
 
 
-def _to_stack(packet: Packet, translated: Packet, to: FlowTuple) -> Verdict:
-    """Under another source, mostly the node's own, the stack would take it for forged: it has it as it came, and what
-    it sends is translated at the uplink (N71). For another destination that is no way.
+def _to_stack(packet: Packet, translated: Packet, to: FlowTuple, world: World) -> Verdict:
+    """Under another source, mostly the node's own, the stack would take it for forged, but for a cluster IP: it has it
+    as it came, and what it sends is translated at the uplink (N71). For another destination that is no way.
     """
-    if packet.error or packet.source == to.source:
+    if packet.error or packet.source == to.source or world.is_by_bridge(to.source):
         return Verdict("pass", translated, "stack")
     if packet.destination != to.destination:
         return Verdict("drop", packet, reason="drop_no_route")

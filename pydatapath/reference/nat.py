@@ -241,13 +241,15 @@ class Search:
         """
         known = self._known(entry)
         entry = replace(known or entry, last_seen=self.moment.now).counting(self.moment.packet)
-        may = known or self._may_have(entry, choosy=True)
-        choosy = not (known or entry.plain)
+        choosy = entry.masqueraded and not known
+        may = known or self._may_keep(entry)
         found = claim_answer(self.flows, entry, self.moment, choosy=choosy) if may else Claim.TAKEN
         if found is Claim.TAKEN:
             if not self._may_change:
                 raise self.finds_none()
-            entry = replace(with_port(entry, self._other_port(entry, told)), masqueraded=True)
+            masqueraded = entry.masqueraded or entry.plain
+            entry = with_port(entry, self._other_port(entry, told))
+            entry = replace(entry, masqueraded=masqueraded, by_chance=True)
             found = claim_answer(self.flows, entry, self.moment)
         elif told.source_port not in {None, entry.to.source_port}:
             raise Impossible(f"the source port of {entry.to} is free, and must be kept (N15)")
@@ -258,7 +260,8 @@ class Search:
     def may_find_none(self, entry: Entry) -> bool:
         """N22, N23: whether the kernel may give up: then only this new flow fails."""
         known = self._known(entry)
-        taken = self._is_taken(known) if known else not self._is_free(entry, choosy=True)
+        taken = self._is_taken(known or entry, choosy=entry.masqueraded and not known)
+        taken = taken or not (known or self._may_keep(entry))
         free = self._free(entry, choosy=False) if taken and self._may_change else 0
         return taken and free * FREE_ENOUGH <= len(self._others(entry))
 
@@ -282,7 +285,14 @@ class Search:
 
     def _is_mapped(self, entry: Entry) -> bool:
         world = self.moment.world
-        return is_mapped(entry.to, world.masquerade) and world.is_pod(self.moment.packet.source)
+        hides = entry.masqueraded and is_mapped(entry.to, world.masquerade)
+        return hides and world.is_pod(self.moment.packet.source)
+
+    def _may_keep(self, entry: Entry) -> bool:
+        """Whether it may have the port that it has. A service's client that its backend sees as the node keeps its own
+        (C4): what the node itself says to backends is entered, too.
+        """
+        return not (entry.masqueraded or entry.plain) or self._may_have(entry, choosy=True)
 
     def _may_have(self, entry: Entry, *, choosy: bool = False) -> bool:
         """N3, N18, N19: never a port that answers for something else at the node, nor another inside end's."""

@@ -306,8 +306,11 @@ class Model:
         return replace(entry, to=replace(entry.to, source=outside), plain=False, masqueraded=True)
 
     def _begin(self, hook: Hook, moment: Moment, entries: list[Entry], told: Choice, *, own: bool = False) -> Verdict:
-        """Enters a flow; `entries`: as it may be, one, or several where none was. `own`: the node's, in a pod's way."""
+        """Enters a flow; `entries`: as it may be, one, or several where none was. `own`: the node's, in a pod's way, or
+        a client's who is seen as the node.
+        """
         search = self._search(moment)
+        own = own or self._hides_caller(hook, moment.packet, entries[0])
         entries = [replace(one, opened=moment.packet.protocol == "TCP" and moment.packet.opens) for one in entries]
         hidden = [one for one in entries if own or self._is_sought(one, moment.packet)]
         if hidden and not own and moment.packet.has_port_0:
@@ -328,6 +331,10 @@ class Model:
         """N24: who is no pod has no limit, such as whoever the node hides behind its bridge's address."""
         pod = moment.packet.source
         return not self.world.is_pod(pod) or self.mappings.pay(pod, self.world.masquerade, moment.now)
+
+    def _hides_caller(self, hook: Hook, packet: Packet, entry: Entry) -> bool:
+        """C4, N97: a client from outside that is sent elsewhere; no pod whose end outside somebody calls."""
+        return self.world.masquerade is not None and hook is Hook.FROM_UPLINK and entry.to.source != packet.source
 
     def _search(self, moment: Moment) -> Search:
         return Search(self.flows, self.mappings, moment)

@@ -79,6 +79,29 @@ def test_N3_two_pods_with_one_port_and_one_server(masquerading: Bed, where: Plac
 
 
 @FAMILIES
+@MAKE
+def test_N17_N97_clients_who_are_seen_as_the_node_are_told_apart_by_ports_as_pods_are(
+    masquerading: Bed, where: Places, make
+):
+    """C4: sent elsewhere, they have the node's address; by chance, of the same parity and class; none is another's."""
+    protocol = {tcp: "TCP", udp: "UDP", sctp: "SCTP"}[make]
+    masquerading.serve({where.called(f"80/{protocol}"): [at(where.REMOTE, 8080)]})
+    clients = [where.FAR[:-1] + digit for digit in "9876543"]
+    calls = [make(one, 501, where.VIP, 80) for one in clients]
+    seen = [addresses(masquerading.run(Hook.FROM_UPLINK, one)) for one in calls]
+    assert {(one[0], *one[2:]) for one in seen} == {(where.UPLINK, where.REMOTE, 8080)}
+    ports = [one[1] for one in seen]
+    assert ports[0] == 501
+    assert len(set(ports)) == len(ports)
+    assert all(port % 2 == 1 and port < 512 for port in ports)
+    for call, port in zip(calls, ports, strict=True):
+        again = masquerading.run(Hook.FROM_UPLINK, call)
+        assert addresses(again)[1] == port
+        answer = masquerading.run(Hook.FROM_UPLINK, answer_to(again))
+        assert addresses(answer) == (where.VIP, 80, *addresses(call)[:2])
+
+
+@FAMILIES
 def test_N103_a_SYN_that_is_sent_again_leaves_by_the_same_port(masquerading: Bed, where: Places):
     """Though that was found by chance."""
     masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 5001, where.FAR, 80))

@@ -60,17 +60,18 @@ def test_N1_mapping(typed: tuple[NatType, Bed], where: Places):
 def test_N10_N11_filtering(typed: tuple[NatType, Bed], where: Places):
     """Full cone: who has never been talked to reaches the pod, and is answered. Else not: dropped, or the stack's."""
     type_, bed = typed
+    strangers = where.FAR[:-1] + "7"
     there = bed.run(Hook.FROM_POD, udp(where.CLIENT, 5000, where.FAR, 53))
     assert addresses(there)[1] == 5000
-    stranger = bed.run(Hook.FROM_UPLINK, udp(where.OUTSIDE, 9, where.UPLINK, 5000))
+    stranger = bed.run(Hook.FROM_UPLINK, udp(strangers, 9, where.UPLINK, 5000))
     assert stranger.verdict == LET_IN[type_]
     if type_ is not NatType.FULL_CONE:
         return
-    assert addresses(stranger) == (where.OUTSIDE, 9, where.CLIENT, 5000)
-    answer = bed.run(Hook.FROM_POD, udp(where.CLIENT, 5000, where.OUTSIDE, 9))
-    assert addresses(answer) == (where.UPLINK, 5000, where.OUTSIDE, 9)
-    again = bed.run(Hook.FROM_UPLINK, udp(where.OUTSIDE, 9, where.UPLINK, 5000))
-    assert addresses(again) == (where.OUTSIDE, 9, where.CLIENT, 5000)
+    assert addresses(stranger) == (strangers, 9, where.CLIENT, 5000)
+    answer = bed.run(Hook.FROM_POD, udp(where.CLIENT, 5000, strangers, 9))
+    assert addresses(answer) == (where.UPLINK, 5000, strangers, 9)
+    again = bed.run(Hook.FROM_UPLINK, udp(strangers, 9, where.UPLINK, 5000))
+    assert addresses(again) == (strangers, 9, where.CLIENT, 5000)
 
 
 @FAMILIES

@@ -10,12 +10,14 @@ again before it counts.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
+from unittest import mock
 
 from packetbed import (
     BACKEND,
@@ -110,10 +112,10 @@ from pydatapath.reference import (
     World,
 )
 from pydatapath.reference.flows import Table
-from pydatapath.reference.nat import Inside
+from pydatapath.reference.nat import Inside, Mappings
 from pydatapath.reference.services import service_called
 
-__all__ = ["HERE", "HIDDEN", "LIMITED", "OTHERWISE_TIMED", "PAST", "Run", "compare", "shortest"]
+__all__ = ["HERE", "HIDDEN", "LIMITED", "OTHERWISE_TIMED", "PAST", "Run", "compare", "refused_pods", "shortest"]
 
 HERE = World(
     tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
@@ -334,7 +336,7 @@ class Twins:
         moved = {
             name: count - self._counted[name] for name, count in now_counted.items() if count != self._counted[name]
         }
-        chosen = self._chosen(send.packet, outcome, before, moved)
+        chosen = self._or_lost(self._chosen(send.packet, outcome, before, moved), send.hook, send.packet, moved)
         self._counted = now_counted
         try:
             way_in = {"interface": send.device or None, "meant": send.meant}
@@ -374,6 +376,23 @@ class Twins:
                 found = [one for one in backends if (one.number, one.generation) == (number, generation)]
                 return Choice(found[0] if found else None, tuple_of(key).destination_port)
         return Choice()
+
+    def _or_lost(self, chosen: Choice, hook: Hook, packet: Packet, moved: Mapping[str, int]) -> Choice:
+        """Of what has no way, or no hop left, and enters no flow, nothing shows which backend it was for: one that is
+        not here, of a call that has no hop left no node's own.
+        """
+        service = service_called(packet, hook, self.model.world)
+        lost = moved.keys() & {"drop_hops", "drop_no_route"}
+        if chosen != Choice() or not lost or service is None:
+            return chosen
+        here = self.model.world.endpoints
+        kept = self._kept(packet.source, service.clients)[1]
+        away = [
+            one
+            for one in (*service.inside, *service.outside)
+            if (one.address not in here if "drop_no_route" in lost else here.get(one.address) != THE_NODE)
+        ]
+        return Choice(next((one for one in away if one.number == kept), next(iter(away), None)))
 
     def _bind_all_the_same(self, hook: Hook, packet: Packet) -> None:
         """Who finds no port is bound to a backend before, as by kube-proxy; the model leaves that open (S74)."""
@@ -505,6 +524,22 @@ def ticks() -> int:
 def jiffies_ahead(bed: Bed) -> int:
     """How far jiffies are ahead of the coarse clock, which NTP may slow down: as it was some seconds ago at most."""
     return _jiffies_ahead(bed, ticks() // (5 * clock.HZ))
+
+
+@contextlib.contextmanager
+def refused_pods() -> Iterator[list[str]]:
+    """The pods that may begin no more flows (N24), as often as they are told so; the kernel says the same, or differs."""
+    refused: list[str] = []
+    pay = Mappings.pay
+
+    def noted(self: Mappings, pod: str, how: Masquerade | None, now: float) -> bool:
+        may = pay(self, pod, how, now)
+        if not may:
+            refused.append(pod)
+        return may
+
+    with mock.patch.object(Mappings, "pay", noted):
+        yield refused
 
 
 @lru_cache(maxsize=1)
