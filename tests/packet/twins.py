@@ -528,7 +528,7 @@ def jiffies_ahead(bed: Bed) -> int:
 
 @contextlib.contextmanager
 def refused_pods() -> Iterator[list[str]]:
-    """The pods that may begin no more flows (N24), as often as they are told so; the kernel says the same, or differs."""
+    """The pods that may begin no more flows (N24), as often as they are told so; so does the kernel, or it differs."""
     refused: list[str] = []
     pay = Mappings.pay
 
