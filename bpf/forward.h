@@ -68,6 +68,7 @@ struct route {
 	enum way way;
 	u32 interface;
 	bool known_neighbour; /* its MAC is known now */
+	bool too_long;	      /* the packet, for the link: why the way is the stack's */
 	struct address next_hop;
 };
 
@@ -155,7 +156,7 @@ static inline bool route_is_known(const struct __sk_buff *skb, const struct pack
 static inline void route_note(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 			      const struct bpf_fib_lookup *asked, long answer, struct routed *routed)
 {
-	/* Since Linux 5.12; before, 0 stays, and each packet is asked for. Where the neighbour is not known nobody looks. */
+	/* Since Linux 5.12; before, what was asked for stays: 0, and each packet is asked for, or what segments have. Where the neighbour is not known nobody looks. */
 	u32 mtu = answer == BPF_FIB_LKUP_RET_SUCCESS ? asked->mtu_result : 0xffff;
 
 	routed->at = now();
@@ -191,7 +192,7 @@ static inline void route_lookup(struct __sk_buff *skb, const struct packet *pack
 	u32 length = packet->length;
 	long answer;
 
-	if (skb->gso_segs) {
+	if (skb->gso_size) {
 		length = segment_length(skb, packet);
 		asked.tot_len = length; /* else the kernel takes it for as long as it is now, and that for no matter */
 	}
@@ -202,6 +203,7 @@ static inline void route_lookup(struct __sk_buff *skb, const struct packet *pack
 	route_ask(&asked, packet->ip, to);
 	answer = bpf_fib_lookup(skb, &asked, sizeof(asked), 0);
 	route_take(route, answer, asked.ifindex, route_next_hop(&asked));
+	route->too_long = answer == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 	/* That this one is too long is no answer for others */
 	if (routed && answer >= 0 && answer != BPF_FIB_LKUP_RET_FRAG_NEEDED)
 		route_note(skb, packet, to, &asked, answer, routed);
@@ -360,15 +362,17 @@ enum shape {
 };
 
 /*
- * N71: under another source, mostly the node's own, the stack would take it for forged, and drop it unnamed; but for a cluster
- * IP, which it expects where it comes in. As it came the stack sends it on, cuts it up or tells the pod that it is too long,
- * and what it sends is translated at the uplink. For another destination that is no way.
+ * N71: what is too long, and under another source, is the stack's as it came: it cuts that up, or tells who sent it, and what it
+ * sends is translated at the uplink. So is what has no way we know, if it would be under the node's own address: Linux takes
+ * that for forged, and drops it unnamed (fib_validate_source; IPv6 has no such check). But for a cluster IP, which it expects
+ * where it comes in. For another destination that is no way.
  */
-static inline bool looks_forged(const struct tuple *key, const struct tuple *to)
+static inline bool goes_up_as_it_came(const struct route *route, const struct tuple *key, const struct tuple *to)
 {
 	struct address source = to->source;
 
-	return !address_equal(&key->source, &source) && !IN_SERVICE_NETWORK(source);
+	return route->way == WAY_STACK && !address_equal(&key->source, &source) && !IN_SERVICE_NETWORK(source) &&
+	       (route->too_long || (FAMILY == 4 && is_nodes_own(&source)));
 }
 
 /*
@@ -400,7 +404,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 		if (route.way != WAY_STACK)
 			rewrite_hops(skb, packet->ip);
 	}
-	if (route.way == WAY_STACK && shape != ERROR && !is_egress(hook) && looks_forged(key, to))
+	if (shape != ERROR && !is_egress(hook) && goes_up_as_it_came(&route, key, to))
 		return address_equal(&key->destination, &to->destination) ? PASS : drop(DROP_NO_ROUTE);
 	if (endpoint)
 		__builtin_memcpy(packet->ethernet->h_dest, endpoint->mac, ETH_ALEN);

@@ -414,6 +414,9 @@ static inline enum found nat_begin(struct __sk_buff *skb, struct leaving *of)
 	s64 quarantine = of->rounds >= NAT_CHOOSY_ROUNDS ? 0 : TIMEOUT_QUARANTINE;
 	u64 seen = 0;
 
+	/* Its own port was tried by who has sent it here */
+	if (of->rounds > 0 && !nat_begins(of))
+		return NONE_FREE;
 	if (maps) {
 		seen = mapping_stamp(key, &to->source);
 		if (mapping_follow(key, &to->source, &to->source_port)) {

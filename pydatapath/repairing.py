@@ -10,7 +10,7 @@ from pydatapath.interrupts import deferred
 from pydatapath.kernel import bpffs, netns, restoring
 from pydatapath.kernel.maps import Maps
 from pydatapath.node import Node, options_of
-from pydatapath.record_faults import take_copy
+from pydatapath.record_faults import DamagedRecords, take_copy
 from pydatapath.records import Records
 from pydatapath.wiring import maps_of, places_of
 
@@ -45,6 +45,11 @@ def repair(instance: Instance) -> list[str]:
 def _take_copy(instance: Instance) -> list[str]:
     """Damaged records are their copy's, which the change that notes it makes anew. A sentence about it, or none."""
     taken = take_copy(instance.records)
+    if taken is None:
+        raise DamagedRecords(
+            f"the records {instance.records} are damaged, and so is their copy, if there is one",
+            hint="traffic goes on as it is; `pydatapath unload` and `load` start afresh",
+        )
     if not taken:
         return []
     with Records(instance.records) as records:

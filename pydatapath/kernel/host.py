@@ -59,8 +59,10 @@ class Interface:
 
     @property
     def has_ethernet(self) -> bool:
-        """Whether its frames have an Ethernet header: wg, tun and ppp have no MAC, tunnels an IP address as theirs."""
-        return len(self.mac.split(":")) == ETH_ALEN
+        """Whether its frames have an Ethernet header: wg, tun and ppp have no MAC, tunnels an IP address as theirs, and
+        xfrm has one without such headers.
+        """
+        return len(self.mac.split(":")) == ETH_ALEN and self.kind != "xfrm"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from pydatapath.reference.errors import readdressed
-from pydatapath.reference.packet import FlowTuple, Packet
+from pydatapath.reference.packet import FlowTuple, Packet, version_of
 from pydatapath.reference.world import NODE, Hook, Route, World
 
 __all__ = ["Kind", "Verdict", "leave", "way_out"]
@@ -87,10 +87,14 @@ def leave(hook: Hook, packet: Packet, to: FlowTuple, world: World) -> Verdict:
 
 
 def _to_stack(packet: Packet, translated: Packet, to: FlowTuple, world: World) -> Verdict:
-    """Under another source, mostly the node's own, the stack would take it for forged, but for a cluster IP: it has it
-    as it came, and what it sends is translated at the uplink (N71). For another destination that is no way.
+    """N71: what is too long, and under another source, the stack has as it came: it cuts that up, or tells who sent it,
+    and what it sends is translated at the uplink. So it has what would be under the node's own address of IPv4, which
+    it would take for forged. But for a cluster IP, which it expects. For another destination that is no way.
     """
-    if packet.error or packet.source == to.source or world.is_by_bridge(to.source):
+    too_long = world.route(to.destination) is not None
+    forged = version_of(to.source) == 4 and world.is_own(to.source)
+    expected = packet.error or packet.source == to.source or world.is_by_bridge(to.source)
+    if expected or not (too_long or forged):
         return Verdict("pass", translated, "stack")
     if packet.destination != to.destination:
         return Verdict("drop", packet, reason="drop_no_route")

@@ -102,6 +102,27 @@ def test_N17_N97_clients_who_are_seen_as_the_node_are_told_apart_by_ports_as_pod
 
 
 @FAMILIES
+def test_N104_who_is_seen_as_the_node_has_no_other_port_in_the_middle(masquerading: Bed, where: Places):
+    """Its half of the flow is lost: it waits for the backend's, which makes it anew (N5), by the port that it had."""
+    masquerading.serve({where.called("80/TCP"): [at(where.REMOTE, 8080)]})
+    first, second = (tcp(where.FAR[:-1] + digit, 5001, where.VIP, 80) for digit in "89")
+    for call in (first, second):
+        there = masquerading.run(Hook.FROM_UPLINK, call)
+        masquerading.run(Hook.FROM_UPLINK, answer_to(there))
+        masquerading.confirm(call, Hook.FROM_UPLINK)
+    port = addresses(there)[1]
+    data = tcp(*addresses(second), "A")
+    assert addresses(masquerading.run(Hook.FROM_UPLINK, data))[1] == port != 5001
+    masquerading.maps["flows6" if where is V6 else "flows"].delete(key_of(second))
+    assert masquerading.run(Hook.FROM_UPLINK, data).verdict == DROP
+    word = answer_to(there, "A")
+    assert addresses(masquerading.run(Hook.FROM_UPLINK, word)) == (where.VIP, 80, *addresses(second)[:2])
+    masquerading.age(1)
+    masquerading.run(Hook.FROM_UPLINK, word)
+    assert addresses(masquerading.run(Hook.FROM_UPLINK, data))[1] == port
+
+
+@FAMILIES
 def test_N103_a_SYN_that_is_sent_again_leaves_by_the_same_port(masquerading: Bed, where: Places):
     """Though that was found by chance."""
     masquerading.run(Hook.FROM_POD, tcp(where.CLIENT, 5001, where.FAR, 80))

@@ -88,6 +88,17 @@ def test_N71_what_is_too_long_and_is_the_nodes_on_its_way_to_another_address_is_
 
 
 @FAMILIES
+def test_what_has_no_known_way_is_the_stacks_translated_where_it_takes_that(bed: Bed, where: Places):
+    """A pod's answer under an address that is not the host's: the stack may know a way that programs do not."""
+    balancer = where.FAR[:-1] + "7"
+    bed.serve({where.called("53/UDP", balancer): [at(where.BACKEND, 53)]})
+    there = bed.run(Hook.FROM_UPLINK, udp(where.NOWHERE, 40000, balancer, 53))
+    back = bed.answer(there)
+    assert back.verdict == PASS
+    assert addresses(back) == (balancer, 53, where.NOWHERE, 40000)
+
+
+@FAMILIES
 def test_a_route_that_is_taken_away_is_not_gone_by_later(bed: Bed, where: Places):
     """A change waits for the end of the jiffy, and no longer."""
     bed.serve({where.called("53/UDP"): [at(where.REMOTE, 53)]})
