@@ -218,22 +218,20 @@ def own_pins(stand: Stand) -> Iterator[Stand]:
 
 
 def test_F7_no_file_system_of_pins(own_pins: Stand):
-    """Taken away under a loaded instance: what needs the maps says so, and load makes all anew.
+    """Taken away under a loaded instance: what needs the maps says so, and load finds those of the programs that hang.
 
-    The kernel empties an array of tail calls whose last pin goes, so that services wait for it.
+    The kernel empties an array of tail calls whose last pin goes, so that new calls wait for it.
     """
     before = own_pins.state()
     subprocess.run(["umount", "-l", str(BPFFS)], check=True)
     try:
-        fails(own_pins, "apply", "-f", says="no longer pinned", hints="`pydatapath load`")
-        fails(own_pins, "flow", "list", says="no longer pinned", hints="`pydatapath load`")
+        fails(own_pins, "apply", "-f", says="no longer pinned", hints="`pydatapath repair`")
+        fails(own_pins, "flow", "list", says="no longer pinned", hints="`pydatapath repair`")
         run(own_pins, "status")
     finally:
         # As `load` would mount it, but as a mount of the test run
         subprocess.run(["mount", "-t", "bpf", "-o", "mode=700", "tests", str(BPFFS)], check=True)
     own_pins.mend()
-    own_pins.held.pop(STEADY).close()  # what was tracked lay in the maps that are gone
-    own_pins.hold(STEADY)
     same(own_pins, before)
 
 
