@@ -295,7 +295,8 @@ int settle(struct __sk_buff *skb)
 
 /*
  * N22: a new flow whose first ports were taken, such as, where nothing is masqueraded, one of many clients outside that go to
- * one backend elsewhere by this node's address. So many ports are tried that of 10,000 flows one finds none where nine of ten are taken.
+ * one backend elsewhere by this node's address. So many ports are tried that of 10,000 flows one finds none where nine of ten
+ * are taken.
  */
 int search(struct __sk_buff *skb)
 {

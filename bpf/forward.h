@@ -156,7 +156,10 @@ static inline bool route_is_known(const struct __sk_buff *skb, const struct pack
 static inline void route_note(const struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 			      const struct bpf_fib_lookup *asked, long answer, struct routed *routed)
 {
-	/* Since Linux 5.12; before, what was asked for stays: 0, and each packet is asked for, or what segments have. Where the neighbour is not known nobody looks. */
+	/*
+	 * Since Linux 5.12; before, the length that was asked for stays: segments', or 0, and then each packet is asked for. Where
+	 * the neighbour is not known nobody looks.
+	 */
 	u32 mtu = answer == BPF_FIB_LKUP_RET_SUCCESS ? asked->mtu_result : 0xffff;
 
 	routed->at = now();
@@ -194,7 +197,7 @@ static inline void route_lookup(struct __sk_buff *skb, const struct packet *pack
 
 	if (skb->gso_size) {
 		length = segment_length(skb, packet);
-		asked.tot_len = length; /* else the kernel takes it for as long as it is now, and that for no matter */
+		asked.tot_len = length; /* else the kernel lets it pass, however long its segments are */
 	}
 	if (route_is_known(skb, packet, to, routed, length)) {
 		route_take(route, routed->answer, routed->interface, routed->next_hop);

@@ -171,7 +171,8 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 	}
 #endif
 	if (followed == NOT_FOUND) {
-		if (hook == FROM_POD && seen == KNOWN_FLOW) /* which is over */
+		/* `learn` took the flow for a live one, and it is over */
+		if (hook == FROM_POD && seen == KNOWN_FLOW)
 			endpoint_learn(skb, packet->ethernet, ip_source(packet->ip));
 		kind = classify(skb, hook, packet, key, flow);
 		if (kind == KIND_MASQUERADE && !has_both_ports(key)) {
