@@ -210,8 +210,8 @@ def unload(target: Target, everything: bool) -> None:
 def repair(target: Target) -> None:
     """Mend what status calls drift: filters, pins, routes, entries of maps that were changed by hand or got lost.
 
-    Damaged records are taken from their copy. Where the programs are still pinned nothing is compiled; where that is not
-    enough, it does what load does, with the options that it was given last. Connections go on.
+    Damaged records are taken from their copy. Where the programs are still pinned nothing is compiled; where that is
+    not enough, it does what load does, with the options that it was given last. Connections go on.
 
     \b
     Examples:
