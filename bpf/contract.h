@@ -239,4 +239,15 @@ struct endpoint {
 };
 _Static_assert(sizeof(struct endpoint) == 12, "layout 3");
 
+/* What a CPU has last found in `endpoints` at a place of many's: good as long as nothing was changed there since. */
+struct nearby {
+	__u64 changes; /* of `endpoints` by then, and one */
+	struct address address;
+	struct endpoint endpoint;
+#if FAMILY == 6
+	__u8 more_zero[4];
+#endif
+};
+_Static_assert(sizeof(struct nearby) == (FAMILY == 4 ? 24 : 40), "layout 3");
+
 #endif

@@ -27,6 +27,7 @@
 #include "fragment.h"
 #include "nat.h"
 #include "icmp.h"
+#include "endpoint.h"
 #include "forward.h"
 #include "answer.h"
 #include "classify.h"
@@ -126,11 +127,11 @@ static inline bool opens_at(enum hook hook, const struct packet *packet)
 }
 
 /*
- * A TCP connection that opens as nearly all do goes on without a walk: by its SYN-ACK, and by the client's ACK of that. True:
- * `to` and `flags` are its flow's.
+ * A TCP connection that opens as nearly all do goes on without a walk: by its SYN-ACK, and by the client's ACK of that, where
+ * `retired` may stand in the main table. True: `to` and `flags` are its flow's.
  */
 static inline bool follow_opening(struct __sk_buff *skb, enum hook hook, const struct packet *packet, struct tuple *key,
-				  struct tuple *to, u8 *flags)
+				  struct flow *retired, struct tuple *to, u8 *flags)
 {
 	struct leaving *of;
 	struct flow *reply;
@@ -148,7 +149,7 @@ static inline bool follow_opening(struct __sk_buff *skb, enum hook hook, const s
 		return true;
 	}
 	of = leaving.lookup(&one);
-	if (!of || is_from_itself(hook, packet) || !opening_confirm(key, packet, &of->flow, &of->other))
+	if (!of || is_from_itself(hook, packet) || !opening_confirm(key, packet, retired, &of->flow, &of->other))
 		return false;
 	*to = of->flow.to;
 	*flags = of->flow.flags;
@@ -159,7 +160,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 {
 	struct packet packet;
 	struct tuple key, to;
-	struct flow *flow = NULL;
+	struct flow *flow = NULL, *retired = NULL;
 	enum seen_flow seen = NOT_LOOKED;
 	enum parsed parsed;
 	bool known = false;
@@ -196,11 +197,12 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 			flags = flow->flags;
 			known = true;
 		} else if (flow && flow->last_seen == RETIRED) {
+			retired = flow;
 			flow = NULL;
 			seen = NO_FLOW;
 		}
 		if (!flow && opens_at(hook, &packet))
-			known = follow_opening(skb, hook, &packet, &key, &to, &flags);
+			known = follow_opening(skb, hook, &packet, &key, retired, &to, &flags);
 		if (known && (flags & FLOW_PLAIN))
 			return leave_plain(skb, hook, &packet);
 		if (known)

@@ -197,13 +197,16 @@ static inline void flow_retire(struct flow *flow)
 		flow->last_seen = RETIRED;
 }
 
-/* Takes away what is retired of a client's tuple and leads elsewhere: another flow that finds it over would take ours along */
-static inline void flow_forget(struct tuple *client_key, const struct tuple *to)
+/*
+ * Takes away what is retired of a client's tuple (`client`, or NULL) and leads elsewhere: another flow that finds it over would
+ * take ours along
+ */
+static inline void flow_forget(struct tuple *client_key, const struct flow *client, const struct tuple *to)
 {
-	struct flow *client = flows.lookup(client_key), *reply;
 	struct tuple reply_key;
+	struct flow *reply;
 
-	if (!client || client->last_seen != RETIRED || tuple_equal(&client->to, to))
+	if (!client || tuple_equal(&client->to, to))
 		return;
 	reply_key = tuple_reverse(&client->to);
 	reply = flows.lookup(&reply_key);
@@ -220,11 +223,9 @@ static inline bool flow_fits(const struct flow *retired, const struct flow *flow
 	       tuple_equal(&retired->to, &flow->to);
 }
 
-/* Enters one direction of a flow into the main table */
-static inline void flow_stand(struct tuple *key, struct flow *flow)
+/* Enters one direction of a flow into the main table, where `retired` stands, or NULL */
+static inline void flow_stand(struct tuple *key, struct flow *flow, struct flow *retired)
 {
-	struct flow *retired = flows.lookup(key);
-
 	if (!retired || !flow_fits(retired, flow)) {
 		flows.update(key, flow);
 		return;

@@ -1,20 +1,9 @@
 /* SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only) */
 /*
- * Where a translated packet goes: a pod's interface, the node itself, another machine, or the stack. Maps: endpoints,
- * interfaces.
+ * Where a translated packet goes: a pod's interface, the node itself, another machine, or the stack. Maps: routes, interfaces.
  */
 #ifndef PYDATAPATH_FORWARD_H
 #define PYDATAPATH_FORWARD_H
-
-/* No LRU: a pod that makes up sources may fill it, but pushes nobody out */
-BPF_TABLE_PINNED("hash", struct address, struct endpoint, endpoints, MAX_ENDPOINTS,
-		 MAP_DIRECTORY "/endpoints" FAMILY_NAME);
-
-/*
- * The pods' interfaces, by index: the kernel takes an entry away with its interface. It is a device map (pydatapath makes
- * it before; bcc 0.26 has no name for BPF_MAP_TYPE_DEVMAP_HASH), and is looked into only.
- */
-BPF_TABLE_PINNED("hash", u32, u32, interfaces, MAX_ENDPOINTS, MAP_DIRECTORY "/interfaces");
 
 /*
  * The routing table's answers. Asking it costs more than all else that is done to a masqueraded packet, and packets of a
@@ -241,7 +230,7 @@ static inline int leave_to_pod(struct __sk_buff *skb, enum hook hook, u32 interf
 static inline u32 pod_beside(const struct __sk_buff *skb, const struct packet *packet)
 {
 	struct address destination = ip_destination(packet->ip);
-	struct endpoint *pod = endpoints.lookup(&destination);
+	struct endpoint *pod = endpoint_find(&destination);
 	u32 interface;
 
 	if (!pod || pod->kind != ENDPOINT_POD || pod->interface == skb->ifindex || skb->vlan_present)
@@ -256,7 +245,7 @@ static inline u32 pod_beside(const struct __sk_buff *skb, const struct packet *p
 static inline bool is_sender_known(const struct __sk_buff *skb, const struct packet *packet)
 {
 	struct address source = ip_source(packet->ip);
-	struct endpoint *sender = endpoints.lookup(&source);
+	struct endpoint *sender = endpoint_find(&source);
 
 	return sender && sender->interface == skb->ifindex && mac_equal(sender->mac, packet->ethernet->h_source);
 }
@@ -280,14 +269,6 @@ static inline int leave_plain(struct __sk_buff *skb, enum hook hook, const struc
 	int verdict = leave_untouched(skb, hook, packet);
 
 	return verdict == PASS && !is_egress(hook) ? pass_walked(skb) : verdict;
-}
-
-static inline bool is_nodes_own(const struct address *address)
-{
-	struct address asked = *address;
-	struct endpoint *known = endpoints.lookup(&asked);
-
-	return known && known->kind == ENDPOINT_NODE;
 }
 
 /* N87: as is_spoofed, of what no known flow vouches for */
@@ -390,7 +371,7 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 
 	/* The node's own direct connection, under another port, is on its way already */
 	if (hook != TO_UPLINK || !address_equal(&key->destination, &to->destination)) {
-		endpoint = endpoints.lookup((struct address *)&to->destination);
+		endpoint = endpoint_find(&to->destination);
 		if (endpoint) {
 			route.way = endpoint->kind == ENDPOINT_NODE ? WAY_NODE : WAY_POD;
 			route.interface = endpoint->interface;
@@ -444,19 +425,6 @@ static inline int forward(struct __sk_buff *skb, enum hook hook, struct packet *
 	default:
 		return PASS;
 	}
-}
-
-/* As a bridge learns: whoever sends from a pod's interface is to be found there. */
-static inline void endpoint_learn(struct __sk_buff *skb, const struct ethhdr *ethernet, struct address address)
-{
-	struct endpoint *known = endpoints.lookup(&address);
-	struct endpoint seen = {.interface = skb->ifindex, .kind = ENDPOINT_POD};
-
-	if (!IN_POD_NETWORK(address) || (known && known->kind == ENDPOINT_NODE))
-		return;
-	__builtin_memcpy(seen.mac, ethernet->h_source, ETH_ALEN);
-	if (!known || known->interface != seen.interface || !mac_equal(known->mac, seen.mac))
-		endpoints.update(&address, &seen);
 }
 
 #endif

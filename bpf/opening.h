@@ -259,7 +259,7 @@ static inline void flow_confirm(struct tuple *key, struct flow *flow, u8 tcp_fla
 static inline bool opening_answer(const struct tuple *key, struct flow *reply, const struct packet *packet)
 {
 	struct tuple client_key, other_key, answered;
-	struct flow *client;
+	struct flow *client, *before;
 
 	if (reply->state != FLOW_NEW || !(reply->flags & FLOW_REPLY) || elapsed(reply->last_seen) >= HZ)
 		return false;
@@ -268,10 +268,13 @@ static inline bool opening_answer(const struct tuple *key, struct flow *reply, c
 		return false;
 	client_key = tuple_reverse(&reply->to);
 	/* A socket that calls itself is both */
-	if (tuple_equal(&client_key, key) || flow_standing(&client_key) || opening_find(&client_key, &other_key))
+	if (tuple_equal(&client_key, key))
+		return false;
+	before = flows.lookup(&client_key);
+	if ((before && before->last_seen != RETIRED) || opening_find(&client_key, &other_key))
 		return false;
 	answered = tuple_reverse(key);
-	flow_forget(&client_key, &answered);
+	flow_forget(&client_key, before, &answered);
 	client = half_open.lookup(&client_key);
 	if (!client != !(reply->flags & FLOW_PAIRED) || (client && !tuple_equal(&client->to, &answered)))
 		return false;
@@ -295,9 +298,10 @@ static inline bool opening_answer(const struct tuple *key, struct flow *reply, c
 
 /*
  * At the hook: the client's ACK of a SYN-ACK that came by there. Both directions move to the main table, where there is none
- * of this tuple. False: it is `walk`'s to say. `client`, `reply`: room for them.
+ * of this tuple, but `retired`, or NULL. False: it is `walk`'s to say. `client`, `reply`: room for them.
  */
-static inline bool opening_confirm(struct tuple *key, const struct packet *packet, struct flow *client, struct flow *reply)
+static inline bool opening_confirm(struct tuple *key, const struct packet *packet, struct flow *retired, struct flow *client,
+				   struct flow *reply)
 {
 	struct tuple reply_key;
 	struct flow *waiting = opening_find(key, &reply_key), *first;
@@ -324,8 +328,8 @@ static inline bool opening_confirm(struct tuple *key, const struct packet *packe
 	client->packets++;
 	client->bytes += packet->length;
 	client->state = reply->state = FLOW_ESTABLISHED;
-	flow_stand(key, client);
-	flow_stand(&reply_key, reply);
+	flow_stand(key, client, retired);
+	flow_stand(&reply_key, reply, flows.lookup(&reply_key));
 	half_open.delete(&reply_key);
 	if (paired)
 		half_open.delete(key);

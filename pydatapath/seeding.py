@@ -38,7 +38,7 @@ def seed(maps: Maps, node: Node, seen: Host) -> Before:
         if name == "interfaces":
             _enter_interfaces(maps, entries)
         else:
-            maps[name].update_many(entries)
+            maps[name].update_many({key: value for key, value in entries.items() if known.get(key) != value})
     return before
 
 

@@ -102,6 +102,8 @@ class Sizes:
             "MAX_AFFINITIES": self.affinities,
             "MAX_MAPPING_ENTRIES": 2 * self.mappings,
             "MAX_OPENINGS": 16_384,  # a power of two: most connections that open at once have a place of their own
+            "MAX_NEARBY": 256,  # a power of two; a node has some 110 pods (Kubernetes' --max-pods)
+            "CHANGES": len(layout.Change),
             "MAX_ROUTES": 64,  # a power of two
             "COUNTERS": len(layout.Counter),
             "ONE": 1,
@@ -219,6 +221,7 @@ def _numbers(program: Program, family: Family) -> dict[str, int]:
         "MEMBER_PODS": layout.MemberKind.PODS,
         **{f"VIP_{kind.name}": int(kind) for kind in layout.VipKind},
         **{f"BACKEND_{state.name}": int(state) for state in layout.BackendState},
+        **{f"CHANGES_{who.name}": int(who) for who in layout.Change},
         **{f"ENDPOINT_{kind.name}": int(kind) for kind in layout.EndpointKind},
         **{counter.name: int(counter) for counter in layout.Counter},
         **{f"TIMEOUT_{name}": seconds for name, seconds in program.timeouts.items()},

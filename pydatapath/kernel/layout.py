@@ -25,6 +25,7 @@ __all__ = [
     "RUN",
     "SERVICE",
     "BackendState",
+    "Change",
     "Counter",
     "EndpointKind",
     "Family",
@@ -140,6 +141,13 @@ class EndpointKind(IntEnum):
 
     POD = 0
     NODE = 1
+
+
+class Change(IntEnum):
+    """Who has changed `endpoints`: the places of two counts, packets' and Python's."""
+
+    TAUGHT = 0
+    TOLD = 1
 
 
 class ServiceFlag(IntFlag):
@@ -348,6 +356,10 @@ class FamilyLayout:
         self.opening = Record("opening", (("key", tuple_bytes), ("to", tuple_bytes)))
         self.leaving = _leaving(tuple_bytes, f"{self.flow.struct.size}s")
         self.routed = _routed(at, self._fill("more_zero", "4x"))
+        self.nearby = Record(
+            "nearby",
+            (("changes", "Q"), ("address", at), ("endpoint", f"{ENDPOINT.size}s"), *self._fill("more_zero", "4x")),
+        )
         self.mapping_key = Record("mapping_key", (("address", at), ("port", "2s"), ("protocol", "B"), ("side", "B")))
         self.mapping = Record(
             "mapping",
@@ -507,6 +519,8 @@ def _maps_of(layout: FamilyLayout) -> tuple[MapContract, ...]:
         MapContract("vips", table, at, 4, "MAX_SERVICES", family=family),
         MapContract("affinities", lru, layout.client, AFFINITY_RECORD, "MAX_AFFINITIES", family=family),
         MapContract("endpoints", table, at, ENDPOINT_RECORD, "MAX_ENDPOINTS", family=family),
+        MapContract("nearby", MapType.PERCPU_ARRAY, 4, layout.nearby, "MAX_NEARBY", family=family),
+        MapContract("changes", MapType.ARRAY, 4, 8, "CHANGES", family=family),
         MapContract("routes", MapType.PERCPU_ARRAY, 4, layout.routed, "MAX_ROUTES", family=family),
         MapContract("leaving", MapType.PERCPU_ARRAY, 4, layout.leaving, "ONE", family=family),
         MapContract("mappings", lru, layout.mapping_key, layout.mapping, "MAX_MAPPING_ENTRIES", family=family),

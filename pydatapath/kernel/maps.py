@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -16,13 +17,17 @@ from typing import Final, Self
 
 from pydatapath.errors import KernelError, LayoutError
 from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import BPF_F_MMAPABLE, MAPS, MapContract, MapType
+from pydatapath.kernel.layout import BPF_F_MMAPABLE, MAPS, Change, MapContract, MapType
 
 __all__ = ["Map", "Maps", "possible_cpus", "share", "wait_for_programs"]
 
 BATCH: Final = 8192
 # Batch calls for tries came later than the rest of what we need, for device maps never
 _WITHOUT_BATCHES: Final = (MapType.LPM_TRIE, MapType.DEVMAP_HASH)
+
+
+_U32: Final = struct.Struct("=I")
+_U64: Final = struct.Struct("=Q")
 
 
 class Map:
@@ -159,6 +164,43 @@ class Map:
         raise KernelError(f"the map {name!r} cannot be written: {os.strerror(code)}", errno=code)
 
 
+class _Endpoints(Map):
+    """Who answers to an address. Programs keep what they have found until `changes` says that they must look again;
+    also where nothing was written this time, for who wrote last may have been killed before he said so.
+    """
+
+    def __init__(self, contract: MapContract, path: Path, beside: Maps) -> None:
+        super().__init__(contract, path)
+        self._beside = beside
+
+    def update(self, key: bytes, value: bytes) -> None:
+        super().update(key, value)
+        self._tell()
+
+    def delete(self, key: bytes) -> bool:
+        found = super().delete(key)
+        self._tell()
+        return found
+
+    def update_many(self, entries: Mapping[bytes, bytes]) -> None:
+        try:
+            super().update_many(entries)
+        finally:
+            self._tell()
+
+    def delete_many(self, keys: Iterable[bytes]) -> None:
+        for key in keys:
+            super().delete(key)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Only Python writes this count, under the instance's lock."""
+        assert self.contract.family
+        changes, place = self._beside[f"changes{self.contract.family.suffix}"], _U32.pack(Change.TOLD)
+        times = _U64.unpack(changes.lookup(place) or bytes(8))[0]
+        changes.update(place, _U64.pack(times + 1))
+
+
 class Maps:
     """The maps of an instance, each opened when first asked for. A context manager that closes them.
 
@@ -197,7 +239,7 @@ class Maps:
                     errno=errno.ENOENT,
                     hint="`pydatapath repair` mends it",
                 )
-            opened = Map(MAPS[name], self.directory / name)
+            opened = self._opened(name)
             try:
                 self._verify(opened)
             except LayoutError:
@@ -205,6 +247,10 @@ class Maps:
                 raise
             self._open[name], self._pins[name] = opened, pin
         return self._open[name]
+
+    def _opened(self, name: str) -> Map:
+        contract, path = MAPS[name], self.directory / name
+        return _Endpoints(contract, path, self) if contract.in_c == "endpoints" else Map(contract, path)
 
     def _verify(self, opened: Map) -> None:
         contract, info = opened.contract, opened.info
