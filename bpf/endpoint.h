@@ -39,7 +39,7 @@ static inline struct nearby *endpoint_place(const struct address *address)
 	for (int i = 0; i < WORDS; i++)
 		mixed ^= address->words[i];
 	mixed ^= mixed >> 16;
-	place = (mixed ^ mixed >> 8) & (MAX_NEARBY - 1); /* pods of one network have places of their own */
+	place = (mixed ^ mixed >> 8) & (MAX_NEARBY - 1); /* pods of one /24 have places of their own */
 	return nearby.lookup(&place);
 }
 
@@ -71,13 +71,14 @@ static inline struct endpoint *endpoint_find(const struct address *address)
 	return &near->endpoint;
 }
 
-/* In that order: what another CPU has found in between it looks up again */
+/* In that order: what another CPU has found in between it looks up again. (Where CPUs order writes as x86 does.) */
 static inline void endpoint_teach(struct address *address, struct endpoint *endpoint)
 {
 	u32 taught = CHANGES_TAUGHT;
 	u64 *times;
 
-	endpoints.update(address, endpoint);
+	if (endpoints.update(address, endpoint))
+		return; /* full: nothing has changed */
 	times = changes.lookup(&taught);
 	if (times)
 		__sync_fetch_and_add(times, 1);

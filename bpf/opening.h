@@ -267,11 +267,11 @@ static inline bool opening_answer(const struct tuple *key, struct flow *reply, c
 	if ((reply->flags & (FLOW_PLAIN | FLOW_PAIRED)) == FLOW_PLAIN)
 		return false;
 	client_key = tuple_reverse(&reply->to);
-	/* A socket that calls itself is both */
-	if (tuple_equal(&client_key, key))
+	/* A socket that calls itself is both. In the order in which a flow moves, so that it is never missed. */
+	if (tuple_equal(&client_key, key) || opening_find(&client_key, &other_key))
 		return false;
 	before = flows.lookup(&client_key);
-	if ((before && before->last_seen != RETIRED) || opening_find(&client_key, &other_key))
+	if (before && before->last_seen != RETIRED)
 		return false;
 	answered = tuple_reverse(key);
 	flow_forget(&client_key, before, &answered);

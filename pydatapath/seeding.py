@@ -34,11 +34,12 @@ def seed(maps: Maps, node: Node, seen: Host) -> Before:
     before: Before = {}
     for name, entries in _told(node, seen).items():
         known = dict(maps[name].items())
-        before[name] = {key: known.get(key) for key in entries}
+        new = {key: value for key, value in entries.items() if known.get(key) != value}
+        before[name] = {key: known.get(key) for key in new}
         if name == "interfaces":
-            _enter_interfaces(maps, entries)
+            _enter_interfaces(maps, new)
         else:
-            maps[name].update_many({key: value for key, value in entries.items() if known.get(key) != value})
+            maps[name].update_many(new)
     return before
 
 
