@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
 from typing import Any, Final
@@ -85,8 +86,13 @@ def to_yaml(manifests: Iterable[Mapping[str, Any]]) -> str:
 
     base = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     dumper = type("Dumper", (base,), {"ignore_aliases": lambda *_: True})
-    text: str = yaml.dump_all(manifests, Dumper=dumper, sort_keys=False, allow_unicode=True)
-    return text
+    listed = list(manifests)
+    text: str = yaml.dump_all(listed, Dumper=dumper, sort_keys=False, allow_unicode=True)
+    if text.replace("\n", "").isprintable():
+        return text
+    # What a terminal would obey, or a reader miss, such as marks that turn the direction of writing, is escaped
+    escaped: str = yaml.dump_all(listed, Dumper=dumper, sort_keys=False, allow_unicode=False)
+    return escaped
 
 
 # JSON
@@ -95,9 +101,10 @@ def to_yaml(manifests: Iterable[Mapping[str, Any]]) -> str:
 def _json(text: str) -> Iterator[tuple[int, object]]:
     """One JSON document after the other; JSONDecodeError where the text is not JSON."""
     decoder = json.JSONDecoder(object_pairs_hook=_json_object, parse_constant=_json_constant)
-    position = 0
+    position, counted, line = 0, 0, 1
     while (position := _end_of_space(text, position)) < len(text):
-        line = text.count("\n", 0, position) + 1
+        line += text.count("\n", counted, position)
+        counted = position
         try:
             document, position = decoder.raw_decode(text, position)
         except RecursionError:
@@ -118,8 +125,8 @@ def _end_of_space(text: str, position: int) -> int:
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        times = Counter(key for key, _ in pairs)
+        twice = next(key for key, many in times.items() if many > 1)
         raise _TextError(f"the key {show(twice)} stands twice in one map", 0)
     return result
 

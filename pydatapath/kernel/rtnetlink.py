@@ -6,6 +6,7 @@ netlink.h, rtnetlink.h, if_link.h, if_addr.h, neighbour.h.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -19,7 +20,8 @@ from pydatapath.errors import KernelError
 __all__ = ["Address", "Link", "Neighbour", "Route", "addresses", "attributes", "dump", "links", "neighbours", "routes"]
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
+NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 0x300, 0x10
+DUMPS: Final = 50  # at most, one after the other
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 18, 22, 26, 30
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_LINK_NETNSID = 1, 3, 10, 18, 37
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
@@ -179,19 +181,38 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def dump(request: int, body: bytes, *, protocol: int = socket.NETLINK_ROUTE) -> Iterator[tuple[int, bytes]]:
-    """The messages of one dump request, each with its type; `protocol`: another netlink's. Raises KernelError."""
+def dump(request: int, body: bytes, *, protocol: int = socket.NETLINK_ROUTE) -> list[tuple[int, bytes]]:
+    """The messages of one dump request, each with its type; `protocol`: another netlink's. Raises KernelError.
+
+    It is asked for anew where something has changed while the kernel told it: what is there may be missing then.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as channel:
-        header = _HEADER.pack(_HEADER.size + len(body), request, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+        return _ask(channel, request, body)
+
+
+def _ask(channel: socket.socket, request: int, body: bytes) -> list[tuple[int, bytes]]:
+    header = _HEADER.pack(_HEADER.size + len(body), request, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    for _ in range(DUMPS):
         channel.send(header + body)
-        while True:
-            data = channel.recv(1 << 17)
-            while data:
-                length, kind, _, _, _ = _HEADER.unpack_from(data)
-                message, data = data[_HEADER.size : length], data[(length + 3) & ~3 :]
-                if kind == NLMSG_DONE:
-                    return
-                if kind == NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", message)[0]
-                    raise KernelError(f"reading the network failed: {os.strerror(code)}", errno=code)
-                yield kind, message
+        found, interrupted = _answer(channel)
+        if not interrupted:
+            return found
+    raise KernelError("the network changes faster than it can be read", errno=errno.EINTR, hint="try again")
+
+
+def _answer(channel: socket.socket) -> tuple[list[tuple[int, bytes]], bool]:
+    """One dump to its end, and whether a change has interrupted it."""
+    found: list[tuple[int, bytes]] = []
+    interrupted = False
+    while True:
+        data = channel.recv(1 << 17)
+        while data:
+            length, kind, flags, _, _ = _HEADER.unpack_from(data)
+            message, data = data[_HEADER.size : length], data[(length + 3) & ~3 :]
+            interrupted |= bool(flags & NLM_F_DUMP_INTR)
+            if kind == NLMSG_DONE:
+                return found, interrupted
+            if kind == NLMSG_ERROR:
+                code = -struct.unpack_from("=i", message)[0]
+                raise KernelError(f"reading the network failed: {os.strerror(code)}", errno=code)
+            found.append((kind, message))

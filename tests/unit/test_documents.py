@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from samples import refusal
 
@@ -88,3 +90,21 @@ def test_documents_before_the_one_that_cannot_be_read_are_given(
         found.extend(documents(text, source))
     assert [line for line, _ in found] == lines
     assert str(caught.value) == fault
+
+
+def test_F25_long_JSON_takes_no_longer_for_each_of_its_parts() -> None:
+    """Both took the square of their length, minutes of it; the bound is far above what they take."""
+    begun = time.process_time()
+    assert len(list(documents("{}\n" * 200_000, "x.json"))) == 200_000
+    twice = ",".join(f'"{number % 99_999}": 1' for number in range(100_000))
+    assert refusal(lambda: list(documents(f"{{{twice}}}", "x.json"))) == "x.json: the key '0' stands twice in one map"
+    assert time.process_time() - begun < 10
+
+
+def test_F26_what_a_terminal_would_obey_is_escaped_in_YAML() -> None:
+    """Marks that turn the direction of writing, and those of no width; letters of all languages stand as they are."""
+    hostile = {"note": "a\u202eb\u200bc", "name": "größe"}
+    text = to_yaml([hostile])
+    assert text.replace("\n", "").isprintable()
+    assert list(documents(text, "x")) == [(1, hostile)]
+    assert "größe" in to_yaml([{"name": "größe"}])
