@@ -39,8 +39,17 @@ def seed(maps: Maps, node: Node, seen: Host) -> Before:
         if name == "interfaces":
             _enter_interfaces(maps, new)
         else:
+            if 2 * (len(known) + len(new)) > maps[name].info.max_entries:
+                maps[name].delete_many(_made_up(known, entries))
             maps[name].update_many(new)
     return before
+
+
+def _made_up(known: Mapping[bytes, bytes], entries: Mapping[bytes, bytes]) -> list[bytes]:
+    """What packets alone have taught: a pod may send from all addresses of its network. Others, of whom the host knows
+    nothing just now, are learned again.
+    """
+    return [key for key, value in known.items() if key not in entries and not _is_own(value)]
 
 
 def _enter_interfaces(maps: Maps, entries: Mapping[bytes, bytes]) -> None:

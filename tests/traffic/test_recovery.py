@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import pytest
 from calls import KINDS, ask_many
@@ -235,6 +236,24 @@ def test_a_pod_that_comes_back_behind_another_interface(cluster: Cluster):
     node.exec(["ip", "link", "set", "pod1", "nomaster"], check=True)
     cluster.load(1)
     assert served_interfaces(cluster) == {"pod2"}, "it lives, and is no pod's any more"
+
+
+def test_a_pod_that_has_made_up_sources_until_there_was_no_room(cluster: Cluster):
+    """Nobody is pushed out by it, and none is learned; a load makes room, and who is there is known at once."""
+    works(cluster)
+    lab = cluster.lab
+    endpoints = cluster.datapaths[1]._maps["endpoints"]
+    known = dict(endpoints.items())
+    pod = known[ip_address(lab.pod(1, 1).address).packed]
+    room = endpoints.info.max_entries - len(known)
+    made_up = (ip_address("10.246.0.0") + number for number in range(room))
+    endpoints.update_many({address.packed: pod for address in made_up})
+    with pytest.raises(KernelError, match="the map 'endpoints' is full: it holds 16,384 entries"):
+        endpoints.update(ip_address("10.244.1.77").packed, pod)
+    works(cluster)
+    cluster.load(1)
+    assert dict(cluster.datapaths[1]._maps["endpoints"].items()) == known
+    works(cluster)
 
 
 def served_interfaces(cluster: Cluster) -> set[str]:
