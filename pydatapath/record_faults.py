@@ -11,13 +11,15 @@ import json
 import os
 import sqlite3
 import zlib
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from pydatapath.errors import DatapathError, KernelError
-from pydatapath.record_tables import SCHEMA_VERSION
+from pydatapath.record_tables import NEW_COLUMNS, SCHEMA, SCHEMA_VERSION
 
 __all__ = [
     "CHANGES",
@@ -35,6 +37,7 @@ __all__ = [
     "sum_of",
     "summed",
     "take_copy",
+    "wrong_number",
     "wrong_version",
 ]
 
@@ -66,6 +69,10 @@ SELECT 1 FROM facts WHERE sum <> sum_of(name, value)
 UNION ALL SELECT 1 FROM objects WHERE sum <> sum_of(kind, namespace, name, service, manifest, made)
 UNION ALL SELECT 1 FROM host_changes WHERE sum <> sum_of(kind, subject)
 LIMIT 1
+"""
+_COLUMNS: Final = """
+SELECT made.name || '.' || has.name FROM main.sqlite_schema made, pragma_table_info(made.name, 'main') has
+WHERE made.type = 'table' AND made.name NOT LIKE 'sqlite%'
 """
 SUMMED_SINCE: Final = 5  # version of the records
 
@@ -127,6 +134,34 @@ def wrong_version(path: Path, version: int) -> DatapathError:
     )
 
 
+def wrong_number(records: sqlite3.Connection) -> str:
+    """What is wrong where a database has the tables of another version than it says; "" where it may be what it says.
+
+    It says so in a number without a sum, by which nobody may take it for an older or a newer one.
+    """
+    said: int = records.execute("PRAGMA user_version").fetchone()[0]
+    tables = _versions().get(_columns(records), said)
+    return (
+        "" if tables == said else f"they say that they are of version {said}, and have the tables of version {tables}"
+    )
+
+
+def _columns(records: sqlite3.Connection) -> frozenset[str]:
+    return frozenset(row[0] for row in records.execute(_COLUMNS))
+
+
+@cache
+def _versions() -> Mapping[frozenset[str], int]:
+    """The versions that this pydatapath knows, by their columns."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(SCHEMA)
+        columns, found = _columns(made), {}
+    for version in range(SCHEMA_VERSION, 0, -1):
+        found[columns] = version
+        columns -= NEW_COLUMNS.get(version, frozenset())
+    return found
+
+
 def refuse_damaged(path: Path, records: sqlite3.Connection, error: Exception) -> None:
     """Raises DamagedRecords where what is read makes no sense to us, because it is not what was written."""
     if found := damage_in(records):
@@ -140,6 +175,8 @@ def damage_in(records: sqlite3.Connection) -> str:
         found: str = records.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             return found.splitlines()[-1]
+        if found := wrong_number(records):
+            return found
         if records.execute("PRAGMA user_version").fetchone()[0] >= SUMMED_SINCE:
             records.create_function("sum_of", -1, sum_of, deterministic=True)
             if records.execute(_SUMS).fetchone():
@@ -219,7 +256,7 @@ def _look_at(path: Path) -> _State:
     try:
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as records:
             version = records.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
+            if version > SCHEMA_VERSION and not wrong_number(records):
                 raise wrong_version(path, version)
             found = damage_in(records) if version else "they have no version"
             if not found:

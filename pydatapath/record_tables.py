@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["SCHEMA", "SCHEMA_VERSION", "STEPS"]
+__all__ = ["NEW_COLUMNS", "SCHEMA", "SCHEMA_VERSION", "STEPS"]
 
 SCHEMA_VERSION: Final = 5
 # A service port is there once for each family in which it is called
@@ -92,4 +92,17 @@ STEPS: Final[Mapping[int, tuple[str, ...]]] = {
     ),
     3: (_MEMBERS,),
     4: tuple(f"ALTER TABLE {table} ADD COLUMN sum INTEGER" for table in ("facts", "objects", "host_changes")),
+}
+# What each version has and the one before it has not: every one must have a column, or a table, of its own. By that a
+# version that a flipped bit has changed is told from an older or a newer one
+NEW_COLUMNS: Final[Mapping[int, frozenset[str]]] = {
+    2: frozenset({"frontends.kind"}),
+    3: frozenset(
+        {
+            *("objects.made", "service_ports.family", "frontends.held"),
+            *(f"claims.{one}" for one in ("address", "port", "protocol", "namespace", "service", "kind")),
+        }
+    ),
+    4: frozenset({"members.network", "members.node", "members.kind"}),
+    5: frozenset({"facts.sum", "objects.sum", "host_changes.sum"}),
 }

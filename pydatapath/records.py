@@ -32,6 +32,7 @@ from pydatapath.record_faults import (
     refuse_damaged,
     remove_database,
     summed,
+    wrong_number,
     wrong_version,
 )
 from pydatapath.record_tables import SCHEMA, SCHEMA_VERSION, STEPS
@@ -133,6 +134,9 @@ class Records:
             if not path.exists():
                 raise DatapathError(f"the records {path} cannot be read: there are none", hint="`pydatapath load`")
             self._db, version = _open(path)
+            if version != SCHEMA_VERSION and (wrong := wrong_number(self._db)):
+                self._db.close()
+                raise damaged(path, wrong)
             if create:
                 self._db.execute("PRAGMA journal_mode = WAL")  # a copy that has taken their place may have none
             while create and version in STEPS:

@@ -37,9 +37,9 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, place: int, bits: int = 1) -> None:
     text = bytearray(path.read_bytes())
-    text[place] ^= 1
+    text[place] ^= bits
     path.write_bytes(text)
 
 
@@ -106,17 +106,48 @@ def test_F8_the_copy_is_never_made_of_damaged_records(path: Path) -> None:
     assert not copy_of(path).exists()
 
 
-def test_F30_records_without_sums_are_no_damage(path: Path) -> None:
-    """A version before wrote none: what it wrote is taken as it is, and what is written now has one."""
+def without_sums(path: Path) -> None:
+    """Records of version 4, and their copy."""
     with contextlib.closing(sqlite3.connect(path)) as records:
         for table in ("facts", "objects", "host_changes"):
             records.execute(f"ALTER TABLE {table} DROP COLUMN sum")
         records.execute("PRAGMA user_version = 4")
+    copy_of(path).write_bytes(path.read_bytes())
+
+
+def test_F30_records_without_sums_are_no_damage(path: Path) -> None:
+    """A version before wrote none: what it wrote is taken as it is, and what is written now has one."""
+    without_sums(path)
     assert take_copy(path) == ""
     with Records(path, create=True) as records:
         assert records.objects() == [WEB]
         records.put({"any": "change"})
     assert take_copy(path) == ""
+
+
+VERSION_AT = 60  # the four bytes of user_version (sqlite.org/fileformat.html 1.3), the highest first
+
+
+@pytest.mark.parametrize("bit", range(32))
+@pytest.mark.parametrize("make", [lambda _: None, without_sums], ids=["ours", "older"])
+def test_F8_a_version_with_a_flipped_bit_is_damage(path: Path, bit: int, make: Callable[[Path], None]) -> None:
+    """The tables tell: neither is it taken for an older or newer one's, nor brought up to date."""
+    make(path)
+    wanted = rows(path)
+    for damaged in (path, copy_of(path)):
+        flip(damaged, VERSION_AT + 3 - bit // 8, 1 << bit % 8)
+        if damaged == path:
+            for create in (False, True):
+                with pytest.raises(DamagedRecords), Records(path, create=create) as records:
+                    records.put({"any": "change"})
+            assert "as their copy" in (take_copy(path) or "")
+            copy_of(path).write_bytes(path.read_bytes())
+        else:
+            assert take_copy(path) == ""
+            assert not copy_of(path).exists()
+        assert rows(path) == wanted
+    with Records(path, create=True) as records:
+        assert records.objects() == [WEB]
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -151,9 +182,10 @@ def test_without_a_copy_nothing_is_done(path: Path) -> None:
 def test_newer_records_are_no_damage(path: Path) -> None:
     """The copy would be older than what a newer pydatapath has written."""
     with contextlib.closing(sqlite3.connect(path)) as records:
-        records.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        records.executescript(f"CREATE TABLE later (what TEXT); PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(DatapathError, match="this pydatapath writes"):
         take_copy(path)
+    assert copy_of(path).exists()
 
 
 def test_the_copy_is_of_whole_changes(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,9 @@ from pydatapath.claims import Claim, Holding
 from pydatapath.errors import DatapathError
 from pydatapath.kernel.layout import Family
 from pydatapath.plan import Address, Frontend, FrontendKind, Here, PortPlan
-from pydatapath.records import SCHEMA_VERSION, HostChange, RecordedPort, Records, Stored
+from pydatapath.record_faults import damage_in
+from pydatapath.record_tables import SCHEMA_VERSION, STEPS
+from pydatapath.records import HostChange, RecordedPort, Records, Stored
 
 WEB = Stored("Service", "shop", "web", None, '{"kind":"Service"}')
 SLICE = Stored("EndpointSlice", "shop", "web-1", "web", "{}")
@@ -382,7 +385,7 @@ def test_F25_damage_found_later_is_one_error_too(path: Path) -> None:
 def test_records_of_another_version_are_refused(path: Path) -> None:
     """The sentence has both versions, the hint both ways out."""
     with sqlite3.connect(path) as database:
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        database.executescript(f"CREATE TABLE later (what TEXT); PRAGMA user_version = {SCHEMA_VERSION + 1}")
     database.close()
     with pytest.raises(DatapathError) as caught:
         Records(path)
@@ -440,6 +443,25 @@ def test_load_brings_older_records_up_to_date(tmp_path: Path, version: int) -> N
             register(records, "old", port("old", "192.168.50.11:30080"))
             assert [shadow.service for shadow in records.shadows()] == ["shop/web"]
             records.rollback()
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_F8_each_version_is_known_by_its_columns(tmp_path: Path, version: int) -> None:
+    """Also older ones; under any other number they are damaged."""
+    path = tmp_path / "old.db"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(VERSION_2 + VERSION_1)
+        for before in range(1, version):
+            database.executescript(";".join(STEPS[before]))
+    for number in range(1, SCHEMA_VERSION + 3):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute(f"PRAGMA user_version = {number}")
+            found = damage_in(database)
+        assert found == (
+            ""
+            if number == version
+            else f"they say that they are of version {number}, and have the tables of version {version}"
+        )
 
 
 def test_a_number_that_older_records_gave_is_never_given_again(tmp_path: Path) -> None:
