@@ -80,11 +80,13 @@ def _followed(path: Path, records: sqlite3.Connection, since: int) -> bool:
         return False
     try:
         records.execute("PRAGMA foreign_keys = OFF")  # all rows come from where they hold
-        records.execute("ATTACH ? AS copy", (str(copy_of(path)),))
+        records.execute("ATTACH ? AS copy", (f"file:{copy_of(path)}?mode=rw",))
         records.execute("PRAGMA copy.synchronous = OFF")
         version = records.execute("PRAGMA copy.user_version").fetchone()[0]
         if version != SCHEMA_VERSION or count_of(records, "copy") != since:
             return False
+        if count_of(records) == since:
+            return True  # nothing was changed, and nothing is written
         records.execute("BEGIN")
         for statement in _FOLLOW:
             records.execute(statement)

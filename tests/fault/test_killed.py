@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from stepping import Stepped, stepped
 
 from pydatapath import Datapath
 from pydatapath.errors import DatapathError
+from pydatapath.record_faults import copy_of
 
 SEED = int(os.environ.get("PYDATAPATH_SEED") or random.SystemRandom().randrange(1 << 32))
 SECONDS = 3000.0 if BIG else 16.0  # for the kills of one command
@@ -185,6 +187,22 @@ def test_F3_apply(stand: Stand, figure: Callable[[str], None]):
     arguments = ["apply", "--prune", "-f", str(stand.changed)]
     trial = Trial(stand, arguments, lambda: loaded(stand), stand.apply, STEADY)
     killed_everywhere(trial, figure, 10)
+
+
+def test_F3_applied_again_there_is_no_step_but_the_locks(stand: Stand):
+    """The second time no map, no link and no file is written; what SQLite makes to lock records it takes away."""
+    loaded(stand)
+    files = [stand.which.records, copy_of(stand.which.records)]
+    before = [(one.read_bytes(), one.stat().st_mtime_ns) for one in files]
+    again = stepped(stand.command("apply", "--prune", "-f", str(stand.base)))
+    assert (again.code, {line.split()[-1] for line in again.output.splitlines()}) == (0, {"unchanged"}), again.output
+    ours = re.escape(str(stand.which.directory))
+    locking = rf"(openat|fchown|unlink) {ours}/state\.db-(wal|shm)|(ftruncate|pwrite64) {ours}/state\.db-shm"
+    lock = rf"(openat|ftruncate|write) {ours}/lock|unlink {ours}/state\.db\.copy\.new"
+    assert [one for one in again.steps if not re.fullmatch(f"{locking}|{lock}", one)] == []
+    assert [(one.read_bytes(), one.stat().st_mtime_ns) for one in files] == before
+    changed = stepped(stand.command("apply", "--prune", "-f", str(stand.changed)))
+    assert any(re.match(rf"pwrite64 {ours}/state\.db\.copy", one) for one in changed.steps), "a change is written"
 
 
 def test_F4_an_upgrade(stand: Stand, figure: Callable[[str], None]):

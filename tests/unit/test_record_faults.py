@@ -194,6 +194,7 @@ def test_the_copy_is_of_whole_changes(path: Path) -> None:
     with Records(path) as records:
         records.store([Stored("Service", "shop", "other", None, "{}")])
         records.rollback()
+        records.keep_copy()
     assert copy_of(path).stat() == before
     with Records(path) as records:
         records.store([Stored("Service", "shop", "other", None, "{}")])
