@@ -81,17 +81,23 @@ class Instance:
     def _root_of_pins(self) -> Path:
         return self.pins.parent.parent
 
+    def check_folders(self) -> None:
+        """Raises Conflict where a folder of its pins or its records is not root's alone."""
+        bpffs.check_private(self.pins, bpffs.BPFFS)
+        bpffs.check_private(self.directory, RUN.parent)
+
     @contextlib.contextmanager
     def locked(self, seconds: float | None = None, *, make: bool = False) -> Iterator[None]:
         """Hold the instance alone for the block. `make`: its folder, too, where there is none.
 
-        Raises Conflict, naming who holds it, after 30 s or so many, KernelError where its folder cannot be written, and
-        NotLoaded where there is none.
+        Raises Conflict, naming who holds it, after 30 s or so many, and as `check_folders`; KernelError where its
+        folder cannot be written, and NotLoaded where there is none.
         """
         while True:
+            self.check_folders()
             try:
                 if make:
-                    bpffs.make_private(self.directory)
+                    bpffs.make_private(self.directory, RUN.parent)
                 lock = open(self.directory / "lock", "ab+", buffering=0, opener=_private)  # noqa: SIM115 - see `with`
             except FileNotFoundError:
                 if make:
@@ -168,10 +174,13 @@ def here(name: str, namespace: str) -> Instance:
 
 
 def find(name: str, namespace: str) -> Instance:
-    """The loaded instance of this name in this namespace ("": the current one). Raises NotLoaded."""
+    """The loaded instance of this name in this namespace ("": the current one). Raises NotLoaded, and Conflict where
+    its folders are not root's alone.
+    """
     instance = here(name, namespace)
     try:
         if instance.records.exists():
+            instance.check_folders()
             return instance
     except PermissionError as error:
         raise DatapathError(f"instance {name!r} cannot be read: {error.strerror}", hint="run it with sudo") from None

@@ -222,6 +222,7 @@ def unload(instance: Instance) -> bool:
 def clean_up(instance: Instance) -> None:
     """Removes the pins and records of an instance whose namespace is gone, and touches nothing else."""
     require_root("unload")
+    instance.check_folders()
     instance.remove()
 
 

@@ -73,7 +73,7 @@ def _privileges() -> Check:
 def _bpf_file_system() -> Check:
     mounted = bpffs.is_mounted()
     detail = f"mounted at {bpffs.BPFFS}" if mounted else f"nothing at {bpffs.BPFFS}; load mounts it"
-    return Check("bpf file system", mounted, detail, f"mount -t bpf bpf {bpffs.BPFFS}")
+    return Check("bpf file system", mounted, detail, bpffs.MOUNT)
 
 
 def _libbpf() -> Check:

@@ -42,6 +42,7 @@ WRITING = (
     ("service", "add", "more", "--port", "81"),
     ("delete", "service", "web"),
 )
+NOBODY = 65534
 SECONDS = 1500.0 if BIG else 40.0  # for damage all over a file
 READING = (("status",), ("service", "list"), ("export",), ("flow", "list"), ("node", "list"))
 
@@ -293,6 +294,69 @@ def test_F7_what_is_not_ours_at_the_place_of_a_pin(loaded: Stand, what: str):
     place.with_name("aside").rename(place)
     loaded.apply()
     same(loaded, before)
+
+
+def chowned(place: Path) -> None:
+    os.chown(place, NOBODY, NOBODY)
+
+
+def moved(place: Path) -> None:
+    place.rename(place.with_name("aside"))
+    place.symlink_to("aside")
+
+
+SPOILT = {
+    "wrong owner": (chowned, lambda place: os.chown(place, 0, 0), f"belongs to user {NOBODY}", "chown"),
+    "writable by a group": (
+        lambda place: place.chmod(0o720),
+        lambda place: place.chmod(0o700),
+        "mode is 0720",
+        "chmod",
+    ),
+    "writable by all": (lambda place: place.chmod(0o702), lambda place: place.chmod(0o700), "mode is 0702", "chmod"),
+    "symbolic link": (
+        moved,
+        lambda place: place.with_name("aside").replace(place.unlink() or place),
+        "is a symbolic link",
+        "`rm ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_F7_pin_dir_wrong_owner(loaded: Stand, what: str):
+    """Nor may others write there, nor does it lead elsewhere: every command says so and does nothing, traffic goes on,
+    and what it says to do is enough. The folders of the records are as those of the pins.
+    """
+    before, which = loaded.state(), loaded.which
+    spoil, mend, says, hints = SPOILT[what]
+    for lowest, root in ((which.pins, BPFFS), (which.directory, RUN.parent)):
+        for place in (one for one in (lowest, *lowest.parents) if one.is_relative_to(root) and one != root):
+            spoil(place)
+            try:
+                for command in (*WRITING[:2], ("status",), ("repair",), ("unload",)):
+                    fails(loaded, *command, says=f"the folder {place} .*{says}", hints=hints)
+                works(loaded)
+            finally:
+                mend(place)
+    loaded.do("status")
+    same(loaded, before)
+
+
+def test_F7_pin_dir_wrong_owner_before_the_first_load(stand: Stand):
+    """Where all may write, as a bpf file system is mounted without an option, anybody may make our folder first."""
+    with mounted("bpf", BPFFS, "mode=1777"):
+        before, place = stand.state(), BPFFS / "pydatapath"
+        subprocess.run(["mkdir", "-p", str(place / "default")], check=True, user=NOBODY, group=NOBODY)
+        for command in (("load", *OPTIONS), ("unload",)):
+            fails(stand, *command, says=f"the folder {place} belongs to user {NOBODY}", hints=f"`rm -r {place}`")
+            assert not RUN.exists()
+        shutil.rmtree(place)
+        assert stand.differences(before) == []
+        stand.load()
+        for made in (place, stand.which.pins.parent, stand.which.pins):
+            assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (0, 0o700)
+        stand.do("unload")
 
 
 # The records

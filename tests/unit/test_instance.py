@@ -103,6 +103,32 @@ def test_it_exists_where_either_side_is_left(web: Instance) -> None:
     assert web.exists
 
 
+@pytest.mark.parametrize("place", ["run", "run/web", "run/web/7", "bpf/pydatapath", "bpf/pydatapath/web/7"])
+@pytest.mark.parametrize("what", ["mode is 0770", "mode is 0707", "symbolic link", "dangling symbolic link", "file"])
+def test_F7_a_folder_that_others_could_write_is_refused(tmp_path: Path, web: Instance, place: str, what: str) -> None:
+    """Found, or in the way of one that is to be made: named, with what is wrong and what to do."""
+    folder = tmp_path / place
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if what.startswith("mode"):
+        folder.mkdir()
+        folder.chmod(int(what[-3:], 8))
+    elif what == "file":
+        folder.touch()
+    else:
+        if not what.startswith("dangling"):
+            (tmp_path / "aside").mkdir()
+        folder.symlink_to(tmp_path / "aside")
+    for make_it in (True, False):
+        with pytest.raises(Conflict) as caught, web.locked(make=make_it):
+            pass
+        assert f"the folder {folder} " in str(caught.value)
+        assert what.removeprefix("dangling ") in str(caught.value)
+        assert str(folder) in caught.value.hint
+    (folder.rmdir if what.startswith("mode") else folder.unlink)()
+    with web.locked(make=True):
+        pass
+
+
 def test_remove_leaves_nothing_but_what_others_have(tmp_path: Path, web: Instance) -> None:
     """Its folders go, those of others stay; with the last instance everything is gone."""
     other = make(Instance("web", "", 8))

@@ -397,7 +397,7 @@ def test_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     before = os.umask(0)
     try:
-        bpffs.make_private(tmp_path / "a" / "b")
+        bpffs.make_private(tmp_path / "a" / "b", tmp_path)
     finally:
         os.umask(before)
     assert [oct(one.stat().st_mode & 0o777) for one in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")] == [
