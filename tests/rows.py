@@ -1,7 +1,7 @@
 """A row for each fault test, for a program to read: a line of JSON in the file that PYDATAPATH_ROWS names.
 
 A fault test is one in tests/fault, or one anywhere whose name has a fault's number. There is no hash of a capture: none
-is made, what was lost is counted by the datagrams' own numbers.
+is made, what was lost is counted by the datagrams' own numbers. A test that tells less than its fault's figures fails.
 """
 
 from __future__ import annotations
@@ -11,16 +11,24 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from controls import CONTROLS, TESTS_OF_TESTS
 
-__all__ = ["faults_of", "pytest_runtest_makereport", "tell", "tell_worst"]
+__all__ = [
+    "MUST_TELL",
+    "faults_of",
+    "lacking",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "tell",
+    "tell_more",
+    "tell_worst",
+]
 
 NUMBERS: Final = (
     "repeats",  # how often the fault was done
@@ -33,9 +41,46 @@ NUMBERS: Final = (
     "wrong",  # whatever else was not as it must be
     "leaked",  # pins, filters, maps, programs, interfaces; entries that are nobody's
     "recovery_s",  # until the next command had mended it
+    "rss_peak_mb",  # the largest process of the commands that the test ran and measured (measuring.py)
     "control_lost_max",  # of the same traffic without us: datagrams, or connections and calls where those are counted
     "seed",
 )
+# What is counted of each fault, by every test of it that plays it on a kernel
+MUST_TELL: Final = {
+    "F1": ("repeats", "sent", "lost_max", "gap_ms_max", "broken", "new_failed", "control_lost_max"),
+    "F2": ("repeats", "sent", "lost_max", "gap_ms_max", "broken", "new_failed", "control_lost_max"),
+    "F3": ("repeats", "wrong", "recovery_s", "seed"),
+    "F4": ("repeats", "wrong", "recovery_s", "seed"),
+    "F5": ("repeats",),
+    "F6": ("repeats", "rss_peak_mb"),
+    "F7": ("repeats", "rss_peak_mb"),
+    "F8": ("repeats", "rss_peak_mb"),
+    "F9": ("repeats", "wrong", "rss_peak_mb"),
+    "F10": ("repeats", "leaked"),
+    "F11": ("repeats", "recovery_s"),
+    "F12": ("repeats", "broken", "new_failed", "wrong"),
+    "F13": ("repeats", "recovery_s"),
+    "F14": ("repeats", "misdelivered", "wrong"),
+    "F15": ("repeats", "leaked"),
+    "F16": ("sent", "broken", "new_failed"),
+    "F17": ("sent", "gap_ms_max", "broken", "new_failed"),
+    "F18": ("sent", "broken", "new_failed"),
+    "F19": ("repeats", "sent", "new_failed"),
+    "F20": ("sent",),
+    "F21": ("sent",),
+    "F22": ("sent", "broken"),
+    "F23": ("sent", "broken"),
+    "F24": ("repeats", "rss_peak_mb"),
+    "F25": ("repeats", "wrong", "rss_peak_mb"),
+    "F26": ("repeats", "wrong"),
+    "F27": ("repeats", "wrong", "rss_peak_mb"),
+    "F28": ("repeats", "wrong", "rss_peak_mb"),
+    "F29": ("repeats", "wrong", "rss_peak_mb"),
+    "F30": ("repeats", "broken"),
+    "F31": ("repeats", "rss_peak_mb"),
+    "F32": ("repeats", "gap_ms_max", "broken", "new_failed", "leaked"),
+}
+BY_TEXT_ALONE: Final = ("F24",)  # no test plays it on a kernel: those of tests/unit tell
 _told: dict[str, float | str] = {}  # of the test that runs
 _ended: dict[str, pytest.TestReport] = {}  # its own report, until its fixtures have looked for what it left
 
@@ -57,6 +102,21 @@ def tell_worst(**figures: float) -> None:
         tell(**{name: max(value, told) if isinstance(told, int | float) else value})
 
 
+def tell_more(**figures: float) -> None:
+    """As `tell`, for what is done several times in a test: the counts are added up."""
+    for name, value in figures.items():
+        told = _told.get(name, 0)
+        tell(**{name: value + told if isinstance(told, int | float) else value})
+
+
+def lacking(row: Mapping[str, Any]) -> list[str]:
+    """What a row does not say of its faults; of a test that has not passed nobody asks. A unit test is its verdict."""
+    if row["verdict"] != "passed":
+        return []
+    asked = [one for one in row["id"] if one in BY_TEXT_ALONE or not row["test"].startswith("tests/unit/")]
+    return sorted({name for fault in asked for name in MUST_TELL[fault] if row[name] is None})
+
+
 def faults_of(nodeid: str) -> list[str]:
     """The faults whose numbers a test's own name has; not what its parameters happen to look like."""
     return re.findall(r"_(F[1-9]\d*)(?=_|$)", nodeid.partition("::")[2].partition("[")[0])
@@ -75,8 +135,6 @@ def made(item: pytest.Item, report: pytest.TestReport, after: pytest.TestReport)
         "links": "veth",
         "load": _told.get("load", getattr(getattr(item, "module", None), "LOAD", None)),
         **{number: _told.get(number) for number in NUMBERS},
-        # The largest of all commands so far that were waited for
-        "rss_peak_mb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
         "seconds": round(report.duration, 1),
         "control": [one.fault for one in CONTROLS if one.fault.partition(":")[0] in faults]
         + [test for fault in faults for test in TESTS_OF_TESTS.get(fault, ())],
@@ -93,18 +151,26 @@ def _commit() -> str:
         return ""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What the last test told is not of this one; what its own fixtures do is."""
+    _told.clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Writes the row where it is asked for, when all that belongs to the test is over."""
     report: pytest.TestReport = yield
-    if call.when == "setup":
-        _told.clear()
     if call.when == "call" or (call.when == "setup" and report.outcome != "passed"):
         _ended[item.nodeid] = report
     if call.when == "teardown":
         file, ended = os.environ.get("PYDATAPATH_ROWS"), _ended.pop(item.nodeid, None)
-        wanted = item.path.parent.name == "fault" or faults_of(item.nodeid)
-        if file and ended and wanted:
-            with Path(file).open("a") as out:
-                out.write(json.dumps(made(item, ended, report)) + "\n")
+        if ended and (item.path.parent.name == "fault" or faults_of(item.nodeid)):
+            row = made(item, ended, report)
+            if lacks := lacking(row):
+                report.outcome = row["verdict"] = "failed"
+                report.longrepr = f"the row of {', '.join(row['id'])} does not tell {', '.join(lacks)}: see MUST_TELL"
+            if file:
+                with Path(file).open("a") as out:
+                    out.write(json.dumps(row) + "\n")
     return report  # type: ignore[return-value]

@@ -19,6 +19,7 @@ from typing import Any
 
 from calls import KINDS, ask, ask_many, dial
 from host_state import dump
+from measuring import measured
 from rows import tell, tell_worst
 from scene import PORT, PYDATAPATH, VIP_PORT, Cluster, objects, pydatapath
 
@@ -106,7 +107,7 @@ class Stand:
     def do(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Runs pydatapath for this node, which must do it, without a word on stderr but warnings."""
         command = self.command(*arguments)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = measured(command, timeout=PATIENCE)
         assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
         assert not re.sub(r"^Warning: .*\n", "", done.stderr, flags=re.MULTILINE), f"{arguments}: {done.stderr}"
         return done

@@ -160,7 +160,9 @@ def fails_over_traffic(stand: Stand, fault: Fault, capsys: pytest.CaptureFixture
     assert done.returncode == 1, told
     assert re.fullmatch(r"Error: [^\n]+\n(Hint: [^\n]+\n)?", done.stderr), told
     assert re.search(fault.says, done.stderr), told
-    assert {part: one for part, one in after.items() if one != before[part]} == {}
+    changed = {part: one for part, one in after.items() if one != before[part]}
+    tell(wrong=len(changed))
+    assert changed == {}
     assert made_for(fault.flows) == 0
     stand.do(*otherwise)
     assert made_for(fault.flows) == 1

@@ -7,12 +7,13 @@ import os
 import re
 import resource
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from measuring import measured
+from rows import tell
 from scene import objects, pydatapath
 from stand import OPTIONS, STEADY, Stand, stand_up
 
@@ -25,12 +26,6 @@ LAUGHS = 'a: &a ["lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol"]\
     f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n"
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)
 )
-MEASURING = """
-import os, sys
-child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
-_, status, used = os.wait4(child, 0)
-print(os.waitstatus_to_exitcode(status), round(used.ru_maxrss / 1024), round(used.ru_utime + used.ru_stime, 2))
-"""
 HOSTILE = "p\x1b[2J\x07"  # as a name of an interface: the kernel forbids slashes, colons and white space only
 READING = (
     *(["status"], ["status", "-o", "wide"], ["status", "-o", "json"], ["status", "-o", "yaml"], ["service", "list"]),
@@ -101,15 +96,16 @@ def test_F25_a_billion_laughs_take_no_memory(stand: Stand, tmp_path: Path, figur
     stand.load()
     path = tmp_path / "laughs.yaml"
     path.write_text(LAUGHS)
-    # By way of a small process: the memory of who starts one counts as its own until it becomes the command
-    command = [sys.executable, "-I", "-S", "-c", MEASURING, *stand.command("apply", "-f", str(path))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    code, megabytes, seconds = done.stdout.split()[-3:]
-    assert int(code) == 1
+    begun, before = time.monotonic(), stand.state()
+    done = measured(stand.command("apply", "-f", str(path)), timeout=60)
+    seconds, wrong = time.monotonic() - begun, stand.differences(before)
+    assert done.returncode == 1
     assert "aliases stand for more than 2 MB of text" in done.stderr
-    figure(f"a billion laughs: refused with {megabytes} MB, {seconds} s")
-    assert float(megabytes) < MOST_MB
+    figure(f"a billion laughs: refused with {done.megabytes} MB, {seconds:.1f} s")
+    assert done.megabytes < MOST_MB
+    assert wrong == []
     stand.clear()
+    tell(repeats=1, wrong=len(wrong), rss_peak_mb=done.megabytes, load="nobody")
 
 
 def obeyed(output: bytes) -> list[bytes]:
@@ -120,7 +116,7 @@ def obeyed(output: bytes) -> list[bytes]:
     ]
 
 
-def tell(stand: Stand, arguments: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
+def said(stand: Stand, arguments: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
     """A command's output, byte by byte."""
     return subprocess.run(stand.command(*arguments), input=text.encode(), capture_output=True, timeout=150, check=False)
 
@@ -129,7 +125,7 @@ def test_F26_hostile_names_never_reach_the_terminal_raw(stand: Stand):
     """Of an interface, a node, a pod and a zone: shown with what a terminal would obey made harmless."""
     stand.node.exec(["ip", "link", "set", "pod1", "name", HOSTILE], check=True)
     try:
-        outputs = [tell(stand, ["load", *OPTIONS])]
+        outputs = [said(stand, ["load", *OPTIONS])]
         made = [one.manifest for one in objects("evil", "10.96.0.95", stand.servers)]
         made[1]["endpoints"][0] |= {
             "zone": "z\x1b[31m",
@@ -137,17 +133,19 @@ def test_F26_hostile_names_never_reach_the_terminal_raw(stand: Stand):
         }
         made[1]["endpoints"][1] |= {"nodeName": "node\x1b[31m\r\n2"}
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
-        outputs += [tell(stand, ["apply", "-f", "-"], each) for each in (text, to_yaml(made))]
+        outputs += [said(stand, ["apply", "-f", "-"], each) for each in (text, to_yaml(made))]
         stand.do("apply", "-f", str(stand.base))
-        outputs += [tell(stand, one) for one in READING]
+        outputs += [said(stand, one) for one in READING]
         hostile = (
             ("--node-name", "n\x1b[31m"),
             ("--uplink", "e\x1b[31m"),
             ("--bridge", HOSTILE),
             ("--zone", "z\x9b31m"),
         )
-        outputs += [tell(stand, ["load", *options]) for options in hostile]
-        outputs += [tell(stand, one) for one in READING]
+        outputs += [said(stand, ["load", *options]) for options in hostile]
+        outputs += [said(stand, one) for one in READING]
+        wrong = [done.args for done in outputs if obeyed(done.stdout + done.stderr)]
+        tell(repeats=len(outputs), wrong=len(wrong))
         for done in outputs:
             assert b"Traceback" not in done.stderr, done
             assert obeyed(done.stdout + done.stderr) == [], done.args
@@ -167,20 +165,22 @@ def test_F28_who_is_not_root_is_told_so(stand: Stand, command: list[str]):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["Error", "Hint"]
-    assert stand.differences(before) == []
+    wrong = stand.differences(before)
+    tell(repeats=1, wrong=len(wrong), load="nobody")
+    assert wrong == []
 
 
 def test_F28_root_without_the_right_to_change_the_network(stand: Stand):
     """Without CAP_NET_ADMIN and CAP_BPF: one error, and the host as it was."""
     before = stand.state()
     command = ["setpriv", "--bounding-set=-net_admin,-bpf,-sys_admin", "--inh-caps=-net_admin,-bpf,-sys_admin"]
-    done = subprocess.run(
-        [*command, *stand.command("load", *OPTIONS)], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = measured([*command, *stand.command("load", *OPTIONS)], timeout=60)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stderr.startswith("Error: ")
-    assert stand.differences(before) == []
+    wrong = stand.differences(before)
+    tell(repeats=1, wrong=len(wrong), load="nobody")
+    assert wrong == []
 
 
 def test_F31_memory_that_is_short(stand: Stand, figure: Callable[[str], None]):
@@ -209,6 +209,7 @@ def test_F31_memory_that_is_short(stand: Stand, figure: Callable[[str], None]):
     figure(f"apply in so many MB of address space, exit codes: {codes}")
     assert codes[320] == 0
     assert 1 in codes.values(), "none was too little"
+    tell(repeats=len(codes))
     stand.apply()
     assert stand.differences(before) == []
     stand.clear()

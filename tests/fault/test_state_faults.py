@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import tell, tell_worst
+from rows import tell, tell_more, tell_worst
 from scene import BIG
 from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up, unwritten
 from stepping import stepped
@@ -79,6 +79,7 @@ def run(stand: Stand, *arguments: str, **more: object) -> subprocess.CompletedPr
     """A command that may fail, but with one error and no traceback."""
     if arguments == ("apply", "-f"):
         arguments = ("apply", "--prune", "-f", str(stand.changed))
+    tell_more(repeats=1)
     done: subprocess.CompletedProcess[str] = subprocess.run(
         stand.command(*arguments), capture_output=True, text=True, timeout=60, check=False, **more
     )
@@ -170,6 +171,7 @@ def test_F6_a_full_disk_does_not_hold_up_unload(stand: Stand):
         stand.apply()
         filler = fill(RUN)
         stand.do("unload")
+        tell(repeats=1)
         filler.unlink()
         assert list(RUN.iterdir()) == []
     RUN.rmdir()
@@ -590,6 +592,7 @@ def test_F5_output_that_nobody_takes(loaded: Stand, closed: str):
     before = loaded.state()
     command = " ".join(loaded.command("apply", "--prune", "-f", str(loaded.changed)))
     subprocess.run(["bash", "-c", f"{command} {closed}"], timeout=60, check=False, capture_output=True)
+    tell(repeats=1)
     assert {one.name for one in _services(loaded)} == {"new", "steady", "web"}
     loaded.apply()
     same(loaded, before)
@@ -610,4 +613,5 @@ def test_F29_a_clock_that_was_wrong(loaded: Stand):
     assert "2099" in run(loaded, "status").stdout
     loaded.mend()
     assert "2099" not in run(loaded, "status").stdout
+    tell(repeats=1, wrong=len(loaded.traffic(STEADY)))
     same(loaded, before)

@@ -29,6 +29,7 @@ from packetbed import (
     tcp,
     udp,
 )
+from rows import tell
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp, sctp], ids=["TCP", "UDP", "SCTP"])
@@ -360,10 +361,14 @@ def test_N24_F18_one_pod_cannot_take_all(limited: Bed, where: Places, make):
         assert (outcome.ip.dst, error.type, error.code) == (source, *((1, 1) if where is V6 else (3, 13)))
         return False
 
-    assert [begins(5000 + number) for number in range(12)] == [True] * 10 + [False] * 2
+    first = [begins(5000 + number) for number in range(12)]
+    assert first == [True] * 10 + [False] * 2
     assert limited.counted()["drop_pod_limit"] == 2
-    assert all(begins(5000 + number) for number in range(10)), "those are there already"
-    assert begins(5000, where.BACKEND, "pod3")
+    again = [begins(5000 + number) for number in range(10)]
+    other = begins(5000, where.BACKEND, "pod3")
+    tell(load="ten flows of the pod, one of another", sent=23, broken=again.count(False), new_failed=int(not other))
+    assert all(again), "those are there already"
+    assert other
     limited.serve({where.called(f"90/{make.__name__.upper()}"): [at(where.BACKEND, 90)]})
     assert limited.run(Hook.FROM_POD, make(where.CLIENT, 5020, where.VIP, 90)).verdict == REDIRECT, "not outside"
     for seconds, more in ((7, 1), (12, 2), (600, 10)):

@@ -33,6 +33,7 @@ from packetbed import (
     key_of,
     leaves,
 )
+from rows import tell_more
 
 from pydatapath.errors import KernelError
 
@@ -153,7 +154,9 @@ def test_F20_garbage_is_never_rewritten(bed: Bed, packet: bytes, ethertype: byte
     packet = packet[:12] + ethertype + packet[12:]
     for hook in Hook:
         outcome = attempt(bed, hook, packet)
-        assert outcome is None or (outcome.verdict, outcome.packet) == (PASS, packet)
+        wrong = outcome is not None and (outcome.verdict, outcome.packet) != (PASS, packet)
+        tell_more(sent=1, wrong=int(wrong))
+        assert not wrong, (hook, outcome)
 
 
 @st.composite
@@ -175,6 +178,7 @@ def test_F20_only_a_whole_packet_to_a_service_is_rewritten(bed: Bed, packet: byt
     assume(packet[23:24] != b"\x01")  # ICMP and fragments have tests of their own
     assume(int.from_bytes(packet[20:22], "big") & 0x3FFF == 0)
     outcome = attempt(bed, Hook.FROM_POD, packet)
+    tell_more(sent=1)
     if outcome is None or not is_whole(packet):
         assert outcome is None or (outcome.verdict, outcome.packet) == (PASS, packet)
         return

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from measuring import measured
+
 from pydatapath import Datapath, EndpointSlice, Options, Service, schema
 from pydatapath.lab import Host, Lab, LabSpec, Pod
 
@@ -84,7 +86,7 @@ def pydatapath(*arguments: str, stdin: str = "", as_nobody_in: str = "") -> subp
     command = [str(PYDATAPATH), *arguments]
     if as_nobody_in:
         command = ["nsenter", f"--net=/run/netns/{as_nobody_in}", "--", sys.executable, str(AS_NOBODY), *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return measured(command, stdin=stdin, timeout=PATIENCE)
 
 
 def is_readable(file: IO[Any], seconds: float) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rows import tell
 from scene import Cluster, cluster_up, objects, pydatapath
 
 VIP = "10.96.0.71"
@@ -123,7 +124,8 @@ def test_F26_a_terminal_is_given_nothing_to_obey(cluster: Cluster):
     made = [json.loads(json.dumps(dict(one.manifest))) for one in objects("web", VIP, [cluster.lab.pod(1, 2)])]
     made[0]["metadata"]["annotations"] = {"note": "\x1b[31m\x9b31m\u202e\x07"}
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
-    for form in ("diff", "json", "yaml"):
-        code, out, _ = diff(cluster, text, "-o", form)
-        assert code == 1
-        assert all(line.isprintable() for line in out.split("\n"))
+    outputs = [diff(cluster, text, "-o", form) for form in ("diff", "json", "yaml")]
+    obeyed = [line for _, out, _ in outputs for line in out.split("\n") if not line.isprintable()]
+    tell(repeats=len(outputs), wrong=len(obeyed), load="nobody")
+    assert [code for code, *_ in outputs] == [1, 1, 1]
+    assert obeyed == []

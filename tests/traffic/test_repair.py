@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from calls import KINDS, ask_many
-from rows import tell, tell_worst
+from rows import tell, tell_more, tell_worst
 from scene import VIP_PORT, Cluster, cluster_up, pydatapath
 
 from pydatapath import Datapath
@@ -78,6 +78,7 @@ def check(cluster: Cluster, damage: Callable[[Cluster], object], *parts: str) ->
 
 def mended_of(cluster: Cluster, damage: Callable[[Cluster], object], parts: tuple[str, ...]) -> list[str]:
     damage(cluster)
+    tell_more(repeats=1)
     found = drift(cluster)
     for part in parts:
         assert part in "\n".join(found)
@@ -110,7 +111,9 @@ def test_F11_status_names_what_repair_mends(cluster: Cluster):
     code, out, err = command(cluster, "status")
     assert (code, err) == (0, "")
     assert out.endswith(f"\n\ndrift: {lost}: `pydatapath repair` mends it\n")
+    begun = time.monotonic()
     assert command(cluster, "repair") == (0, f"mended: {lost}\n", "")
+    tell(repeats=1, recovery_s=round(time.monotonic() - begun, 2))
     works(cluster)
 
 
@@ -364,7 +367,9 @@ def test_F11_a_second_look_needs_no_services_to_be_many(cluster: Cluster):
         assert shown.unchecked == "2 objects were not compared with the maps: `status --check` does"
         shown = cluster.datapaths[1].status(check=True)
         assert (WRONG in shown.drift[0], shown.unchecked) == (True, "")
+        begun = time.monotonic()
         assert cluster.datapaths[1].repair()
+        tell(repeats=1, recovery_s=round(time.monotonic() - begun, 2))
         assert cluster.datapaths[1].status(check=True).drift == ()
     finally:
         reporting.FEW = few
@@ -420,7 +425,6 @@ def test_F13_interfaces_come_and_go(cluster: Cluster, tmp_path: Path):
         node.exec(["ip", "address", "add", "192.168.50.77/24", "dev", "wan0"], check=True)
 
     check(cluster, new_address, "the node's IPv4 addresses was 192.168.50.11 at load")
-    tell(repeats=4)
     assert "192.168.50.77" in cluster.datapaths[1].status().node_ips
 
 

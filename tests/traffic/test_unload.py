@@ -209,6 +209,8 @@ def test_F10_what_others_hung_on_our_qdisc_stays(cluster: Cluster, foreign: Host
     cluster.load(1)
     tc(foreign, *f"filter add dev pod2 ingress prio 9 protocol ip {ALL}".split())
     unload(cluster)
+    leaks = len(filters(foreign, "pod2", "ingress")) - 1 + len(filters(foreign, "pod1", "ingress"))
+    tell(repeats=1, leaked=leaks, load="nobody")
     (left,) = filters(foreign, "pod2", "ingress")
     assert (left["pref"], left["kind"]) == (9, "u32")
     assert filters(foreign, "pod1", "ingress") == []
@@ -223,6 +225,7 @@ def test_F10_a_place_taken_by_others_is_left_to_them(cluster: Cluster, foreign: 
     done = pydatapath("--netns", foreign.netns, "load", "--node-name", foreign.netns)
     assert done.returncode == 1
     assert done.stderr.startswith("Error: pod2 ingress already has a filter at priority 7")
+    tell(repeats=1, load="nobody")
     assert_nothing_leaked(cluster, before)
 
 

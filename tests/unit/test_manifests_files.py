@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from measuring import measured
+from rows import tell
 from samples import SERVICE, SLICE, Edit, at, edited, named, port, refusal
 
 from pydatapath.documents import documents
@@ -268,6 +270,10 @@ def test_F24_F25_what_is_no_file_is_refused_at_once(folder: Path) -> None:
         "lost.yaml: no such file or directory",
     ]
     assert refusal(lambda: read(["huge.yaml"])) == "huge.yaml: larger than 100 MB"
+    done = measured([sys.executable, "-c", "from pydatapath.manifests import read; read(['huge.yaml'])"], timeout=60)
+    assert done.stderr.endswith("Refused: huge.yaml: larger than 100 MB\n")
+    tell(repeats=1)
+    assert done.megabytes < 50
 
 
 @pytest.mark.parametrize(
