@@ -10,7 +10,8 @@ __all__ = ["CONTROLS", "TESTS_OF_TESTS", "Control"]
 class Control(NamedTuple):
     """In `file` the text `was` becomes `broken`, and then a test of `module` whose name has all of `name` must fail.
 
-    `races`: two things must meet for that, and it may take another try.
+    `says`: what it must complain of then, a pattern in the line that fails or in its error. `races`: two things must
+    meet for that, and it may take another try.
     """
 
     fault: str
@@ -19,6 +20,7 @@ class Control(NamedTuple):
     broken: str
     module: str
     name: str
+    says: str
     races: bool = False
 
 
@@ -30,6 +32,7 @@ CONTROLS: Final = (
         "if True:",
         "fault/test_state_faults.py",
         "F5_a_signal",
+        r"before step \d+: ",
         races=True,
     ),
     Control(
@@ -39,6 +42,7 @@ CONTROLS: Final = (
         "fcntl.LOCK_SH | fcntl.LOCK_NB",
         "fault/test_at_once.py",
         "F9_fifty",
+        r"exit code \d+: ",
         races=True,
     ),
     Control(
@@ -48,6 +52,7 @@ CONTROLS: Final = (
         "return false;",
         "fault/test_interfaces.py",
         "F14",
+        "UDP by ",
     ),
     Control(
         "F16: a choice that nobody makes twice",
@@ -56,6 +61,7 @@ CONTROLS: Final = (
         "keep.position = bpf_get_prandom_u32() % (run.slot_count ? run.slot_count : 1);",
         "fault/test_flood.py",
         "F16",
+        r"seen\.silent_broken == \[\]",
     ),
     Control(
         "F17: whatever a server says is believed",
@@ -64,6 +70,7 @@ CONTROLS: Final = (
         "if (1 ||",
         "fault/test_flood.py",
         "F17 and another",
+        r"seen\.entries_changed == 0",
     ),
     Control(
         "F18: first datagrams stand where answered flows do",
@@ -72,6 +79,7 @@ CONTROLS: Final = (
         "winner = flows.insert(key, flow) ? flows.lookup(key) : NULL;",
         "fault/test_flood.py",
         "F18",
+        r"seen\.entries_changed == 0",
     ),
     Control(
         "F23: an error ends what it is about",
@@ -80,6 +88,7 @@ CONTROLS: Final = (
         "flows.delete(key); return TRANSLATED_WAY;",
         "fault/test_flood.py",
         "F23",
+        r"seen\.(entries_lost == 0|silent_broken == \[\])",
     ),
     Control(
         "F17: what a RST ends stays half open",
@@ -88,6 +97,7 @@ CONTROLS: Final = (
         "if (ended) {",
         "fault/test_flood.py",
         "ACKs",
+        r"seen\.(entries_changed == 0|forgotten == \[\])",
     ),
     Control(
         "F27: a load that fails leaves its programs",
@@ -96,6 +106,7 @@ CONTROLS: Final = (
         "            move.take_back()\n",
         "fault/test_failed_load.py",
         "F27",
+        r"assert changed == \{\}",
     ),
     Control(
         "F30: what packets have changed is not carried",
@@ -104,6 +115,7 @@ CONTROLS: Final = (
         '_WRITTEN: Final = ("fragments",',
         "fault/test_carrying.py",
         "what_happens_while",
+        r"== 5|asked \+ 2|\bbroken\(",
     ),
     Control(
         "F6: a full disk is taken for damage",
@@ -112,6 +124,7 @@ CONTROLS: Final = (
         "full, code = False, 0",
         "fault/test_state_faults.py",
         "F6_a_full_disk and not unload",
+        r"no room\|cannot be written",
     ),
     Control(
         "F7: a pin that is gone is not missed",
@@ -120,6 +133,7 @@ CONTROLS: Final = (
         "            if False:\n",
         "fault/test_state_faults.py",
         "F7_no_file_system",
+        "no longer pinned",
     ),
     Control(
         "F8: sums that nobody compares",
@@ -128,6 +142,7 @@ CONTROLS: Final = (
         "WHERE 0 AND sum <> sum_of(",
         "unit/test_record_faults.py",
         "F8_any_bit",
+        r"the byte \d+",
     ),
     Control(
         "F11: filters that are gone are not missed",
@@ -136,6 +151,7 @@ CONTROLS: Final = (
         "",
         "traffic/test_repair.py",
         "F11_status_names",
+        "has no from_pod filter",
     ),
     Control(
         "F12: an interface that has gone ends a load",
@@ -144,6 +160,7 @@ CONTROLS: Final = (
         "        raise\n",
         "fault/test_interfaces.py",
         "F12",
+        r"assert failed == \[\]",
         races=True,
     ),
     Control(
@@ -153,6 +170,7 @@ CONTROLS: Final = (
         "",
         "fault/test_state_faults.py",
         "F29",
+        r'.2099. is contained here|"2099" not in',
     ),
     Control(
         "F31: a low limit of descriptors is not raised",
@@ -161,6 +179,7 @@ CONTROLS: Final = (
         "",
         "fault/test_state_faults.py",
         "F31_a_low",
+        "Too many open files",
     ),
     Control(
         "F15: what a namespace leaves behind is not looked for",
@@ -169,6 +188,7 @@ CONTROLS: Final = (
         "return []",
         "fault/test_interfaces.py",
         "F15",
+        "is gone with its namespace",
     ),
     Control(
         "F22: later fragments are not led",
@@ -177,6 +197,7 @@ CONTROLS: Final = (
         "if (1)",
         "fault/test_flood.py",
         "F22",
+        r"assert large\[0\] == large\[1\]|timed out",
     ),
     Control(
         "F10: a place of ours is never another's",
@@ -185,6 +206,7 @@ CONTROLS: Final = (
         "if False:",
         "traffic/test_unload.py",
         "F10_a_place",
+        r"assert done\.returncode == 1",
     ),
     Control(
         "F13: what the host was at load is not compared",
@@ -193,6 +215,7 @@ CONTROLS: Final = (
         "        if False:\n",
         "traffic/test_repair.py",
         "F13",
+        "the node's first uplink was eth0",
     ),
     Control(
         "F19: where no port is left it goes as it came",
@@ -201,6 +224,7 @@ CONTROLS: Final = (
         "return TC_ACT_UNSPEC;",
         "packet/test_rules_services.py",
         "F19",
+        r"assert \(outcome\.verdict, outcome\.packet\) == \(DROP",
     ),
     Control(
         "F20: any version is read as IPv4",
@@ -209,6 +233,7 @@ CONTROLS: Final = (
         "if (read->length < sizeof(*ip))",
         "packet/test_garbage.py",
         "N108_F20",
+        r"PYDATAPATH_SEED=\d+: ",
     ),
     Control(
         "F21: lengths are believed",
@@ -217,6 +242,7 @@ CONTROLS: Final = (
         "false;",
         "packet/test_untouched.py",
         "F21_lengths",
+        r"assert \(outcome\.verdict, outcome\.packet\) == \(PASS",
     ),
     Control(
         "F24: no file is too large",
@@ -225,6 +251,7 @@ CONTROLS: Final = (
         "> MAX_BYTES * MAX_BYTES:",
         "unit/test_manifests_files.py",
         "F24",
+        "larger than 100 MB",
     ),
     Control(
         "F25: of two equal keys one is forgotten",
@@ -233,6 +260,7 @@ CONTROLS: Final = (
         "elif False:",
         "unit/test_manifests_files.py",
         "F25",
+        "stands twice in one map",
     ),
     Control(
         "F26: names are printed as they are",
@@ -241,6 +269,7 @@ CONTROLS: Final = (
         "return name",
         "unit/test_manifests_files.py",
         "F26",
+        "isprintable",
     ),
     Control(
         "F28: nobody is asked whether he is root",
@@ -249,6 +278,7 @@ CONTROLS: Final = (
         "if False:",
         "fault/test_security.py",
         "F28_who_is_not_root and load",
+        r'assert "Traceback" not in done\.stderr',
     ),
     Control(
         "F27: what the kernel refused is told as it told it",
@@ -257,6 +287,7 @@ CONTROLS: Final = (
         "            pass\n",
         "fault/test_kernel_lacks.py",
         "F27",
+        "this kernel lacks",
     ),
     Control(
         "F32: a descriptor is not closed",
@@ -265,6 +296,7 @@ CONTROLS: Final = (
         "        yield descriptor\n    finally:\n        pass\n",
         "fault/test_soak.py",
         "F32",
+        "descriptors",
     ),
 )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -25,6 +26,7 @@ def test_what_a_control_breaks_is_there(control: Control) -> None:
     """That the test is then red takes a kernel: tests/fault/test_controls.py."""
     assert control.was in (ROOT / control.file).read_text()
     assert (ROOT / "tests" / control.module).is_file()
+    assert re.compile(control.says).pattern, "any failure would do"
 
 
 @pytest.mark.parametrize("test", [one for its in TESTS_OF_TESTS.values() for one in its])
