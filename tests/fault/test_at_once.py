@@ -8,22 +8,28 @@ import os
 import random
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from calls import KINDS, ask_many
+from measuring import measured
 from rows import tell
 from scene import VIP_PORT, objects
 from stand import OPTIONS, STEADY, Stand, stand_up
 
-from pydatapath import Datapath
+from pydatapath import Datapath, Options
 from pydatapath.documents import to_yaml
+from pydatapath.instance import LOCK_SECONDS
+from pydatapath.kernel import libbpf
 
 COMMANDS = 50
 PATIENCE = 170.0  # for all; what waits for a lock gives up after 30 s by itself
 SEED = int(os.environ.get("PYDATAPATH_SEED") or random.SystemRandom().randrange(1 << 32))
+MOST_REFUSED = 16  # half of those that write: who has waited so long gives up, on a machine that others use, too
 # Another route; Maglev's tables for so many services would have no room
 OTHER_OPTIONS = (*OPTIONS, "--service-cidr", "10.96.0.0/12", "--service-cidr", "10.112.0.0/16")
 SHARED = ("10.96.0.90", VIP_PORT)  # each `apply` of the test makes this service, with backends of its own
@@ -31,11 +37,44 @@ SHARED = ("10.96.0.90", VIP_PORT)  # each `apply` of the test makes this service
 pytestmark = pytest.mark.timeout(400)
 
 
+class Loaded(NamedTuple):
+    """What a load leaves: the routes, and what the programs are by their tags, hashes of their instructions."""
+
+    options: Options
+    routes: set[str]
+    tags: dict[str, str]
+
+
+def loaded(stand: Stand) -> Loaded:
+    """As it is now."""
+    tags = {}
+    for pin in stand.which.program_pins.iterdir():
+        if pin.name != "walks":
+            with libbpf.opened(libbpf.open_pin(str(pin))) as descriptor:
+                tags[pin.name] = libbpf.program_info(descriptor).tag
+    routes = stand.node.exec(["ip", "route", "show", "table", "all", "proto", "218"], check=True).stdout
+    with Datapath.open(netns=stand.node.netns) as datapath:
+        return Loaded(datapath.options, {line.split()[0] for line in routes.splitlines()}, tags)
+
+
+@pytest.fixture(scope="module")
+def either(stand: Stand) -> list[Loaded]:
+    """What a load by itself leaves, with the one options and with the other."""
+    found = []
+    for options in (OTHER_OPTIONS, OPTIONS):
+        stand.load(options)
+        found.append(loaded(stand))
+    one, other = found
+    assert one.options != other.options
+    assert one.routes != other.routes
+    assert one.tags != other.tags
+    return found
+
+
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """A loaded node with the steady service."""
     with stand_up(f"ao-{os.getpid()}", tmp_path_factory.mktemp("manifests")) as made:
-        made.load(OTHER_OPTIONS)
         made.load()
         made.apply()
         yield made
@@ -54,7 +93,7 @@ def variants(stand: Stand, folder: Path) -> list[Path]:
     return paths
 
 
-def test_F9_fifty_commands_at_once(stand: Stand, tmp_path: Path, figure: Callable[[str], None]):
+def test_F9_fifty_commands_at_once(stand: Stand, either: list[Loaded], tmp_path: Path, figure: Callable[[str], None]):
     """Applies of one service in three forms, services by hand, loads with other options, and readers."""
     files = variants(stand, tmp_path)
     chance = random.Random(SEED)
@@ -70,26 +109,39 @@ def test_F9_fifty_commands_at_once(stand: Stand, tmp_path: Path, figure: Callabl
 
     def run(arguments: list[str]) -> tuple[list[str], subprocess.CompletedProcess[str], float]:
         start = time.monotonic()
-        done = subprocess.run(stand.command(*arguments), capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = measured(stand.command(*arguments), timeout=PATIENCE)
         return arguments, done, time.monotonic() - start
 
     with ThreadPoolExecutor(COMMANDS) as pool:
         results = list(pool.map(run, commands))
-    refused = 0
-    for arguments, done, _ in results:
+    refused = Counter[str]()
+    for arguments, done, seconds in results:
         told = f"{arguments}: exit code {done.returncode}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, told
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if not line.startswith(("Hint: ", "Warning: "))]
             assert [line[:7] for line in errors] == ["Error: "], told
             assert "busy" in errors[0], told
-            refused += 1
+            assert seconds >= LOCK_SECONDS, told
+            refused[arguments[0]] += 1
+    busy = refused.total()
     figure(
-        f"{COMMANDS} commands at once: {COMMANDS - refused} done, {refused} said that it was busy, the longest"
+        f"{COMMANDS} commands at once: {COMMANDS - busy} done, {busy} said that it was busy, the longest"
         f" {max(seconds for *_, seconds in results):.1f} s; {time.monotonic() - begun:.1f} s, seed {SEED}"
     )
-    tell(repeats=COMMANDS, seed=SEED)
-    assert stand.traffic(STEADY) == []
+    wrong = stand.traffic(STEADY)
+    left = loaded(stand)
+    if left not in either:
+        parts = [[name for name in Loaded._fields if getattr(left, name) == getattr(one, name)] for one in either]
+        wrong.append(
+            f"neither load leaves this: of its {Loaded._fields} as of the one {parts[0]}, of the other {parts[1]}"
+        )
+    with Datapath.open(netns=stand.node.netns) as datapath:
+        wrong += datapath.status(check=True).drift
+    tell(repeats=COMMANDS, new_failed=busy, wrong=len(wrong), seed=SEED)
+    assert wrong == []
+    assert busy <= MOST_REFUSED, refused
+    assert not refused.keys() & {one[0] for one in reading}, "who reads waits for nobody"
     check_serial(stand, [arguments for arguments, done, _ in results if not done.returncode])
 
 
@@ -100,7 +152,6 @@ def check_serial(stand: Stand, done: list[list[str]]) -> None:
     assert not state["unfinished"]
     with Datapath.open(netns=stand.node.netns) as datapath:
         found = {one.service.name: one for one in datapath.services}
-        assert datapath.status().drift == ()
     # The last apply is there as a whole
     node_port = {port.node_port for port in found["shared"].service.ports}
     backends = {one.address for one in found["shared"].backends}
@@ -128,12 +179,11 @@ def test_F9_first_loads_and_unloads_at_once(stand: Stand, figure: Callable[[str]
     with ThreadPoolExecutor(len(commands)) as pool:
         results = list(
             pool.map(
-                lambda one: subprocess.run(
-                    stand.command(*one), capture_output=True, text=True, timeout=PATIENCE, check=False
-                ),
+                lambda one: measured(stand.command(*one), timeout=PATIENCE),
                 commands,
             )
         )
+    busy = sum("busy" in done.stderr for done in results)
     for one, done in zip(commands, results, strict=True):
         assert "Traceback" not in done.stderr, f"{one}: {done.stderr}"
         assert done.returncode in (0, 1), f"{one}: {done.stderr}"
@@ -141,7 +191,10 @@ def test_F9_first_loads_and_unloads_at_once(stand: Stand, figure: Callable[[str]
             assert done.returncode == 0 or "busy" in done.stderr, f"{one}: {done.stderr}"
     if stand.which.exists:
         stand.do("unload")
-    assert stand.differences(before) == []
+    wrong = stand.differences(before)
+    tell(repeats=len(commands), new_failed=busy, wrong=len(wrong))
+    assert wrong == []
+    assert busy <= MOST_REFUSED
     figure(f"{len(commands)} first loads, unloads and others at once: {time.monotonic() - begun:.1f} s")
     stand.load()
     stand.apply()
