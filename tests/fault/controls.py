@@ -91,6 +91,15 @@ CONTROLS: Final = (
         r"seen\.(entries_lost == 0|silent_broken == \[\])",
     ),
     Control(
+        "F23: a RST ends its flow at once",
+        "bpf/flow.h",
+        "	if (!opens_connection(tcp_flags) && idle <= TIMEOUT_SHORTEST * HZ)\n",
+        "	if (flow->flags & FLOW_RST)\n		return true;\n"
+        "	if (!opens_connection(tcp_flags) && idle <= TIMEOUT_SHORTEST * HZ)\n",
+        "fault/test_flood.py",
+        "F23",
+    ),
+    Control(
         "F17: what a RST ends stays half open",
         "bpf/claim.h",
         "if (ended || (packet->tcp_flags & TCP_RST)) {",

@@ -215,8 +215,7 @@ class Talking:
         """Until told to end."""
         for one in self.talks:
             self.selector.register(one.socket, selectors.EVENT_WRITE, one)
-        next_call = time.monotonic() + 1.0
-        looked = 0.0
+        next_call = looked = 0.0
         ready = ending = False
         while not ending or any(key.data.once for key in self.selector.get_map().values()):
             now = time.monotonic()
@@ -229,7 +228,7 @@ class Talking:
                 self._guarded(key.data, self._ask if events & selectors.EVENT_WRITE else self._hear)
             if not ready and all(one.lines for one in self.talks):
                 print("ready", flush=True)  # noqa: T201
-                ready = True
+                ready, next_call = True, now
             if now - looked > 0.2:
                 looked = now
                 self._look_for_silence(now)
