@@ -21,8 +21,8 @@ __all__ = ["Account", "Scripts", "Traffic", "counted", "say", "stream_objects"]
 STREAMS = Path(__file__).with_name("streams.py")
 READY_SECONDS, END_SECONDS = 20.0, 40.0
 SEQUENCE_PORT, IPERF_PORT = 9000, 5201
-THROUGH_VIP, THROUGH_SNAT = 1, 2  # the streams' ids
-TALKERS = 100
+THROUGH_VIP, THROUGH_SNAT, THROUGH_VIP6, THROUGH_SNAT6 = STREAMED = 1, 2, 3, 4  # the streams' ids
+TALKERS = 100  # of each family
 IPERF_RATE = "20M"  # bits a second: the machine has other work
 
 
@@ -33,12 +33,21 @@ def say(capsys: Any, text: str) -> None:
 
 
 def counted(host: Host, what: str) -> int:
-    """A counter of a host's own stack by its name in /proc/net/snmp, such as "Udp RcvbufErrors"."""
+    """A counter of a host's own stack by its name in /proc/net/snmp, such as "Udp RcvbufErrors", or in snmp6, such as
+    "Udp6 RcvbufErrors".
+    """
     protocol, name = what.split()
     with host.entered():
-        lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
+        lines = Path(f"/proc/thread-self/net/{'snmp6' if protocol.endswith('6') else 'snmp'}").read_text().splitlines()
+    if protocol.endswith("6"):
+        return int(dict(line.split() for line in lines)[protocol + name])
     names, values = (line.split()[1:] for line in lines if line.startswith(f"{protocol}:"))
     return int(values[names.index(name)])
+
+
+def overflows(host: Host) -> int:
+    """Datagrams for which a host's sockets had no room."""
+    return counted(host, "Udp RcvbufErrors") + counted(host, "Udp6 RcvbufErrors")
 
 
 @dataclass
@@ -59,7 +68,7 @@ class Account:
     resent: int = 0
     overflows: int = 0
     megabytes: float = 0.0
-    names: set[str] = field(default_factory=set)
+    names: list[set[str]] = field(default_factory=list)  # who has answered new calls, of each family
     refused: int = 0
     sent_by: dict[int, int] = field(default_factory=dict)
     own_ends: dict[int, str] = field(default_factory=dict)
@@ -67,7 +76,7 @@ class Account:
     def __str__(self) -> str:
         return (
             f"{self.lost} of {self.sent:,} datagrams lost, {self.strays} misdelivered, {self.twice} twice;"
-            f" {len(self.broken)} of {TALKERS} connections broken ({self.lines:,} lines),"
+            f" {len(self.broken)} of {2 * TALKERS} connections broken ({self.lines:,} lines),"
             f" {len(self.failed)} of {self.calls:,} new calls failed; longest silence {self.silence:.1f} ms,"
             f" way {self.way:.1f} ms, answer {self.wait:.0f} ms; {self.resent} segments sent again,"
             f" {self.overflows} overflows, {self.megabytes:.0f} MB by iperf3"
@@ -75,7 +84,8 @@ class Account:
 
 
 def stream_objects(name: str, vip: str, pods: Iterable[Pod]) -> list[dict[str, Any]]:
-    """A service for all of it, as manifests: calls at 80, iperf3, numbered datagrams."""
+    """A service for all of it, as manifests, of the family of `vip`: calls at 80, iperf3, numbered datagrams."""
+    six = ":" in vip
     ports = [
         {"name": "calls", "protocol": "TCP", "port": 80, "targetPort": 8080},
         {"name": "asks", "protocol": "UDP", "port": 80, "targetPort": 8080},
@@ -95,9 +105,11 @@ def stream_objects(name: str, vip: str, pods: Iterable[Pod]) -> list[dict[str, A
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {"name": f"{name}-1", "labels": {"kubernetes.io/service-name": name}},
-        "addressType": "IPv4",
+        "addressType": "IPv6" if six else "IPv4",
         "ports": targets,
-        "endpoints": [{"addresses": [pod.address], "nodeName": pod.node.netns} for pod in pods],
+        "endpoints": [
+            {"addresses": [pod.address6 if six else pod.address], "nodeName": pod.node.netns} for pod in pods
+        ],
     }
     return [service, backends]
 
@@ -152,23 +164,24 @@ class Scripts:
 
 
 class Traffic(Scripts):
-    """Everything that talks at once: from `client` to `target`, whose backend is `staying`, and to `outside`.
+    """Everything that talks at once, in both families: from `client` to `targets` (one of each), whose backend is
+    `staying`, and to `outside`.
 
-    `receivers`: who else could get what is the backend's. `rate`: datagrams a second in each of the two streams;
+    `receivers`: who else could get what is the backend's. `rate`: datagrams a second in each of the four streams;
     `at_least`: so many in each, however long that takes. A context manager; `end` gives the account.
     """
 
     def __init__(
         self,
         client: Host,
-        target: str,
+        targets: tuple[str, str],
         staying: Pod,
         outside: Host,
         receivers: Iterable[Host],
         rate: int,
         at_least: int = 0,
     ) -> None:
-        self.client, self.target, self.staying, self.outside = client, target, staying, outside
+        self.client, self.targets, self.staying, self.outside = client, targets, staying, outside
         self.rate, self.at_least = rate, at_least
         self.hosts = [staying, *receivers, outside]
         super().__init__()
@@ -183,15 +196,18 @@ class Traffic(Scripts):
             )
             self._running["iperf3 -s"] = iperf
             self._wait("iperf3 -s", "Server listening")
-            for stream, address in ((THROUGH_VIP, self.target), (THROUGH_SNAT, self.outside.address)):
+            ways = (self.targets[0], self.outside.address, self.targets[1], self.outside.address6)
+            for stream, address in zip(STREAMED, ways, strict=True):
                 words = ("send", stream, address, SEQUENCE_PORT, self.rate, self.at_least)
                 self._start(f"send {stream}", self.client, *words)
-            self._before = {host.netns: counted(host, "Udp RcvbufErrors") for host in (self.client, *self.hosts)}
+            self._before = {host.netns: overflows(host) for host in (self.client, *self.hosts)}
             self._resent = counted(self.client, "Tcp RetransSegs")
-            self._start("talk", self.client, "talk", self.target, self._talk_port, TALKERS)
-            command = ["iperf3", "-c", self.target, "-p", str(IPERF_PORT), "-b", IPERF_RATE, "-t", "3600", "-J"]
+            for target in self.targets:
+                self._start(f"talk {target}", self.client, "talk", target, self._talk_port, TALKERS)
+            command = ["iperf3", "-c", self.targets[0], "-p", str(IPERF_PORT), "-b", IPERF_RATE, "-t", "3600", "-J"]
             self._running["iperf3 -c"] = self.client.popen(command, stdout=subprocess.PIPE)
-            self._wait("talk", "ready")
+            for target in self.targets:
+                self._wait(f"talk {target}", "ready")
         except BaseException:
             self._kill()
             raise
@@ -199,23 +215,25 @@ class Traffic(Scripts):
 
     @property
     def _talk_port(self) -> int:
-        return 8080 if self.target == self.staying.address else 80
+        return 8080 if self.targets[0] == self.staying.address else 80
 
     def end(self) -> Account:
         """Ends all, the senders first."""
         made = Account()
         patience = END_SECONDS + self.at_least / self.rate
-        sent = [self._stop(f"send {stream}", patience) for stream in (THROUGH_VIP, THROUGH_SNAT)]
-        talk = self._stop("talk")
+        sent = [self._stop(f"send {stream}", patience) for stream in STREAMED]
+        talks = [self._stop(f"talk {target}") for target in self.targets]
         self._end_iperf(made)
         found = {host.netns: self._stop(f"receive {host.netns}") for host in self.hosts}
-        made.lines, made.calls, made.wait = talk["lines"], talk["calls"], talk["longest"]
-        made.broken, made.failed, made.names = talk["broken"], talk["failed"], set(talk["names"])
+        made.wait = max(one["longest"] for one in talks)
+        for talk in talks:
+            made.lines, made.calls = made.lines + talk["lines"], made.calls + talk["calls"]
+            made.broken += talk["broken"]
+            made.failed += talk["failed"]
+            made.names.append(set(talk["names"]))
         made.resent = counted(self.client, "Tcp RetransSegs") - self._resent
-        made.overflows = sum(
-            counted(host, "Udp RcvbufErrors") - self._before[host.netns] for host in (self.client, *self.hosts)
-        )
-        for stream, place, told in zip((THROUGH_VIP, THROUGH_SNAT), (self.staying, self.outside), sent, strict=True):
+        made.overflows = sum(overflows(host) - self._before[host.netns] for host in (self.client, *self.hosts))
+        for stream, place, told in zip(STREAMED, 2 * (self.staying, self.outside), sent, strict=True):
             made.sent += told["sent"]
             made.sent_by[stream], made.own_ends[stream] = told["sent"], told["own"]
             made.refused += sum(told["refused"].values())

@@ -33,13 +33,24 @@ SEGMENTS = struct.Struct("@136xII")  # of struct tcp_info: sent, received (inclu
 MOST_AT_ONCE = 50  # datagrams that a sender which was held up sends in a burst
 AFTERMATH = 0.5  # seconds for what is under way at the end
 PATIENCE = 20.0  # seconds without an answer after which a connection counts as broken: the machine may be busy
+Place = tuple[str, int] | tuple[str, int, int, int]  # of IPv6 with a flow label and a scope
 PAUSE = 0.2  # seconds between an answer and the next line
 NEW_CALLS = 0.02  # seconds between new calls
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """IPv6 where the address has a colon."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def told_to_end() -> bool:
     """Whether standard input has ended."""
     return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def end_of(place: Place) -> str:
+    """Address and port; an IPv4 address is told as such by a socket of both families, too."""
+    return f"{place[0].removeprefix('::ffff:')}:{place[1]}"
 
 
 class Arrivals:
@@ -52,7 +63,7 @@ class Arrivals:
         self.last = self.silence = self.way = 0
         self.sources: Tally[str] = Tally()
 
-    def take(self, number: int, sent: int, arrived: int, source: tuple[str, int]) -> None:
+    def take(self, number: int, sent: int, arrived: int, source: Place) -> None:
         """Counts one; times in ns."""
         if number >= len(self.seen):
             self.seen.extend(bytes(number + 65_536 - len(self.seen)))
@@ -64,7 +75,7 @@ class Arrivals:
         self.silence = max(self.silence, arrived - self.last) if self.last else 0
         self.last = arrived
         self.way = max(self.way, arrived - sent)
-        self.sources[f"{source[0]}:{source[1]}"] += 1
+        self.sources[end_of(source)] += 1
 
     def figures(self) -> dict[str, Any]:
         """What the test reads; times in ms."""
@@ -83,7 +94,10 @@ def receive(name: str, port: int) -> dict[str, Any]:
     """Takes datagrams at a port."""
     streams: dict[int, Arrivals] = {}
     strange = 0
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+    # Of both families where there is IPv6
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET, socket.SOCK_DGRAM) as own:
+        if own.family == socket.AF_INET6:
+            own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         own.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         own.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         own.bind(("", port))
@@ -100,7 +114,7 @@ def receive(name: str, port: int) -> dict[str, Any]:
     return {"name": name, "strange": strange, "streams": {key: one.figures() for key, one in streams.items()}}
 
 
-def _arrivals(own: socket.socket) -> Iterator[tuple[int, bytes, tuple[str, int]]]:
+def _arrivals(own: socket.socket) -> Iterator[tuple[int, bytes, Place]]:
     print("ready", flush=True)  # noqa: T201 - a script of its own
     looked = time.monotonic()
     while True:
@@ -121,7 +135,7 @@ def _arrivals(own: socket.socket) -> Iterator[tuple[int, bytes, tuple[str, int]]
 def send(stream: int, address: str, port: int, rate: int, at_least: int = 0) -> dict[str, Any]:
     """Sends numbered datagrams at an even pace from one socket, until told to end and so many are sent."""
     sent, answers, refused = 0, 0, Tally[str]()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+    with socket.socket(family_of(address), socket.SOCK_DGRAM) as own:
         own.connect((address, port))
         own.setblocking(False)
         print("ready", flush=True)  # noqa: T201
@@ -140,7 +154,7 @@ def send(stream: int, address: str, port: int, rate: int, at_least: int = 0) -> 
             time.sleep(0.001)
         time.sleep(AFTERMATH)
         answers += _answers(own, refused)
-        own_end = "{}:{}".format(*own.getsockname())
+        own_end = end_of(own.getsockname())
     return {"sent": sent, "answers": answers, "refused": dict(refused), "own": own_end}
 
 
@@ -164,7 +178,7 @@ class Talk:
         self.lines = 0
         self.name = self.rest = self.message = ""
         self.asked = time.monotonic()
-        self.socket = socket.socket(socket.AF_INET, kind)
+        self.socket = socket.socket(family_of(target[0]), kind)
         self.socket.setblocking(False)
         if kind == socket.SOCK_STREAM:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -194,7 +208,7 @@ class Talk:
     def end(self) -> tuple[str, int, int, int]:
         """Its own address and port, and how many segments it has sent and received, the SYN included."""
         told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SEGMENTS.size)
-        return (*self.socket.getsockname(), *SEGMENTS.unpack(told))
+        return (*self.socket.getsockname()[:2], *SEGMENTS.unpack(told))
 
 
 class Talking:

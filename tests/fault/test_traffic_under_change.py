@@ -20,9 +20,8 @@ from scene import BIG, Cluster, cluster_up
 from streaming import (
     IPERF_RATE,
     SEQUENCE_PORT,
+    STREAMED,
     TALKERS,
-    THROUGH_SNAT,
-    THROUGH_VIP,
     Account,
     Traffic,
     say,
@@ -38,16 +37,16 @@ from pydatapath.records import Records
 
 pytestmark = pytest.mark.timeout(900 if BIG else 400)
 
-VIP = "10.96.0.90"
+VIPS = ("10.96.0.90", "fd00:10:96::90")
 APPLIES, UPGRADES, OTHERWISE = (200, 50, 20) if BIG else (40, 8, 4)
-DATAGRAMS, RATE = (500_000, 2_500) if BIG else (60_000, 1_250)  # of both streams together; of each a second
+DATAGRAMS, RATE = (500_000, 2_500) if BIG else (60_000, 1_250)  # of two streams; of each a second
 CONTROL = 100_000 if BIG else 10_000
 CONTROL_CHANGES = (APPLIES // 5, UPGRADES // 4, OTHERWISE // 4)
 MOVES = 3 * OTHERWISE
-CLUSTER = ("10.244.0.0/16",)
+CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
 LOAD = (
-    f"{TALKERS} TCP connections that talk, new calls by TCP and UDP, iperf3 at {IPERF_RATE}bit/s,"
-    f" {RATE} numbered datagrams a second by the VIP and as many by SNAT"
+    f"in IPv4 and as many in IPv6: {TALKERS} TCP connections that talk, new calls by TCP and UDP, {RATE} numbered"
+    f" datagrams a second by the VIP and as many by SNAT; and iperf3 at {IPERF_RATE}bit/s"
 )
 # What may change while connections are open: no address
 OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
@@ -62,8 +61,9 @@ OTHER_OPTIONS: tuple[dict[str, Any], ...] = (
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes; the first is loaded, and hides its pods from the outside."""
-    with cluster_up(f"change-{os.getpid()}", pods=4, masquerade=True) as made:
+    """Two nodes of both families; the first is loaded, and hides its pods from the outside."""
+    name = f"change-{os.getpid()}"
+    with cluster_up(name, pods=4, dual_stack=True, cluster_cidr=CLUSTER, masquerade=True) as made:
         made.serve(*(pod for pod in made.lab.pods if pod.number > 1))
         yield made
 
@@ -77,7 +77,8 @@ def coming_and_going(cluster: Cluster) -> list[Pod]:
 
 
 def apply(datapath: Datapath, pods: list[Pod]) -> None:
-    datapath.apply(schema.parse(one, "test") for one in stream_objects("streams", VIP, pods))
+    made = [*stream_objects("streams", VIPS[0], pods), *stream_objects("streams6", VIPS[1], pods)]
+    datapath.apply(schema.parse(one, "test") for one in made)
 
 
 def load(cluster: Cluster, number: int = 1, **more: Any) -> None:
@@ -87,11 +88,13 @@ def load(cluster: Cluster, number: int = 1, **more: Any) -> None:
     Datapath.load(options, netns=node).close()
 
 
-def traffic(cluster: Cluster, target: str = VIP, datagrams: int = 0) -> Traffic:
-    """As the test's first line says; all begin while the backend that stays is the only one. `datagrams`: at least."""
+def traffic(cluster: Cluster, targets: tuple[str, str] = VIPS, datagrams: int = 0) -> Traffic:
+    """As the test's first line says; all begin while the backend that stays is the only one. `datagrams`: at least, by
+    two streams.
+    """
     lab = cluster.lab
     others, each = coming_and_going(cluster), datagrams // 2
-    return Traffic(lab.pod(1, 1), target, staying(cluster), lab.outside, others, RATE, each)
+    return Traffic(lab.pod(1, 1), targets, staying(cluster), lab.outside, others, RATE, each)
 
 
 @dataclass
@@ -149,18 +152,21 @@ def control(cluster: Cluster) -> Account:
     """What is lost of the same traffic on a node without us, while the other node changes as before."""
     lab = cluster.lab
     cluster.datapaths.pop(1).unload()
-    cluster.load(2, masquerade=True)
+    cluster.load(2, cluster_cidr=CLUSTER, masquerade=True)
     apply(cluster.datapaths[2], [staying(cluster)])
-    back = ["ip", "route", "add", lab.node(1).pod_cidr, "via", lab.node(1).address]
-    lab.outside.exec(back, check=True)
+    node, stays = lab.node(1), staying(cluster)
+    back = [[node.pod_cidr, "via", node.address], [node.pod_cidr6, "via", node.address6]]
+    for way in back:
+        lab.outside.exec(["ip", "route", "add", *way], check=True)
     try:
-        with traffic(cluster, staying(cluster).address, CONTROL) as running:
+        with traffic(cluster, (stays.address, stays.address6), CONTROL) as running:
             Changes(cluster, 2, *CONTROL_CHANGES).run(CONTROL / RATE / 2)
             return running.end()
     finally:
-        lab.outside.exec(["ip", "route", "del", *back[3:]], check=True)
+        for way in back:
+            lab.outside.exec(["ip", "route", "del", *way], check=True)
         cluster.datapaths.pop(2).unload()
-        cluster.load(1, masquerade=True)
+        cluster.load(1, cluster_cidr=CLUSTER, masquerade=True)
 
 
 def test_F1_F2_who_is_connected_notices_no_change(
@@ -177,13 +183,13 @@ def test_F1_F2_who_is_connected_notices_no_change(
     say(capsys, f"{what}: {account}")
     tell(control_lost_max=control.lost)
     assert_nothing_noticed(account, APPLIES + UPGRADES + OTHERWISE)
-    assert account.sent >= DATAGRAMS
-    assert len(account.names) > 1, "new calls are shared by all that come and go"
+    assert account.sent >= 2 * DATAGRAMS
+    assert all(len(names) > 1 for names in account.names), "new calls are shared by all that come and go"
     with Datapath.open(netns=cluster.lab.node(1).netns) as datapath:
         # By the number of its port alone a call by TCP could be taken for a stream
         streams = [one for one in datapath.flows() if one.protocol == "UDP" and one.original.dport == SEQUENCE_PORT]
         packets = {f"{one.original.src}:{one.original.sport}": one.packets[0] for one in streams}
-        for stream in (THROUGH_VIP, THROUGH_SNAT):
+        for stream in STREAMED:
             # Every packet is counted, once; but for one that comes just when a map of another size takes over
             missing = account.sent_by[stream] - packets[account.own_ends[stream]]
             assert 0 <= missing <= MOVES
@@ -195,7 +201,7 @@ def test_F1_F2_who_is_connected_notices_no_change(
 def test_as_much_is_lost_over_the_bare_bridge(control: Account, capsys: pytest.CaptureFixture[str]):
     """The control: the same traffic on a node without us, while the other node changes as before."""
     say(capsys, f"the bare bridge: {control}")
-    assert control.sent >= CONTROL
+    assert control.sent >= 2 * CONTROL
     assert_nothing_noticed(control, sum(CONTROL_CHANGES))
 
 
