@@ -6,7 +6,7 @@ to these meanwhile is carried afterwards. A map that keeps its size is the same 
     maps_vN             the maps of layout N, which commands open
     maps_vN_next_*      some that are being made
     maps_vN_before_*    what maps_vN was, while programs are exchanged. A load that was killed leaves it, and the next
-                        one carries what it holds: the programs that run may still write there
+                        one, or a repair, carries what it holds: the programs that run may still write there
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydatapath.kernel import bpffs, flowtable
 from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, MapContract, MapType
 from pydatapath.kernel.maps import Map, Maps, possible_cpus, share
 
-__all__ = ["MIGRATIONS", "Convert", "Move", "changed", "is_elsewhere", "prepare"]
+__all__ = ["MIGRATIONS", "Convert", "Move", "changed", "is_aside", "is_elsewhere", "prepare", "restore"]
 
 Entries: TypeAlias = dict[bytes, bytes]
 # An entry of an earlier layout as this one has it; None: it is left behind
@@ -85,7 +85,7 @@ class Move:
         _drop_lost_slots(maps, self.sources)
 
     def switch(self) -> None:
-        """The new maps are in the place where commands look for them. (Two steps: see `_restore`.)"""
+        """The new maps are in the place where commands look for them. (Two steps: see `restore`.)"""
         running = self.instance.map_pins
         if self.directory == running:
             return
@@ -135,7 +135,7 @@ def prepare(
 
     Raises LayoutError where connections would break, unless that is asked for; then nothing is changed.
     """
-    _restore(instance)
+    restore(instance)
     running = instance.map_pins
     sources = [_Source(path, _left(path, running)) for path in _aside(instance)]
     fresh = instance.pins / f"{running.name}_next_{os.getpid()}_{time.monotonic_ns()}"
@@ -159,13 +159,18 @@ def is_elsewhere(instance: Instance) -> bool:
     return not instance.map_pins.exists() and bool(_aside(instance) or _other_layouts(instance))
 
 
+def is_aside(instance: Instance) -> bool:
+    """Whether a load that was killed has put maps aside that programs may still use."""
+    return bool(_aside(instance))
+
+
 def _aside(instance: Instance) -> list[Path]:
     """What loads that were killed have put aside, the oldest first."""
     found = instance.pins.glob(f"{instance.map_pins.name}_before_*")
     return sorted(found, key=lambda path: int(path.name.rpartition("_")[2]))
 
 
-def _restore(instance: Instance) -> None:
+def restore(instance: Instance) -> None:
     """After a load that was killed between the two steps of `switch`."""
     left = _aside(instance)
     if left and not instance.map_pins.exists():

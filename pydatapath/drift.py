@@ -1,4 +1,5 @@
-"""What is not as `load` and `apply` left it: pins, filters, routes, sysctls, the host itself, and entries of maps.
+"""What is not as `load` and `apply` left it: pins, filters, routes, sysctls, the host itself, and entries of maps; and
+what a load that was killed has left.
 
 Whether there is drift is asked of the same functions that mend it: what `load` would hang up where, and what a refresh
 of all maps would write. Whoever looks is in the instance's namespace and holds its lock.
@@ -10,7 +11,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pydatapath import applying, plan, seeding
+from pydatapath import applying, leftovers, plan, seeding
 from pydatapath.errors import DatapathError
 from pydatapath.fields import printable
 from pydatapath.instance import Instance
@@ -50,12 +51,15 @@ def look(records: Records, maps: Maps, instance: Instance, *, entries: bool = Tr
         result.found.append(f"the host is not as it was at load: {error}")
         return result
     result = Look(seen, node)
+    programs = leftovers.programs_of(records, instance)
     result.found += _facts(records.get("made_for", {}), node)
     if not result.found:  # else what is pinned and routed is for the host as it was
-        result.found += _pins(instance, node)
-        result.is_whole = not result.found and records.get("made_for") is not None
+        result.found += _pins(instance, programs, node)
+        known = records.get("made_for") is not None and leftovers.are_known(records, instance)
+        result.is_whole = known and not result.found
         result.found += _host(node)
-    result.found += _filters(instance, node)
+    result.found += _filters(instance, programs, node)
+    result.found += (f"a load that was killed has left {one.name} behind" for one in leftovers.folders(instance))
     if result.is_whole:
         result.found += seeding.untold(maps, node, seen)
         if records.get(applying.UNFINISHED):
@@ -73,21 +77,21 @@ def _facts(made_for: Mapping[str, str], node: Node) -> Iterator[str]:
             yield f"the node's {name} was {printable(old)} at load, and is {printable(new)} now"
 
 
-def _pins(instance: Instance, node: Node) -> Iterator[str]:
+def _pins(instance: Instance, programs: Path, node: Node) -> Iterator[str]:
     places = places_of(node)
     names = dict.fromkeys((*(one.hook.program for one in node.attachments), *places))
-    lost = restoring.lost_programs(instance.program_pins, names)
+    lost = restoring.lost_programs(programs, names)
     yield from (f"the program {name} is no longer pinned" for name in lost)
-    for name, wrong in restoring.lost_maps(instance.map_pins, instance.program_pins, maps_of(node)).items():
+    for name, wrong in restoring.lost_maps(instance.map_pins, programs, maps_of(node)).items():
         yield f"the map {name} {wrong}"
     if not lost:
-        for name in restoring.lost_tails(instance.program_pins, places):
+        for name in restoring.lost_tails(programs, places):
             yield f"the array of tail calls does not lead to {name}"
 
 
-def _filters(instance: Instance, node: Node) -> Iterator[str]:
+def _filters(instance: Instance, programs: Path, node: Node) -> Iterator[str]:
     """Each program hangs where it belongs, the pinned one, once, and nowhere else."""
-    pinned = programs_by_hook(instance.program_pins)
+    pinned = programs_by_hook(programs)
     wanted = {(one.interface.index, one.hook) for one in node.attachments}
     for index, name in socket.if_nameindex():
         shown = printable(name)

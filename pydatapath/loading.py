@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pydatapath import applying, carrying, connecting, seeding, timers
+from pydatapath import applying, carrying, connecting, leftovers, seeding, timers
 from pydatapath.errors import DatapathError, KernelError, Unsupported, VerifierError
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
@@ -33,7 +33,7 @@ from pydatapath.wiring import facts_of
 if TYPE_CHECKING:
     from pydatapath.kernel.host import Host
 
-__all__ = ["clean_up", "exchange", "load", "reconcile", "require_root", "unload"]
+__all__ = ["clean_up", "exchange", "load", "reconcile", "require_root", "tidy", "unload"]
 
 # The facts that a plan is made of (applying.here), and what they are before the first load
 _PLACE: Final[Mapping[str, object]] = {
@@ -71,6 +71,7 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
     # A name of its own for each load: a folder of one that was killed may hold the programs that run
     staging = instance.pins / f"{instance.program_pins.name}_{os.getpid()}_{time.monotonic_ns()}"
     move: carrying.Move | None = None
+    done = False
     try:
         with compile.Compiler() as compiler:
             seen = host.survey(between_pods=options.pod_fast_path != "never")
@@ -82,10 +83,13 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
             with Records(instance.records, create=True) as records, Maps(move.directory) as maps:
                 move.carry(maps)
                 reconcile(records, maps, instance, node, seen, options, staging, move)
-                records.put({**_facts(instance, node, options), MENDED: mended})
-            _keep(instance, staging)
+                records.put({**_facts(instance, node, options), MENDED: mended, leftovers.PROGRAMS: staging.name})
+            done = True  # a kill from here on leaves what the next load, or a repair, finishes
             _drop_maps(instance, node.families, node.masqueraded)
+            _keep(instance, staging)
     except BaseException as error:
+        if done:
+            raise  # a signal that has waited
         _recover(instance, staging, move, fresh=fresh, foreign_pins=foreign_pins)
         if isinstance(error, VerifierError) or (isinstance(error, KernelError) and error.errno == errno.EINVAL):
             _name_what_is_lacking(error)
@@ -125,10 +129,13 @@ def _mend_records(instance: Instance) -> str:
 
 
 def _find_lost_maps(instance: Instance) -> None:
-    """Pins that somebody took away are made anew of the maps that run: new ones would know no open connection."""
+    """Pins that somebody took away are made anew of the maps that run: new ones would know no open connection. Which
+    programs run the records know, where a load was killed.
+    """
     if carrying.is_elsewhere(instance):
         return
     with Records(instance.records) as records:
+        leftovers.adopt(records, instance)
         there = [records.get(name, _PLACE[name]) for name in ("families", "masqueraded")]
     wanted = [name for name, contract in MAPS.items() if is_there(contract, *there)]
     if lost := [name for name in wanted if not (instance.map_pins / name).exists()]:
@@ -299,6 +306,12 @@ def _drop_maps(instance: Instance, families: Collection[Family], masqueraded: Co
     for contract in MAPS.values():
         if not is_there(contract, families, masqueraded):
             (instance.map_pins / contract.name).unlink(missing_ok=True)
+
+
+def tidy(instance: Instance, node: Node) -> None:
+    """What nobody has any more goes, of loads that were killed, too; the programs are in their place."""
+    _drop_maps(instance, node.families, node.masqueraded)
+    leftovers.remove(instance)
 
 
 def _recover(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydatapath import drift, loading
+from pydatapath import carrying, drift, leftovers, loading
 from pydatapath.drift import Look
 from pydatapath.errors import DatapathError, KernelError, NotLoaded
 from pydatapath.instance import Instance
@@ -28,6 +28,7 @@ def repair(instance: Instance) -> list[str]:
         if not instance.records.exists():
             raise NotLoaded(f"instance {instance.name!r} is not loaded", hint="`pydatapath load` loads it")
         told = _take_copy(instance)
+        _refuse_unfinished(instance)
         found = _look(instance)
         if not found.found:
             return told
@@ -57,13 +58,31 @@ def _take_copy(instance: Instance) -> list[str]:
     return [taken]
 
 
+def _refuse_unfinished(instance: Instance) -> None:
+    """Nobody knows what a first load was told that was killed."""
+    with Records(instance.records) as records:
+        if records.get("options") is None:
+            raise NotLoaded(
+                f"instance {instance.name!r} is not loaded: its first load was killed", hint="`pydatapath load` again"
+            )
+        records.keep_copy()
+
+
 def _look(instance: Instance) -> Look:
     with Records(instance.records) as records, Maps(instance.map_pins) as maps:
         return drift.look(records, maps, instance)
 
 
 def _restore_pins(instance: Instance, node: Node) -> None:
-    """By what still hangs at interfaces, what it uses and where its tail calls lead."""
+    """By what still hangs at interfaces, what it uses and where its tail calls lead; after a load that was killed first
+    by what it had done.
+    """
+    with Records(instance.records) as records:
+        leftovers.adopt(records, instance)
+    carrying.restore(instance)
+    others = restoring.lost_maps(instance.map_pins, instance.program_pins, maps_of(node))
+    if others and carrying.is_aside(instance):
+        return  # flows are in the maps of both folders: what carries them is another exchange
     hooked = restoring.hanging(instance.name, dict.fromkeys(one.interface.index for one in node.attachments))
     for folder in (instance.map_pins, instance.program_pins):
         bpffs.make_private(folder)
@@ -77,5 +96,6 @@ def _mend(instance: Instance) -> None:
         now = drift.look(records, maps, instance, entries=False)
         if now.is_whole and now.node is not None:
             loading.reconcile(records, maps, instance, now.node, now.seen, options, instance.program_pins)
+            loading.tidy(instance, now.node)
             return
     loading.exchange(instance, options)

@@ -156,7 +156,7 @@ CONTROLS: Final = (
     Control(
         "F11: filters that are gone are not missed",
         "pydatapath/drift.py",
-        "    result.found += _filters(instance, node)\n",
+        "    result.found += _filters(instance, programs, node)\n",
         "",
         "traffic/test_repair.py",
         "F11_status_names",

@@ -37,6 +37,7 @@ __all__ = [
     "MAX_FLOWS",
     "OPTIONS",
     "OTHER_OPTIONS",
+    "OTHER_SIZES",
     "STEADY",
     "Stand",
     "in_kernel",
@@ -47,12 +48,19 @@ __all__ = [
 MAX_BACKENDS = 30_000 + os.getpid() % 10_000
 MAX_FLOWS = 50_000 + os.getpid() % 10_000
 OPTIONS = ("--max-backends", str(MAX_BACKENDS), "--max-flows", str(MAX_FLOWS), "--cluster-cidr", "10.244.0.0/16")
+OTHER_MAX_BACKENDS, OTHER_MAX_FLOWS = MAX_BACKENDS + 12_000, MAX_FLOWS + 32_000
 # More programs, maps and routes, and all services planned anew
-OTHER_OPTIONS = (*OPTIONS, "--service-cidr", "10.96.0.0/12", "--service-cidr", "10.112.0.0/16", "--algorithm", "maglev")
+OTHERS = ("--service-cidr", "10.96.0.0/12", "--service-cidr", "10.112.0.0/16", "--algorithm", "maglev")
+OTHER_OPTIONS = (*OPTIONS, *OTHERS)
+# And maps of other sizes
+OTHER_SIZES = (
+    *("--max-backends", str(OTHER_MAX_BACKENDS), "--max-flows", str(OTHER_MAX_FLOWS)),
+    *("--cluster-cidr", "10.244.0.0/16", *OTHERS),
+)
 PATIENCE = 150.0  # for one command, on a crowded machine
 KERNEL_SECONDS = 15.0  # that the kernel may take to let go of what is over
 STEADY = ("10.96.0.70", VIP_PORT)
-RESTLESS_FACTS = ("since", "mended", "changes")
+RESTLESS_FACTS = ("since", "mended", "changes", "programs")
 
 
 class Stand:
@@ -202,14 +210,22 @@ class Stand:
 
     def differences(self, wanted: dict[str, Any], seconds: float = KERNEL_SECONDS) -> list[str]:
         """What is not as it was; the kernel has its time to take apart what is over."""
+        return self.differences_from_all([wanted], seconds)
+
+    def differences_from_all(self, wanted: Sequence[dict[str, Any]], seconds: float = KERNEL_SECONDS) -> list[str]:
+        """As `differences`, from the one of these states that is nearest."""
         deadline = time.monotonic() + seconds
-        while (found := self.state()) != wanted and time.monotonic() < deadline:
+        while (found := self.state()) not in wanted and time.monotonic() < deadline:
             time.sleep(0.1)
-        return [
-            _difference(key, wanted.get(key), found.get(key))
-            for key in {*wanted, *found}
-            if wanted.get(key) != found.get(key)
-        ]
+        return min((_differences(one, found) for one in wanted), key=len)
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return [
+        _difference(key, wanted.get(key), found.get(key))
+        for key in {*wanted, *found}
+        if wanted.get(key) != found.get(key)
+    ]
 
 
 def _difference(key: str, wanted: object, found: object) -> str:
@@ -223,7 +239,8 @@ def _difference(key: str, wanted: object, found: object) -> str:
 
 def in_kernel() -> dict[str, int]:
     """How many maps of our sizes, and programs that use them, are in the kernel."""
-    maps = {one["id"] for one in _bpftool("map") if one.get("max_entries") in (MAX_BACKENDS, 2 * MAX_FLOWS)}
+    sizes = (MAX_BACKENDS, 2 * MAX_FLOWS, OTHER_MAX_BACKENDS, 2 * OTHER_MAX_FLOWS)
+    maps = {one["id"] for one in _bpftool("map") if one.get("max_entries") in sizes}
     programs = [one for one in _bpftool("prog") if maps & {*one.get("map_ids", ())}]
     return {"maps": len(maps), "programs": len(programs)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from rows import tell, tell_more, tell_worst
 from scene import VIP_PORT, Cluster, cluster_up, pydatapath
 from streaming import say
 
-from pydatapath import Datapath, Options, carrying, connecting
+from pydatapath import Datapath, Options, carrying, connecting, loading
 from pydatapath.errors import KernelError, LayoutError
 from pydatapath.kernel import libbpf
 from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, Family, FlowFlag
 from pydatapath.kernel.maps import Map, Maps
+from pydatapath.records import Records
 
 VIP = ("10.96.0.91", VIP_PORT)
 LOAD = "ten connections of TCP and ten of UDP, which talk before and after"
@@ -279,23 +281,50 @@ def test_a_move_that_fails_leaves_all_as_it_was(
     assert all(one.packets[0] >= 3 for one in cluster.datapaths[1].flows() if one.protocol == "UDP")
 
 
-@pytest.mark.parametrize("step", ["switch", "half of it", "connect"])
+# Where a load can be killed, each the function that is not called any more; from the last but one on the records are
+# written, and only names are to be changed
+STEPS = ("switch", "half of it", "connect", "catch_up", "_keep", "half of the names")
+DONE = STEPS[-2:]
+
+
+def killed_load(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, step: str, **options: Any) -> None:
+    """A load that ends before a step, and does nothing any more."""
+    child = os.fork()
+    if not child:
+        try:
+            die: Callable[..., None] = lambda *_: os._exit(7)  # noqa: E731
+            halves = {"half of it": "_next_", "half of the names": "programs_"}
+            if step in halves:
+                real, part = Path.rename, halves[step]
+                monkeypatch.setattr(Path, "rename", lambda self, to: die() if part in self.name else real(self, to))
+            else:
+                owners = {"connect": connecting, "_keep": loading}
+                monkeypatch.setattr(owners.get(step, carrying.Move), step, die)
+            load(cluster, **options)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def forget_programs(cluster: Cluster) -> None:
+    """As a version before this one has it."""
+    with Records(cluster.datapaths[1].instance.records) as records:
+        records._db.execute("DELETE FROM facts WHERE name = 'programs'")
+
+
+def untracked(cluster: Cluster, sockets: Sockets) -> set[int]:
+    """The client's ports of those connections that the flow table does not have."""
+    tracked = {one.original.sport for one in cluster.datapaths[1].flows()}
+    return {one.getsockname()[1] for one in sockets.values()} - tracked
+
+
+@pytest.mark.parametrize("step", STEPS[:3])
 def test_F30_a_move_that_is_killed_is_finished_by_the_next_load(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str
 ):
     """Killed before the programs are exchanged: what they do until the next load is carried then."""
     names = talk(sockets)
-    child = os.fork()
-    if not child:
-        die: Callable[..., None] = lambda *_: os._exit(7)  # noqa: E731
-        if step == "half of it":
-            real = Path.rename
-            monkeypatch.setattr(Path, "rename", lambda self, to: die() if "_next_" in self.name else real(self, to))
-        else:
-            monkeypatch.setattr(*((carrying.Move, "switch", die) if step == "switch" else (connecting, "connect", die)))
-        load(cluster, max_flows=2048)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    killed_load(cluster, monkeypatch, step, max_flows=2048)
     tell(repeats=1)
     assert broken(sockets, names) == []
     later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
@@ -304,9 +333,83 @@ def test_F30_a_move_that_is_killed_is_finished_by_the_next_load(
     load(cluster, max_flows=2048)
     tell(recovery_s=round(time.monotonic() - begun, 2))
     assert (sizes(cluster)[0], folders(cluster)) == (4096, {f"maps_v{LAYOUT_VERSION}", "programs"})
-    tracked = {one.original.sport for one in cluster.datapaths[1].flows()}
-    assert {one.getsockname()[1] for one in (*sockets.values(), *later.values())} <= tracked
+    assert untracked(cluster, sockets | later) == set()
     assert broken(sockets | later, names) == []
+
+
+def hanging(cluster: Cluster) -> list[int]:
+    """The ids of the programs at interfaces."""
+    return [one["id"] for at in cluster.datapaths[1].status().interfaces for one in at.programs]
+
+
+@pytest.mark.parametrize("by", ["this version", "the one before"])
+@pytest.mark.parametrize("step", STEPS)
+def test_F11_F30_a_move_that_is_killed_is_mended_by_repair(
+    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str, by: str
+):
+    """It makes what the records say: all as before where they were not written yet, else what the load had done. What
+    was opened since is known still, and where only names were to be changed no program is another one.
+    """
+    names = talk(sockets)
+    killed_load(cluster, monkeypatch, step, max_flows=2048, max_backends=40_000, algorithm="maglev")
+    if by == "the one before":
+        forget_programs(cluster)
+    assert talk(sockets) == names
+    later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
+    names.update(talk(later))
+    datapath, before = cluster.datapaths[1], hanging(cluster)
+    left = folders(cluster) - {f"maps_v{LAYOUT_VERSION}", "programs"}
+    told = {f"a load that was killed has left {one} behind" for one in left}
+    assert told <= {one.removesuffix(": `pydatapath repair` mends it") for one in datapath.status().drift}
+    assert told <= {*datapath.repair()}
+    wanted = (4096, 40_000) if step in DONE else (262_144, 65_536)
+    assert (sizes(cluster), folders(cluster)) == (wanted, {f"maps_v{LAYOUT_VERSION}", "programs"})
+    assert (datapath.options.max_flows == 2048) == (step in DONE)
+    assert datapath.status().drift == ()
+    assert untracked(cluster, sockets | later) == set()
+    assert talk(sockets | later) == names
+    if by == "this version" and step not in ("connect", "catch_up"):
+        assert hanging(cluster) == before, "nothing is compiled, or exchanged"
+    cluster.apply("web", VIP[0], cluster.lab.pods[1:2])
+    assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).names.keys() == {cluster.lab.pods[1].name}
+    assert datapath.repair() == []
+
+
+def test_F11_another_load_after_one_that_was_killed_may_fail(
+    cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+):
+    """What it puts back are the programs of the records, and not what is still in their place."""
+    killed_load(cluster, monkeypatch, "_keep", max_flows=2048)
+    names, before = talk(sockets), hanging(cluster)
+    with monkeypatch.context() as broken:
+        broken.setattr(carrying.Move, "catch_up", failing)
+        with pytest.raises(KernelError):
+            load(cluster, max_backends=1024)
+    assert (hanging(cluster), sizes(cluster)) == (before, (4096, 65_536))
+    cluster.datapaths[1].repair()  # what the first has left
+    assert (hanging(cluster), cluster.datapaths[1].status().drift) == (before, ())
+    assert talk(sockets) == names
+
+
+def failing(*_: object) -> None:
+    raise KernelError("it does not work today")
+
+
+def test_a_signal_that_has_waited_undoes_nothing(cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch):
+    """Ctrl-C in the exchange: it is finished, and its maps stay pinned."""
+    names, real = talk(sockets), carrying.Move.catch_up
+
+    def interrupted(move: carrying.Move, maps: Maps) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(move, maps)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(carrying.Move, "catch_up", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(cluster, max_flows=2048)
+    assert (sizes(cluster)[0], folders(cluster)) == (4096, {f"maps_v{LAYOUT_VERSION}", "programs"})
+    assert cluster.datapaths[1].status().drift == ()
+    assert talk(sockets) == names
 
 
 def as_another_layout(cluster: Cluster, version: int) -> None:

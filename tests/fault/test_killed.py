@@ -1,5 +1,5 @@
 """A command is killed before each of its steps (F3, F4): traffic goes on, the same command again does it, and nothing
-is left behind by what was killed.
+is left behind by what was killed. In turn another command comes between: `repair` finds and mends what is half done.
 
 The steps are what the kernel saw the command change (stepping.py). By default some of them, spread by a seed; all with
 PYDATAPATH_BIG. The same steps again: PYDATAPATH_SEED.
@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from calls import dial
 from rows import tell, tell_worst
 from scene import BIG
-from stand import OPTIONS, OTHER_OPTIONS, STEADY, Stand, stand_up
+from stand import OPTIONS, OTHER_OPTIONS, OTHER_SIZES, STEADY, Stand, stand_up
 from stepping import Stepped, stepped
 
 from pydatapath import Datapath
@@ -32,6 +33,8 @@ SECONDS = 3000.0 if BIG else 16.0  # for the kills of one command
 FEWEST = 3  # kills of a command, however slow the machine is
 ORPHANS_SECONDS = 30.0  # to compile, on a crowded machine
 ALONE = {"PYDATAPATH_NO_CACHE": "1"}  # compiles, in child processes
+REPAIR = ("repair",)
+SINCE = ("the service, since the kill", 0)
 
 pytestmark = pytest.mark.timeout(3600 if BIG else 300)
 
@@ -40,6 +43,7 @@ pytestmark = pytest.mark.timeout(3600 if BIG else 300)
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """A node with nothing loaded, and the programs kept that its loads need."""
     with stand_up(f"ki-{os.getpid()}", tmp_path_factory.mktemp("manifests")) as made:
+        made.load(OTHER_SIZES)
         made.load(OTHER_OPTIONS)
         made.load()
         made.clear()
@@ -56,7 +60,8 @@ def cleared(stand: Stand) -> Iterator[None]:
 @dataclass
 class Trial:
     """A command that is killed again and again. `prepare` makes what it starts from, `back` the same of what it made;
-    `target` is what must be answered whenever it is killed.
+    `target` is what must be answered whenever it is killed; `between`: the commands that in turn come between the kill
+    and the same command again, () for none.
     """
 
     stand: Stand
@@ -66,6 +71,7 @@ class Trial:
     target: tuple[str, int]
     environment: Mapping[str, str] = field(default_factory=dict)
     fault: str = ""
+    between: Sequence[Sequence[str]] = ((), REPAIR)
     tally: dict[str, int] = field(default_factory=lambda: {"steps": 0, "kills": 0, "too late": 0})
 
     def run(self, **more: Any) -> Stepped:
@@ -84,7 +90,7 @@ class Trial:
         self.tally["steps"] = len(done.steps)
         return done.steps
 
-    def kill(self, number: int, *, whole: bool = True) -> list[str]:
+    def kill(self, number: int, *, whole: bool = True, between: Sequence[str] = ()) -> list[str]:
         """What is wrong after a kill before this step, and after the same command again; [] for nothing."""
         killed = self.run(kill_before=number, whole=whole)
         self.tally["too late" if len(killed.steps) < number else "kills"] += 1
@@ -92,6 +98,9 @@ class Trial:
         if killed.orphans > ORPHANS_SECONDS:
             wrong.append(f"children lived on for {killed.orphans:.1f} s")
         wrong += self._told()
+        wrong += self._open()
+        if between:
+            wrong += [f"after {between[0]}: {one}" for one in self._come_between(between)]
         command = self.stand.command(*self.arguments, fault=self.fault)
         begun = time.monotonic()
         again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -100,11 +109,39 @@ class Trial:
             wrong.append(f"the same command again: {again.returncode}: {again.stderr}")
         wrong += self.stand.traffic(self.target)
         wrong += self.stand.differences(self.end)
+        self._close()
         self.back()
         wrong += [f"after the way back: {one}" for one in self.stand.differences(self.start)]
         step = killed.steps[-1] if killed.steps else "none"
         how = "" if whole else "alone "
         return [f"killed {how}before step {number} of {self.tally['steps']} ({step}): {one}" for one in wrong]
+
+    def _open(self) -> list[str]:
+        """A connection that is opened after the kill must live, too."""
+        try:
+            self.stand.held[SINCE] = dial(self.stand.caller, self.target)
+        except OSError as error:
+            return [f"a connection after the kill: {error!r}"]
+        return self.stand.traffic(self.target, count=1)
+
+    def _close(self) -> None:
+        if SINCE in self.stand.held:
+            self.stand.held.pop(SINCE).close()
+
+    def _come_between(self, arguments: Sequence[str]) -> list[str]:
+        """What is wrong with another command, and after it: it does it, or says in a sentence why not. After repair all
+        is as before the killed command, or as after it.
+        """
+        command = self.stand.command(*arguments)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        wrong = self.stand.traffic(self.target)
+        if "Traceback" in done.stderr or done.returncode not in (0, 1):
+            wrong.append(f"{done.returncode}: {done.stderr}")
+        if arguments == REPAIR and done.returncode == 0:
+            wrong += self.stand.differences_from_all([self.start, self.end])
+            with Datapath.open(netns=self.stand.node.netns) as datapath:
+                wrong += datapath.status().drift
+        return wrong
 
     def _told(self) -> list[str]:
         """What is wrong with what a reading command says of a half-done change."""
@@ -131,16 +168,26 @@ def spread(count: int, wanted: int) -> list[int]:
     return found
 
 
-def killed_everywhere(trial: Trial, figure: Callable[[str], None], wanted: int, *, alone: bool = False) -> None:
-    """Kills the command before its steps; fails with all that was wrong."""
+def killed_everywhere(
+    trial: Trial, figure: Callable[[str], None], wanted: int, *, alone: bool = False, since: str = ""
+) -> None:
+    """Kills the command before its steps; fails with all that was wrong. `since`: as often again before those from the
+    first one on that is named so.
+    """
     begun = time.monotonic()
     steps = trial.learn()
+    numbers = spread(len(steps), wanted)
+    if since and not BIG:
+        first = next(place for place, step in enumerate(steps) if step.startswith(since))
+        late = [first + number for number in spread(len(steps) - first, wanted)]
+        numbers = [one for both in zip(late, numbers, strict=True) for one in both]
     wrong: list[str] = []
-    for done, number in enumerate(spread(len(steps), wanted)):
+    for done, number in enumerate(numbers):
         if done >= FEWEST and time.monotonic() - begun > SECONDS:
             assert not BIG, f"only {done} of {len(steps)} steps were tried in {SECONDS:.0f} s"
             break
-        wrong += trial.kill(number, whole=not alone or number % 2 == 0)
+        between = trial.between[(done + SEED) % len(trial.between)]
+        wrong += trial.kill(number, whole=not alone or number % 2 == 0, between=between)
         if len(wrong) > 30:
             break
     tally = ", ".join(f"{count} {name}" for name, count in trial.tally.items())
@@ -209,6 +256,15 @@ def test_F4_an_upgrade(stand: Stand, figure: Callable[[str], None]):
     """Other programs, maps, routes and plans: connections go on, whichever half of it is there."""
     trial = Trial(stand, ["load", *OTHER_OPTIONS], lambda: loaded(stand), stand.load, STEADY)
     killed_everywhere(trial, figure, 9)
+
+
+def test_F4_an_upgrade_to_other_sizes(stand: Stand, figure: Callable[[str], None]):
+    """As any, and what is open is carried to other maps; from where new ones are in their place on it is looked at more
+    closely, for there records, pins and programs may be of two loads.
+    """
+    between = (REPAIR, ("apply", "-f", str(stand.base)), ())
+    trial = Trial(stand, ["load", *OTHER_SIZES], lambda: loaded(stand), stand.load, STEADY, between=between)
+    killed_everywhere(trial, figure, 9, since="rename")
 
 
 def test_F4_unload(stand: Stand, figure: Callable[[str], None]):
