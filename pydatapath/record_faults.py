@@ -141,9 +141,9 @@ def wrong_number(records: sqlite3.Connection) -> str:
     """
     said: int = records.execute("PRAGMA user_version").fetchone()[0]
     tables = _versions().get(_columns(records), said)
-    return (
-        "" if tables == said else f"they say that they are of version {said}, and have the tables of version {tables}"
-    )
+    if tables == said:
+        return ""
+    return f"they say that they are of version {said}, and have the tables of version {tables}"
 
 
 def _columns(records: sqlite3.Connection) -> frozenset[str]:

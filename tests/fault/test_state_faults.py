@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import random
 import re
@@ -19,6 +20,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -601,6 +603,69 @@ def test_F5_output_that_nobody_takes(loaded: Stand, closed: str):
 def _services(stand: Stand) -> list[object]:
     with Records(stand.which.records) as records:
         return [*records.objects("Service")]
+
+
+DAY = 86_400
+# What Python runs first of all. The clock itself is the whole machine's, and other tests run on it
+SET_CLOCK = f"""
+import datetime, os, time
+shift = int(os.environ["PYDATAPATH_SHIFT"])
+real, real_ns = time.time, time.time_ns
+time.time, time.time_ns = lambda: real() + shift, lambda: real_ns() + shift * {10**9}
+class Shifted(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(seconds=shift)
+datetime.datetime = Shifted
+"""
+
+
+@pytest.mark.parametrize("clock", ["the date", "since boot"])
+@pytest.mark.parametrize("way", ["on", "back"])
+def test_F29_flows_are_as_old_as_they_are(loaded: Stand, tmp_path: Path, clock: str, way: str):
+    """Whatever the commands' clock says, a day off or more than the machine has run: none is older or younger, gone or
+    back, nothing is drift, and nothing that a command does under it is undone by the next.
+    """
+    before, spoken, port = loaded.state(), time.monotonic(), loaded.held[STEADY].getsockname()[1]
+    shift = DAY if way == "on" else -DAY if clock == "the date" else -int(spoken / 2)
+    start, environment = ["unshare", "--time", f"--monotonic={shift}", f"--boottime={shift}"], dict(os.environ)
+    if clock == "the date":
+        (tmp_path / "sitecustomize.py").write_text(SET_CLOCK)
+        found = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+        start, environment = [], environment | {"PYTHONPATH": found, "PYDATAPATH_SHIFT": str(shift)}
+
+    def flows(*start: str, **more: Any) -> dict[str, dict[str, Any]]:
+        command = [*start, *loaded.command("flow", "list", "-o", "json")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, **more)
+        return {f"{one['protocol']} {one['original']}": one for one in json.loads(done.stdout)}
+
+    def shifted(*arguments: str) -> str:
+        command = [*start, *loaded.command(*arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment).stdout
+
+    while True:
+        begun, right = time.monotonic(), flows()
+        (held,) = (name for name, one in right.items() if port in one["original"].values())
+        if right[held]["idle"] > 2:
+            break
+        assert begun - spoken < 30, right[held]
+    told = flows(*start, env=environment)
+    took = time.monotonic() - begun
+    assert told.keys() <= right.keys()
+    assert {name for name, one in right.items() if one["expires"] > took} <= told.keys()
+    for name, one in told.items():
+        assert 0 <= one["idle"] - right[name]["idle"] <= took, (one, right[name])
+        assert one["idle"] + one["expires"] == pytest.approx(right[name]["idle"] + right[name]["expires"])
+    for arguments in (("apply", "--prune", "-f", str(loaded.changed)), ("load", *OPTIONS), ("repair",)):
+        shifted(*arguments)
+        works(loaded)
+    told_of = json.loads(shifted("status", "--check", "-o", "json"))
+    since = datetime.fromisoformat(told_of["since"]).timestamp() - time.time()
+    assert since == pytest.approx(shift if clock == "the date" else 0, abs=120), "the clock was set at all"
+    assert (told_of["drift"], json.loads(loaded.do("status", "--check", "-o", "json").stdout)["drift"]) == ([], [])
+    loaded.mend()
+    loaded.apply()
+    same(loaded, before)
 
 
 def test_F29_a_clock_that_was_wrong(loaded: Stand):
