@@ -1,5 +1,5 @@
 """The host that faults are played on: one node with pods that serve, what is loaded and applied there, and what of it
-must be the same again. Sizes are of this process alone, so that its maps are known among all in the kernel.
+must be the same again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from scene import PORT, PYDATAPATH, VIP_PORT, Cluster, objects, pydatapath
 
 from pydatapath import applying, instance
 from pydatapath.documents import to_yaml
-from pydatapath.kernel import cache, netns, tables
+from pydatapath.errors import KernelError
+from pydatapath.kernel import cache, libbpf, netns, tables
+from pydatapath.kernel.bpffs import BPFFS
 from pydatapath.kernel.maps import Maps
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.plan import Called, Live
@@ -39,8 +41,8 @@ __all__ = [
     "OTHER_OPTIONS",
     "OTHER_SIZES",
     "STEADY",
+    "InKernel",
     "Stand",
-    "in_kernel",
     "stand_up",
     "unwritten",
 ]
@@ -49,6 +51,7 @@ MAX_BACKENDS = 30_000 + os.getpid() % 10_000
 MAX_FLOWS = 50_000 + os.getpid() % 10_000
 OPTIONS = ("--max-backends", str(MAX_BACKENDS), "--max-flows", str(MAX_FLOWS), "--cluster-cidr", "10.244.0.0/16")
 OTHER_MAX_BACKENDS, OTHER_MAX_FLOWS = MAX_BACKENDS + 12_000, MAX_FLOWS + 32_000
+OWN_SIZES = (MAX_BACKENDS, 2 * MAX_FLOWS, OTHER_MAX_BACKENDS, 2 * OTHER_MAX_FLOWS)
 # More programs, maps and routes, and all services planned anew
 OTHERS = ("--service-cidr", "10.96.0.0/12", "--service-cidr", "10.112.0.0/16", "--algorithm", "maglev")
 OTHER_OPTIONS = (*OPTIONS, *OTHERS)
@@ -76,6 +79,7 @@ class Stand:
         self.base.write_text(self._manifests(changed=False))
         self.changed.write_text(self._manifests(changed=True))
         self.held: dict[tuple[str, int], socket.socket] = {}
+        self.kernel = InKernel()
 
     @property
     def which(self) -> instance.Instance:
@@ -187,10 +191,6 @@ class Stand:
         found["kernel"] = self.kernel()
         return found
 
-    def kernel(self) -> dict[str, int]:
-        """As in_kernel."""
-        return in_kernel()
-
     def settled_state(self) -> dict[str, Any]:
         """`state`, once the kernel has taken apart what is over: when nothing has changed in it for a second."""
         found, since = self.kernel(), time.monotonic()
@@ -237,17 +237,65 @@ def _difference(key: str, wanted: object, found: object) -> str:
     return f"{key}: " + "; ".join(lines[:12])
 
 
-def in_kernel() -> dict[str, int]:
-    """How many maps of our sizes, and programs that use them, are in the kernel."""
-    sizes = (MAX_BACKENDS, 2 * MAX_FLOWS, OTHER_MAX_BACKENDS, 2 * OTHER_MAX_FLOWS)
-    maps = {one["id"] for one in _bpftool("map") if one.get("max_entries") in sizes}
-    programs = [one for one in _bpftool("prog") if maps & {*one.get("map_ids", ())}]
-    return {"maps": len(maps), "programs": len(programs)}
+class InKernel:
+    """Counts our maps and programs in the kernel, whoever holds them: a pin, a process, a filter, each other.
+
+    Others may run beside us, with the same names. Ours is what has come since this was made and is pinned here, is open
+    in this process or one that descends from it, or has our sizes; what uses these or is used by them; and what was
+    ours before, since the kernel gives no id twice.
+    """
+
+    def __init__(self) -> None:
+        self._before = {kind: {*_listed(kind)} for kind in ("map", "prog")}
+        self._known: dict[str, set[int]] = {"map": set(), "prog": set()}
+
+    def __call__(self) -> dict[str, int]:
+        """How many there are."""
+        maps, programs = (
+            {number: one for number, one in _listed(kind).items() if number not in self._before[kind]}
+            for kind in ("map", "prog")
+        )
+        sized = {number for number, one in maps.items() if one.get("max_entries") in OWN_SIZES}
+        held = _held()
+        ours, using = self._known["map"] | held["map"] | sized, self._known["prog"] | held["prog"]
+        while True:
+            using |= {number for number, one in programs.items() if ours & {*one.get("map_ids", ())}}
+            used = {each for number in using & programs.keys() for each in programs[number].get("map_ids", ())}
+            if used <= ours:
+                break
+            ours |= used
+        self._known = {"map": ours & maps.keys(), "prog": using & programs.keys()}
+        return {"maps": len(self._known["map"]), "programs": len(self._known["prog"])}
 
 
-def _bpftool(kind: str) -> list[dict[str, Any]]:
+def _listed(kind: str) -> dict[int, dict[str, Any]]:
+    """All in the kernel, by their ids."""
     listed = subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=False).stdout
-    return json.loads(listed or "[]")
+    return {one["id"]: one for one in json.loads(listed)}
+
+
+def _held() -> dict[str, set[int]]:
+    """The ids of maps and programs that are pinned here, or open in this process or one that descends from it."""
+    found: dict[str, set[int]] = {"map": set(), "prog": set()}
+    with contextlib.ExitStack() as stack:
+        for path in (BPFFS / "pydatapath").rglob("*"):
+            with contextlib.suppress(KernelError):  # a folder, or what has just gone
+                stack.enter_context(libbpf.opened(libbpf.open_pin(str(path))))
+        for process in _family(os.getpid()):
+            for one in Path(f"/proc/{process}/fdinfo").glob("*"):
+                with contextlib.suppress(OSError):
+                    for kind, number in re.findall(r"^(map|prog)_id:\s*(\d+)", one.read_text(), re.MULTILINE):
+                        found[kind].add(int(number))
+    return found
+
+
+def _family(process: int) -> Iterator[int]:
+    """A process and all that descend from it."""
+    yield process
+    for task in Path(f"/proc/{process}/task").glob("*"):
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text().split():
+                yield from _family(int(child))
 
 
 def _served(live: Live) -> dict[str, Any]:

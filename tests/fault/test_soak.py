@@ -19,7 +19,7 @@ from calls import KINDS, ask_many
 from host_state import filters
 from rows import tell
 from scene import BIG, PORT, VIP_PORT, Cluster, cluster_up, objects
-from stand import MAX_BACKENDS, MAX_FLOWS, in_kernel
+from stand import MAX_BACKENDS, MAX_FLOWS, InKernel
 from streaming import Scripts
 
 from pydatapath import Datapath
@@ -60,6 +60,7 @@ class Soak:
 
     cluster: Cluster
     datapath: Datapath
+    in_kernel: InKernel
     failures: list[str] = field(default_factory=list)
     counts: dict[str, list[int]] = field(default_factory=dict)
     megabytes: list[float] = field(default_factory=list)
@@ -104,7 +105,7 @@ class Soak:
 
     def _look(self) -> None:
         gc.collect()
-        for name, count in {**of_process(), **in_kernel(), **self._of_instance()}.items():
+        for name, count in {**of_process(), **self.in_kernel(), **self._of_instance()}.items():
             self.counts.setdefault(name, []).append(count)
         self.megabytes.append(int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6)
 
@@ -157,8 +158,9 @@ def test_F32_pods_and_services_come_and_go_and_nothing_grows(cluster: Cluster, f
     """
     lab = cluster.lab
     before = {**of_process(), "filters": hung(cluster)}
+    in_kernel = InKernel()
     cluster.load(1, **OPTIONS)
-    soak = Soak(cluster, cluster.datapaths.pop(1))
+    soak = Soak(cluster, cluster.datapaths.pop(1), in_kernel)
     try:
         soak.datapath.apply(objects("steady", STEADY[0], [lab.pod(1, 2), lab.pod(1, 3)]))
         begun = time.monotonic()
