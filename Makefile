@@ -5,7 +5,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 
-.PHONY: help setup demo test test-kernel lint format rules bench bench-full bench-snat vm-box check-fresh clean
+.PHONY: help setup demo test test-faults test-kernel lint format rules bench bench-full bench-snat vm-box check-fresh clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -18,6 +18,14 @@ demo: setup ## a two-node cluster in network namespaces, and packets reaching a 
 
 test: setup ## all tests; without root those that need none
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Not in a folder that git knows: rows of a clean commit would call it dirty
+ROWS ?= build/reliability.jsonl
+
+test-faults: setup ## all fault tests at full size, in hours; a row for each in build/reliability.jsonl
+	@mkdir -p $(dir $(ROWS))
+	@rm -f $(ROWS)
+	@PYDATAPATH_BIG=1 PYDATAPATH_ROWS=$(ROWS) $(BIN)/python -m pytest --faults $(PYTEST_ARGS)
 
 test-kernel: ## the packet tests on Debian 12's own kernel, in an emulator
 	@tools/setup.sh kernel

@@ -72,6 +72,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="of each test function one of its parameters, always the same, such as IPv4 here and IPv6 there",
     )
+    parser.addoption("--faults", action="store_true", help="those tests alone that leave a row (rows.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,6 +86,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = set(one_of_each([item.nodeid for item in items]))
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
         items[:] = [item for item in items if item.nodeid in chosen]
+    if config.getoption("--faults"):
+        config.hook.pytest_deselected(items=[item for item in items if not rows.is_fault_test(item)])
+        items[:] = [item for item in items if rows.is_fault_test(item)]
     items.sort(key=lambda item: ORDER.index(_folder(item.path)) if _folder(item.path) in ORDER else len(ORDER))
     kernel_items = [item for item in items if _folder(item.path) in NEEDS_KERNEL]
     if kernel_items and (reason := _lack()):

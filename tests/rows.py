@@ -22,6 +22,7 @@ from controls import CONTROLS, TESTS_OF_TESTS
 __all__ = [
     "MUST_TELL",
     "faults_of",
+    "is_fault_test",
     "lacking",
     "pytest_runtest_makereport",
     "pytest_runtest_setup",
@@ -52,7 +53,7 @@ MUST_TELL: Final = {
     "F3": ("repeats", "wrong", "recovery_s", "seed"),
     "F4": ("repeats", "wrong", "recovery_s", "seed"),
     "F5": ("repeats",),
-    "F6": ("repeats", "rss_peak_mb"),
+    "F6": ("repeats",),
     "F7": ("repeats", "rss_peak_mb"),
     "F8": ("repeats", "rss_peak_mb"),
     "F9": ("repeats", "wrong", "rss_peak_mb"),
@@ -122,6 +123,11 @@ def faults_of(nodeid: str) -> list[str]:
     return re.findall(r"_(F[1-9]\d*)(?=_|$)", nodeid.partition("::")[2].partition("[")[0])
 
 
+def is_fault_test(item: pytest.Item) -> bool:
+    """One that has a row."""
+    return item.path.parent.name == "fault" or bool(faults_of(item.nodeid))
+
+
 def made(item: pytest.Item, report: pytest.TestReport, after: pytest.TestReport) -> dict[str, Any]:
     """The row of a test that has ended, and of what its fixtures found `after` it."""
     faults = faults_of(item.nodeid)
@@ -165,7 +171,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         _ended[item.nodeid] = report
     if call.when == "teardown":
         file, ended = os.environ.get("PYDATAPATH_ROWS"), _ended.pop(item.nodeid, None)
-        if ended and (item.path.parent.name == "fault" or faults_of(item.nodeid)):
+        if ended and is_fault_test(item):
             row = made(item, ended, report)
             if lacks := lacking(row):
                 report.outcome = row["verdict"] = "failed"
