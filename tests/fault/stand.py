@@ -5,6 +5,7 @@ must be the same again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -47,7 +48,7 @@ __all__ = [
     "unwritten",
 ]
 
-MAX_BACKENDS = 30_000 + os.getpid() % 10_000
+MAX_BACKENDS = 60_000 + os.getpid() % 10_000  # room for all by Maglev, in both families
 MAX_FLOWS = 50_000 + os.getpid() % 10_000
 OPTIONS = ("--max-backends", str(MAX_BACKENDS), "--max-flows", str(MAX_FLOWS), "--cluster-cidr", "10.244.0.0/16")
 OTHER_MAX_BACKENDS, OTHER_MAX_FLOWS = MAX_BACKENDS + 12_000, MAX_FLOWS + 32_000
@@ -62,7 +63,7 @@ OTHER_SIZES = (
 )
 PATIENCE = 150.0  # for one command, on a crowded machine
 KERNEL_SECONDS = 15.0  # that the kernel may take to let go of what is over
-STEADY = ("10.96.0.70", VIP_PORT)
+STEADY, STEADY6 = ("10.96.0.70", VIP_PORT), ("fd00:10:96::70", VIP_PORT)
 RESTLESS_FACTS = ("since", "mended", "changes", "programs")
 
 
@@ -75,6 +76,9 @@ class Stand:
         self.servers = [lab.pod(1, 2), lab.pod(1, 3)]
         self.cluster = Cluster(lab)
         self.direct = (self.servers[0].address, PORT)
+        # What is called in IPv6 wherever the same is in IPv4
+        twins = {STEADY: STEADY6, self.direct: (self.servers[0].address6, PORT)}
+        self.twins = twins if lab.dual_stack else {}
         self.base, self.changed = folder / "base.yaml", folder / "changed.yaml"
         self.base.write_text(self._manifests(changed=False))
         self.changed.write_text(self._manifests(changed=True))
@@ -90,6 +94,8 @@ class Stand:
         """The steady service is the same in both; of the others one changes, one comes, one goes; so do Nodes."""
         first, second = self.servers
         made = objects("steady", STEADY[0], self.servers)
+        if self.twins:
+            made += objects("steady6", STEADY6[0], self.servers)
         if changed:
             made += objects("web", "10.96.0.71", [second], type="NodePort", node_port=30071)
         else:
@@ -151,17 +157,24 @@ class Stand:
     # What must go on
 
     def hold(self, target: tuple[str, int]) -> None:
-        """Opens a connection that must live from now on."""
-        self.held[target] = dial(self.caller, target)
+        """Opens a connection that must live from now on, in each family."""
+        for one in self._ways(target):
+            self.held[one] = dial(self.caller, one)
+
+    def _ways(self, target: tuple[str, int]) -> list[tuple[str, int]]:
+        """A target and its twin."""
+        return [target, *filter(None, [self.twins.get(target)])]
 
     def traffic(self, target: tuple[str, int], *, count: int = 3) -> list[str]:
-        """What does not work of new calls by a pod and the node, and of the open connections; [] for nothing."""
+        """What does not work of new calls by a pod and the node, in each family, and of the open connections; [] for
+        nothing.
+        """
         tell(load=f"{len(self.held)} TCP connections that stay open, new calls by TCP and UDP from a pod and the node")
         failures = []
-        for host in (self.caller, self.node):
+        for host, place in itertools.product((self.caller, self.node), self._ways(target)):
             for kind, number in KINDS.items():
-                found = ask_many(host, number, target, count).failures
-                failures += [f"new {kind} from {host.name} to {target}: {one}" for one in found[:1]]
+                found = ask_many(host, number, place, count).failures
+                failures += [f"new {kind} from {host.name} to {place}: {one}" for one in found[:1]]
         for place, one in self.held.items():
             try:
                 ask(one)
@@ -339,12 +352,12 @@ def unwritten(which: instance.Instance) -> bool:
 
 
 @contextlib.contextmanager
-def stand_up(name: str, folder: Path) -> Iterator[Stand]:
+def stand_up(name: str, folder: Path, *, dual_stack: bool = False) -> Iterator[Stand]:
     """A stand for the length of the block, with kept programs of its own; nothing of it stays."""
     cache.DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "tests", str(cache.DIRECTORY)], check=True)
     try:
-        with Lab.up(LabSpec(name, nodes=1, pods=3)) as lab:
+        with Lab.up(LabSpec(name, nodes=1, pods=3, dual_stack=dual_stack)) as lab:
             made = Stand(lab, folder)
             try:
                 made.cluster.serve(*made.servers)

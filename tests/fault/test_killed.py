@@ -42,7 +42,7 @@ pytestmark = pytest.mark.timeout(3600 if BIG else 300)
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """A node with nothing loaded, and the programs kept that its loads need."""
-    with stand_up(f"ki-{os.getpid()}", tmp_path_factory.mktemp("manifests")) as made:
+    with stand_up(f"ki-{os.getpid()}", tmp_path_factory.mktemp("manifests"), dual_stack=True) as made:
         made.load(OTHER_SIZES)
         made.load(OTHER_OPTIONS)
         made.load()
