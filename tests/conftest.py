@@ -9,6 +9,7 @@ see each other, and nothing outlives the run. (To look in: `nsenter --mount --ta
 
 After each module, what is there is compared with before: a leak fails the module and names the test that left it. A
 fixture of session scope makes its namespaces, pins and processes inside `with keep():` and is held to it at the end.
+What the kernel has warned of meanwhile, in its log or by its taint, fails the module, too.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hypothesis import settings
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "fault")]
 pytest.register_assert_rewrite("rows")
 
+import kernel_log  # noqa: E402
 import rows  # noqa: E402
 
 ORDER = ("unit", "packet", "traffic", "fault")
@@ -233,6 +235,19 @@ def _fail_if_left(left: Callable[[], set[str]], otherwise: str, appeared: dict[s
             for thing in sorted(things)
         ]
         pytest.fail("left behind:\n  " + "\n  ".join(lines), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_complaint_of_the_kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The kernel's taint and log are as they were. They are the whole machine's: other work may be what it warns of."""
+    if _folder(request.path) not in NEEDS_KERNEL or _lack():
+        yield
+        return
+    with kernel_log.Watch() as watch:
+        yield
+        if found := watch.complaints():
+            where = request.path.relative_to(TESTS.parent)
+            pytest.fail("\n  ".join([f"during {where} the kernel said:", *found]), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
