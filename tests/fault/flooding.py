@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Any, Self
 
 from pydatapath.lab import Host
@@ -18,7 +18,8 @@ __all__ = ["Flood", "by_destination_port", "by_identification", "by_source", "ip
 
 AT_ONCE = 256  # frames in a call
 PACKET_QDISC_BYPASS, SOL_PACKET = 20, 263  # include/uapi/linux/if_packet.h
-# Where the fields of a frame are: Ethernet is 14 bytes, IPv4 without options 20
+# Where the fields of a frame are: Ethernet is 14 bytes, IPv4 without options 20, IPv6 40
+IPV6_MORE, IPV6_SOURCE = 20, 34  # bytes; of its source the last four
 IDENTIFICATION, IP_CHECK, SOURCE, DESTINATION, SOURCE_PORT, DESTINATION_PORT = 18, 24, 26, 30, 34, 36
 U16, U32 = struct.Struct("!H"), struct.Struct("!I")
 Vary = Callable[[bytearray, int, int], None]
@@ -72,16 +73,20 @@ def ip(
     fragment: int = 0,
     identification: int = 1,
 ) -> bytes:
-    """An Ethernet frame (`macs`: from, to) with IPv4. `fragment`: the word of flags and offset."""
-    ends = IPv4Address(source).packed + IPv4Address(destination).packed
+    """An Ethernet frame (`macs`: from, to) with IP of the addresses' family. `fragment`: IPv4's word of flags and
+    offset.
+    """
+    ends = ip_address(source).packed + ip_address(destination).packed
+    ethernet = bytes.fromhex((macs[1] + macs[0]).replace(":", ""))
+    if ":" in source:
+        return ethernet + b"\x86\xdd" + struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + ends + payload
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), identification, fragment, 64, protocol, 0) + ends
     head = head[:10] + U16.pack(check(sum_of(head))) + head[12:]
-    ethernet = bytes.fromhex((macs[1] + macs[0]).replace(":", "")) + b"\x08\x00"
-    return ethernet + head + payload
+    return ethernet + b"\x08\x00" + head + payload
 
 
 def _summed(source: str, destination: str, protocol: int, segment: bytes, place: int) -> bytes:
-    ends = IPv4Address(source).packed + IPv4Address(destination).packed
+    ends = ip_address(source).packed + ip_address(destination).packed
     total = sum_of(ends) + protocol + len(segment) + sum_of(segment)
     return segment[:place] + U16.pack(check(total)) + segment[place + 2 :]
 
@@ -109,34 +114,45 @@ def quoting(macs: tuple[str, str], source: str, destination: str, kind: tuple[in
     return ip(macs, source, destination, 1, error[:2] + U16.pack(check(sum_of(error))) + error[4:])
 
 
+def _is_ipv6(frame: bytes) -> bool:
+    return frame[12:14] == b"\x86\xdd"
+
+
 def by_source(frame: bytes, transport_check: int, first: str, count: int) -> Vary:
     """Changes source address and port from frame to frame: `count` addresses from `first`. `transport_check`: where the
-    checksum of TCP (50) or UDP (40) is in the frame.
+    checksum of TCP (50) or UDP (40) is in the frame, in IPv6 IPV6_MORE behind that.
     """
-    start = int(IPv4Address(first))
-    was = sum_of(frame[SOURCE : SOURCE + 4])
+    six = _is_ipv6(frame)
+    source, source_port = (IPV6_SOURCE, SOURCE_PORT + IPV6_MORE) if six else (SOURCE, SOURCE_PORT)
+    start = int(ip_address(first)) & 0xFFFFFFFF
+    was = sum_of(frame[source : source + 4])
     ip_rest = (~U16.unpack_from(frame, IP_CHECK)[0] & 0xFFFF) - was
-    rest = (~U16.unpack_from(frame, transport_check)[0] & 0xFFFF) - was - U16.unpack_from(frame, SOURCE_PORT)[0]
+    rest = (~U16.unpack_from(frame, transport_check)[0] & 0xFFFF) - was - U16.unpack_from(frame, source_port)[0]
 
     def vary(buffer: bytearray, place: int, number: int) -> None:
         address = start + number % count
         port = 1024 + (number * 7919) % 60_000
         words = (address >> 16) + (address & 0xFFFF)
-        U32.pack_into(buffer, place + SOURCE, address)
-        U16.pack_into(buffer, place + SOURCE_PORT, port)
-        U16.pack_into(buffer, place + IP_CHECK, -(ip_rest + words) % 0xFFFF)
+        U32.pack_into(buffer, place + source, address)
+        U16.pack_into(buffer, place + source_port, port)
+        if not six:
+            U16.pack_into(buffer, place + IP_CHECK, -(ip_rest + words) % 0xFFFF)
         U16.pack_into(buffer, place + transport_check, -(rest + words + port) % 0xFFFF)
 
     return vary
 
 
 def by_destination_port(frame: bytes) -> Vary:
-    """Changes the destination port of UDP, without a checksum: from 1 on."""
-    assert frame[40:42]
+    """Changes the destination port of UDP, from 1 on; in IPv4 without a checksum."""
+    six = _is_ipv6(frame)
+    place_of_port, place_of_check = (DESTINATION_PORT + IPV6_MORE, 40 + IPV6_MORE) if six else (DESTINATION_PORT, 40)
+    rest = (~U16.unpack_from(frame, place_of_check)[0] & 0xFFFF) - U16.unpack_from(frame, place_of_port)[0]
+    assert U16.unpack_from(frame, place_of_check)[0]
 
     def vary(buffer: bytearray, place: int, number: int) -> None:
-        U16.pack_into(buffer, place + DESTINATION_PORT, 1 + number % 65_000)
-        U16.pack_into(buffer, place + 40, 0)
+        port = 1 + number % 65_000
+        U16.pack_into(buffer, place + place_of_port, port)
+        U16.pack_into(buffer, place + place_of_check, (-(rest + port) % 0xFFFF or 0xFFFF) if six else 0)
 
     return vary
 

@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from typing import Any, Self
 
 import pytest
 from calls import KINDS, Address, ask, ask_many, dial
-from flooding import Flood, by_destination_port, by_identification, by_source, ip, mac_of, quoting, tcp, udp
+from flooding import IPV6_MORE, Flood, by_destination_port, by_identification, by_source, ip, mac_of, quoting, tcp, udp
 from rows import tell
 from scene import BIG, PORT, VIP_PORT, Cluster, cluster_up
 from streaming import Scripts, counted, say
 
 from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import MAPS, MapType
+from pydatapath.kernel.layout import MAPS, Family, MapType
 from pydatapath.kernel.maps import Maps
 from pydatapath.lab import Host
 
@@ -45,15 +45,48 @@ FAR_OFF = 3_000_000_000  # a sequence number that is in no window
 STRANGE = IPv4Network("198.18.0.0/15")  # RFC 2544: nobody's
 STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000
 ALONE = "198.19.0.1"  # whose fragments are no first ones
+CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is called in a family, and who floods it."""
+
+    family: Family
+    vip: Address
+    balancer: Address
+    strangers: str
+    syns: int
+
+    def of(self, host: Host) -> str:
+        """A host's address."""
+        return host.address6 if self.family is Family.IPV6 else host.address
+
+
+V4 = Side(Family.IPV4, VIP, BALANCER, STRANGERS, SYNS)
+V6 = Side(
+    Family.IPV6,
+    ("fd00:10:96::92", VIP_PORT),
+    ("2001:db8:92::92", VIP_PORT),
+    "2001:2::1",  # RFC 5180: nobody's either
+    100_000,
+)
+
+
+@pytest.fixture(params=[V4, V6], ids=["IPv4", "IPv6"])
+def side(request: pytest.FixtureRequest) -> Side:
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A loaded node with a service that is called inside by its VIP, and from outside by its balancer's address."""
-    with cluster_up(f"flood-{os.getpid()}", nodes=1, pods=3, masquerade=True, max_flows=FLOWS) as made:
+    options = {"cluster_cidr": CLUSTER, "masquerade": True, "max_flows": FLOWS}
+    with cluster_up(f"flood-{os.getpid()}", nodes=1, pods=3, dual_stack=True, **options) as made:
         made.serve(*made.lab.pods[1:])
-        route = ["ip", "route", "add", f"{BALANCER[0]}/32", "via", made.lab.node(1).address]
-        made.lab.outside.exec(route, check=True)
+        for one in (V4, V6):
+            route = ["ip", "route", "add", one.balancer[0], "via", one.of(made.lab.node(1))]
+            made.lab.outside.exec(route, check=True)
         made.serve(made.lab.outside)  # type: ignore[arg-type]
         # What the ends themselves would do also without us: a port is used again within a minute, which a server's
         # TIME_WAIT may answer by a RST; and parts without an end fill a receiver's 4 MB, so it puts nothing together
@@ -69,7 +102,8 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def service(cluster: Cluster) -> Iterator[None]:
     """No flow is there from before."""
-    cluster.apply("web", VIP[0], cluster.lab.pods[1:], type="LoadBalancer", balancer=BALANCER[0])
+    for name, one in (("web", V4), ("web6", V6)):
+        cluster.apply(name, one.vip[0], cluster.lab.pods[1:], type="LoadBalancer", balancer=one.balancer[0])
     cluster.datapaths[1].flush_flows()
     yield
     cluster.datapaths[1].flush_flows()
@@ -158,8 +192,13 @@ class Idle:
     def entries(self) -> dict[bytes, bytes]:
         """Those of their ports, as they stand in the table."""
         ports = {one.getsockname()[1].to_bytes(2, "big") for one in self.sockets}
+        family = Family.of(self.target[0])
+        at = 2 * len(ip_address(self.target[0]).packed)
         with maps_of(self.cluster) as maps:
-            return {key: value for key, value in maps["flows"].items() if key[8:10] in ports or key[10:12] in ports}
+            found = maps[f"flows{family.suffix}"].items()
+            return {
+                key: value for key, value in found if not ports.isdisjoint((key[at : at + 2], key[at + 2 : at + 4]))
+            }
 
     def broken(self) -> list[str]:
         """What is wrong when all are asked."""
@@ -178,11 +217,11 @@ class Idle:
 
 
 @pytest.fixture
-def idle(cluster: Cluster) -> Iterator[list[Idle]]:
+def idle(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[list[Idle]]:
     """A hundred silent connections of each protocol, from inside; fifty of each through masquerading."""
-    lab = cluster.lab
-    made = [Idle(cluster, lab.pod(1, 1), VIP, kind) for kind in KINDS.values()]
-    made += [Idle(cluster, lab.pod(1, 1), (lab.outside.address, PORT), kind) for kind in KINDS.values()]
+    lab, which = cluster.lab, request.getfixturevalue("side") if "side" in request.fixturenames else V4
+    made = [Idle(cluster, lab.pod(1, 1), which.vip, kind) for kind in KINDS.values()]
+    made += [Idle(cluster, lab.pod(1, 1), (which.of(lab.outside), PORT), kind) for kind in KINDS.values()]
     for one, count in zip(made, (100, 100, 50, 50), strict=True):
         one.open(count)
     yield made
@@ -254,7 +293,12 @@ def lasting(flood: Callable[[], tuple[int, float]]) -> tuple[int, float]:
 
 
 def under(
-    cluster: Cluster, idle: list[Idle], flood: Callable[[], tuple[int, float]], *, forgiving: bool = False
+    cluster: Cluster,
+    idle: list[Idle],
+    flood: Callable[[], tuple[int, float]],
+    *,
+    forgiving: bool = False,
+    which: Side = V4,
 ) -> Seen:
     """Runs a flood, again and again until LASTING is over, while connections talk inside and from outside, and compares
     what is silent with before.
@@ -264,8 +308,8 @@ def under(
     lab = cluster.lab
     before = {key: value for one in idle for key, value in one.entries().items()}
     with Scripts() as scripts, Watch(cluster) as watch:
-        scripts.talk(lab.pod(1, 1), VIP[0], TALKERS)
-        scripts.talk(lab.outside, BALANCER[0], TALKERS)
+        scripts.talk(lab.pod(1, 1), which.vip[0], TALKERS)
+        scripts.talk(lab.outside, which.balancer[0], TALKERS)
         begun = counters(cluster)
         sent, seconds = lasting(flood)
         talks = [scripts.end_talk(host) for host in (lab.pod(1, 1), lab.outside)]
@@ -340,30 +384,28 @@ def bare_bridge(cluster: Cluster) -> Seen:
             talks = [scripts.end_talk(host) for host in (lab.pod(1, 1), lab.outside)]
     finally:
         lab.outside.exec(["ip", "route", "del", *route[3:]], check=True)
-        cluster.load(1, masquerade=True, max_flows=FLOWS)
+        cluster.load(1, cluster_cidr=CLUSTER, masquerade=True, max_flows=FLOWS)
     return Seen(talks, seconds, sent, {}, 0, 0, [], [])
 
 
 def test_F17_a_flood_of_SYNs_hurts_no_connection(
-    cluster: Cluster, bare_bridge: Seen, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, bare_bridge: Seen, idle: list[Idle], side: Side, capsys: pytest.CaptureFixture[str]
 ):
     """From changing sources, more than either table holds, and backends that are alive answer them, most by cookies.
 
     What is established is not touched by it.
     """
     outside = cluster.lab.outside
-    frame = tcp(macs(cluster, outside), (STRANGERS, 1024), BALANCER, SYN)
-    vary = by_source(frame, 50, STRANGERS, STRANGER_COUNT)
-    seen = under(cluster, idle, partial(flood_from, outside, frame, vary, SYNS))
+    frame = tcp(macs(cluster, outside), (side.strangers, 1024), side.balancer, SYN)
+    vary = by_source(frame, 50 + IPV6_MORE * (side is V6), side.strangers, STRANGER_COUNT)
+    seen = under(cluster, idle, partial(flood_from, outside, frame, vary, side.syns), which=side)
     answered = sum(one.state == "answered" for one in cluster.datapaths[1].flows())
-    entries = (
-        f"{fill(cluster)['flows']} and {fill(cluster)['half_open']} entries, {answered} answered and not confirmed"
-    )
-    say(capsys, f"SYN flood: {seen}; {entries}")
+    full, half = (fill(cluster)[name + side.family.suffix] for name in ("flows", "half_open"))
+    say(capsys, f"SYN flood: {seen}; {full} and {half} entries, {answered} answered and not confirmed")
     tell(control_lost_max=bare_bridge.unanswered)
     assert_nobody_was_hurt(seen)
     assert_arrived(seen, seen.sent, "new_flow")
-    assert answered > SYNS // 100, "a flood that backends do not answer would say little"
+    assert answered > side.syns // 100, "a flood that backends do not answer would say little"
 
 
 @pytest.mark.parametrize(
@@ -405,14 +447,15 @@ def test_F17_nor_does_one_whose_SYNs_are_followed_by(
 
 
 def test_F18_a_flood_to_all_ports_hurts_no_connection(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, idle: list[Idle], side: Side, capsys: pytest.CaptureFixture[str]
 ):
     """UDP to 60,000 ports of a service's address, and from one pod to 60,000 ports outside."""
     pod = cluster.lab.pod(1, 3)
-    refused, outside = ("drop_no_service", "drop_answer_limit"), cluster.lab.outside.address
-    for name, target, counted_by in (("of the VIP", VIP[0], refused), ("outside", outside, ("new_flow",))):
-        frame = udp(macs(cluster, pod), (pod.address, 5000), (target, 1))
-        seen = under(cluster, idle, partial(flood_from, pod, frame, by_destination_port(frame), 60_000))
+    refused, outside = ("drop_no_service", "drop_answer_limit"), side.of(cluster.lab.outside)
+    for name, target, counted_by in (("of the VIP", side.vip[0], refused), ("outside", outside, ("new_flow",))):
+        frame = udp(macs(cluster, pod), (side.of(pod), 5000), (target, 1))
+        flood = partial(flood_from, pod, frame, by_destination_port(frame), 60_000)
+        seen = under(cluster, idle, flood, which=side)
         say(capsys, f"UDP to 60,000 ports {name}: {seen}")
         assert_nobody_was_hurt(seen)
         assert_arrived(seen, seen.sent, *counted_by)
