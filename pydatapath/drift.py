@@ -22,7 +22,7 @@ from pydatapath.node import Node, options_of, resolve
 from pydatapath.records import Records
 from pydatapath.wiring import ACCEPT_LOCAL, accept_local, facts_of, gateway_of, maps_of, places_of, routes_of
 
-__all__ = ["Look", "look", "programs_by_hook"]
+__all__ = ["Look", "look", "pins", "programs_by_hook"]
 
 TOLD = 10  # of one kind; a longer list hides the rest
 
@@ -54,7 +54,7 @@ def look(records: Records, maps: Maps, instance: Instance, *, entries: bool = Tr
     programs = leftovers.programs_of(records, instance)
     result.found += _facts(records.get("made_for", {}), node)
     if not result.found:  # else what is pinned and routed is for the host as it was
-        result.found += _pins(instance, programs, node)
+        result.found += pins(instance, programs, node)
         known = records.get("made_for") is not None and leftovers.are_known(records, instance)
         result.is_whole = known and not result.found
         result.found += _host(node)
@@ -77,7 +77,8 @@ def _facts(made_for: Mapping[str, str], node: Node) -> Iterator[str]:
             yield f"the node's {name} was {printable(old)} at load, and is {printable(new)} now"
 
 
-def _pins(instance: Instance, programs: Path, node: Node) -> Iterator[str]:
+def pins(instance: Instance, programs: Path, node: Node) -> Iterator[str]:
+    """What is not pinned as these programs, and the maps that they use, should be."""
     places = places_of(node)
     names = dict.fromkeys((*(one.hook.program for one in node.attachments), *places))
     lost = restoring.lost_programs(programs, names)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pydatapath import applying, carrying, connecting, leftovers, seeding, timers
+from pydatapath import applying, carrying, connecting, drift, leftovers, seeding, timers
 from pydatapath.errors import DatapathError, KernelError, Unsupported, VerifierError
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
@@ -24,7 +24,7 @@ from pydatapath.kernel import bpffs, compile, netns, restoring
 from pydatapath.kernel.layout import MAPS, Family
 from pydatapath.kernel.maps import Maps
 from pydatapath.kernel.nattable import is_there
-from pydatapath.node import Node, Options, Scope, resolve
+from pydatapath.node import Node, Options, Scope, options_of, resolve
 from pydatapath.record_faults import DamagedRecords, remove_database, take_copy
 from pydatapath.records import Records
 from pydatapath.version import __version__
@@ -45,6 +45,7 @@ _PLACE: Final[Mapping[str, object]] = {
     "masqueraded": [],
 }
 MENDED: Final = "mended"  # a fact: what the last load had to mend of the records, as a sentence
+COMPILED: Final = "compiled"  # a fact: the name of all that is compiled into the programs (compile.key_of)
 
 
 def load(instance: Instance, options: Options, *, break_flows: bool = False) -> Node:
@@ -70,6 +71,7 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
         _find_lost_maps(instance)
     # A name of its own for each load: a folder of one that was killed may hold the programs that run
     staging = instance.pins / f"{instance.program_pins.name}_{os.getpid()}_{time.monotonic_ns()}"
+    programs = staging
     move: carrying.Move | None = None
     done = False
     try:
@@ -78,15 +80,21 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
             node = resolve(options, seen, socket.gethostname())
             sizes = compile.Sizes.asked(options.max_flows, options.max_backends, options.max_services)
             move = carrying.prepare(instance, sizes.definitions, _timeouts(instance), break_flows=break_flows)
-            _compile(compiler, move.directory, node, sizes, staging)
+            program = _program(move.directory, node, sizes, staging)
+            compiled = compile.key_of(program)
+            if not fresh and _runs(instance, node, options, move, compiled):
+                programs = instance.program_pins
+            else:
+                _compile(compiler, program)
         with deferred():
             with Records(instance.records, create=True) as records, Maps(move.directory) as maps:
                 move.carry(maps)
-                reconcile(records, maps, instance, node, seen, options, staging, move)
-                records.put({**_facts(instance, node, options), MENDED: mended, leftovers.PROGRAMS: staging.name})
+                reconcile(records, maps, instance, node, seen, options, programs, move)
+                done_by = {MENDED: mended, COMPILED: compiled, leftovers.PROGRAMS: programs.name}
+                records.put({**_facts(instance, node, options), **done_by})
             done = True  # a kill from here on leaves what the next load, or a repair, finishes
             _drop_maps(instance, node.families, node.masqueraded)
-            _keep(instance, staging)
+            _keep(instance, programs)
     except BaseException as error:
         if done:
             raise  # a signal that has waited
@@ -239,26 +247,40 @@ def require_root(command: str) -> None:
         raise KernelError(f"{command} needs root: it changes the kernel's network", hint="run it with sudo")
 
 
-def _compile(compiler: compile.Compiler, maps: Path, node: Node, sizes: compile.Sizes, staging: Path) -> None:
-    """Compiles into a folder of its own, beside the programs that run now."""
-    for folder in (maps, staging):
-        bpffs.make_private(folder)
-    compile.compile_programs(
-        compiler,
-        compile.Program(
-            maps,
-            staging,
-            ipv4=_programs_scope(node.scopes[Family.IPV4]),
-            ipv6=_programs_scope(node.scopes[Family.IPV6]) if Family.IPV6 in node.scopes else None,
-            hooks=tuple(dict.fromkeys(one.hook for one in node.attachments)),
-            sizes=sizes,
-            uplink_index=node.uplinks[0].index if node.uplinks else 0,
-            uplink_mac=node.uplinks[0].mac if node.uplinks else "00:00:00:00:00:00",
-            masquerade=compile.Masquerade(**vars(node.masquerade)) if node.masqueraded else None,
-            timeouts=node.timeouts,
-            pod_fast_path=node.fast_path.is_used,
-        ),
+def _runs(instance: Instance, node: Node, options: Options, move: carrying.Move, compiled: str) -> bool:
+    """Whether other options leave the programs that run as they are, and nothing of them is lost. The same options
+    again make them anew.
+    """
+    if move.sources or move.directory != instance.map_pins:
+        return False
+    with Records(instance.records) as records:
+        if records.get(COMPILED) != compiled or options_of(records) == options:
+            return False
+    return not any(drift.pins(instance, instance.program_pins, node))
+
+
+def _program(maps: Path, node: Node, sizes: compile.Sizes, staging: Path) -> compile.Program:
+    """What is to be compiled, into a folder of its own, beside the programs that run now."""
+    return compile.Program(
+        maps,
+        staging,
+        ipv4=_programs_scope(node.scopes[Family.IPV4]),
+        ipv6=_programs_scope(node.scopes[Family.IPV6]) if Family.IPV6 in node.scopes else None,
+        hooks=tuple(dict.fromkeys(one.hook for one in node.attachments)),
+        sizes=sizes,
+        uplink_index=node.uplinks[0].index if node.uplinks else 0,
+        uplink_mac=node.uplinks[0].mac if node.uplinks else "00:00:00:00:00:00",
+        masquerade=compile.Masquerade(**vars(node.masquerade)) if node.masqueraded else None,
+        timeouts=node.timeouts,
+        pod_fast_path=node.fast_path.is_used,
     )
+
+
+def _compile(compiler: compile.Compiler, program: compile.Program) -> None:
+    maps = program.map_directory
+    for folder in (maps, program.program_directory):
+        bpffs.make_private(folder)
+    compile.compile_programs(compiler, program)
     for pin in maps.iterdir():
         pin.chmod(0o600)
 

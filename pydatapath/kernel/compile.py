@@ -32,6 +32,7 @@ __all__ = [
     "Sizes",
     "compile_programs",
     "definitions",
+    "key_of",
 ]
 
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -400,13 +401,18 @@ def _ask(child: subprocess.Popen[str], request: Mapping[str, Any]) -> dict[str, 
     return answer
 
 
+def key_of(program: Program) -> str:
+    """A name for all that is compiled in: two programs of one key are the same, wherever they are pinned."""
+    return cache.key_of(_parts(program))
+
+
 def compile_programs(compiler: Compiler, program: Program) -> None:
     """Compiles, loads and pins: programs below program_directory, missing maps below map_directory.
 
     Raises CompileError or VerifierError with our file and line, Unsupported where bcc is missing, LayoutError where
     the C structs are not Python's.
     """
-    parts = [_part(program, family, half) for family in program.scopes for half in HALVES]
+    parts = _parts(program)
     maps = program.maps
     key = cache.key_of(parts)
     place = cache.Place(program.map_directory, program.program_directory, maps, program.sizes.definitions)
@@ -423,6 +429,11 @@ def compile_programs(compiler: Compiler, program: Program) -> None:
             if isinstance(record, layout.Record):
                 _compare(name, side, record, answer["records"][name][side])
     cache.save(key, answer["programs"])
+
+
+def _parts(program: Program) -> list[dict[str, Any]]:
+    """What each child is to do."""
+    return [_part(program, family, half) for family in program.scopes for half in HALVES]
 
 
 def _part(program: Program, family: Family, half: str) -> dict[str, Any]:

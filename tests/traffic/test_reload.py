@@ -107,6 +107,35 @@ def test_a_reload_keeps_objects_and_interfaces(cluster: Cluster):
     assert [(a.name, a.role) for a in after.interfaces] == [(b.name, b.role) for b in before.interfaces]
 
 
+def test_what_is_not_compiled_in_changes_without_recompiling(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    """The programs that run stay, also where none are kept; what is compiled in, or the same again, makes others."""
+    monkeypatch.setenv("PYDATAPATH_NO_CACHE", "1")
+    node = cluster.lab.node(1).netns
+    reload(cluster)
+    before = running(cluster)
+    for more in ({"algorithm": "maglev"}, {"algorithm": "maglev", "zone": "a"}, {"node_name": "another"}):
+        options = Options(**{"node_name": node, **more})  # type: ignore[arg-type]
+        Datapath.load(options, netns=node).close()
+        assert (running(cluster), cluster.datapaths[1].options) == (before, options)
+        assert cluster.datapaths[1].status(check=True).drift == ()
+        assert cluster.datapaths[1].status().node_name == options.node_name
+        assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).failures == []
+    (cluster.datapaths[1].instance.program_pins / "leave").unlink()
+    reload(cluster)
+    assert not before & (mended := running(cluster)), "what is lost is compiled again"
+    Datapath.load(Options(node_name=node, timeout=("tcp-established=7777",)), netns=node).close()
+    assert not mended & (others := running(cluster))
+    reload(cluster)
+    assert not others & (last := running(cluster))
+    reload(cluster)
+    assert not last & running(cluster)
+
+
+def running(cluster: Cluster) -> set[int]:
+    """The ids of the programs at the node's interfaces."""
+    return {int(one["id"]) for at in cluster.datapaths[1].status().interfaces for one in at.programs}
+
+
 def test_a_reload_that_cannot_be_leaves_all_as_it_was(cluster: Cluster):
     """Asked for what there is not, it refuses; traffic and status know nothing of it."""
     node = cluster.lab.node(1).netns
