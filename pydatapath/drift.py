@@ -20,7 +20,7 @@ from pydatapath.kernel.layout import Hook
 from pydatapath.kernel.maps import Maps
 from pydatapath.node import Node, options_of, resolve
 from pydatapath.records import Records
-from pydatapath.wiring import ACCEPT_LOCAL, accept_local, facts_of, gateway_of, maps_of, places_of, routes_of
+from pydatapath.wiring import ACCEPT_LOCAL, accept_local, facts_of, gateway_of, maps_of, place_of, places_of, routes_of
 
 __all__ = ["Look", "look", "pins", "programs_by_hook"]
 
@@ -57,6 +57,7 @@ def look(records: Records, maps: Maps, instance: Instance, *, entries: bool = Tr
         result.found += pins(instance, programs, node)
         known = records.get("made_for") is not None and leftovers.are_known(records, instance)
         result.is_whole = known and not result.found
+        result.found += _place(records, place_of(node, options.algorithm))
         result.found += _host(node)
     result.found += _filters(instance, programs, node)
     result.found += (f"a load that was killed has left {one.name} behind" for one in leftovers.folders(instance))
@@ -75,6 +76,15 @@ def _facts(made_for: Mapping[str, str], node: Node) -> Iterator[str]:
         old, new = (facts.get(name, "none") for facts in (made_for, now))
         if old != new:
             yield f"the node's {name} was {printable(old)} at load, and is {printable(new)} now"
+
+
+def _place(records: Records, wanted: Mapping[str, object]) -> Iterator[str]:
+    """A load that is killed before it has recorded its options may have planned for them."""
+    for name, value in wanted.items():
+        planned = records.get(name)  # None: an earlier version did not record it
+        if planned not in (None, value):
+            what = name.replace("_", " ")
+            yield f"services are planned for the {what} {planned!r}, which no load that was finished was told"
 
 
 def pins(instance: Instance, programs: Path, node: Node) -> Iterator[str]:

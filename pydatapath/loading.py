@@ -28,14 +28,14 @@ from pydatapath.node import Node, Options, Scope, options_of, resolve
 from pydatapath.record_faults import DamagedRecords, remove_database, take_copy
 from pydatapath.records import Records
 from pydatapath.version import __version__
-from pydatapath.wiring import facts_of
+from pydatapath.wiring import facts_of, place_of
 
 if TYPE_CHECKING:
     from pydatapath.kernel.host import Host
 
 __all__ = ["clean_up", "exchange", "load", "reconcile", "require_root", "tidy", "unload"]
 
-# The facts that a plan is made of (applying.here), and what they are before the first load
+# The facts that a plan is made of (wiring.place_of), and what they are before the first load
 _PLACE: Final[Mapping[str, object]] = {
     "node_name": "",
     "node_port_addresses": [],
@@ -185,16 +185,7 @@ def reconcile(
     """
     seeded = seeding.seed(maps, node, seen)
     before = {name: records.get(name, default) for name, default in _PLACE.items()}
-    records.put(
-        {
-            "node_name": node.name,
-            "node_port_addresses": [str(address) for address in node.node_port_addresses],
-            "zone": node.zone,
-            "algorithm": options.algorithm,
-            "families": node.families,
-            "masqueraded": node.masqueraded,
-        }
-    )
+    records.put(place_of(node, options.algorithm))
     try:
         applying.refresh_all(records, maps)  # on another node, or at another address, the plan is another
         if move is not None:

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from pydatapath.kernel.host import Interface
     from pydatapath.node import Network, Node
 
-__all__ = ["ACCEPT_LOCAL", "accept_local", "facts_of", "gateway_of", "maps_of", "needed", "places_of", "routes_of"]
+__all__ = [
+    "ACCEPT_LOCAL",
+    "accept_local",
+    "facts_of",
+    "gateway_of",
+    "maps_of",
+    "needed",
+    "place_of",
+    "places_of",
+    "routes_of",
+]
 
 # The value of net.ipv4.conf.lo.accept_local that we need: answers for the node's own calls of its node ports come in by
 # the loopback from an address of the node's own, which the kernel takes for forged otherwise (fib_validate_source)
@@ -86,6 +96,18 @@ def facts_of(node: Node) -> dict[str, str]:
         f"IPv{int(family)} {one.name.replace('_', ' ')}": _listed(getattr(scope, one.name))
         for family, scope in node.scopes.items()
         for one in fields(scope)
+    }
+
+
+def place_of(node: Node, algorithm: str) -> dict[str, object]:
+    """What plans are made for, each fact by its name, as JSON has it (applying.here)."""
+    return {
+        "node_name": node.name,
+        "node_port_addresses": [str(address) for address in node.node_port_addresses],
+        "zone": node.zone,
+        "algorithm": algorithm,
+        "families": [int(family) for family in node.families],
+        "masqueraded": [int(family) for family in node.masqueraded],
     }
 
 

@@ -391,6 +391,25 @@ def test_F11_another_load_after_one_that_was_killed_may_fail(
     assert talk(sockets) == names
 
 
+def test_F11_a_load_that_is_killed_and_compiles_nothing_is_mended_by_repair(
+    cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+):
+    """It leaves no folder; what services are planned for is not what the load before was told."""
+    names, before = talk(sockets), hanging(cluster)
+    killed_load(cluster, monkeypatch, "connect", algorithm="maglev", zone="a")
+    found = [
+        "services are planned for the zone 'a', which no load that was finished was told",
+        "services are planned for the algorithm 'maglev', which no load that was finished was told",
+    ]
+    datapath = cluster.datapaths[1]
+    assert [one.removesuffix(": `pydatapath repair` mends it") for one in datapath.status().drift] == found
+    assert datapath.repair() == found
+    assert (hanging(cluster), datapath.status().drift, datapath.repair()) == (before, (), [])
+    with Records(datapath.instance.records) as records:
+        assert (records.get("zone"), records.get("algorithm")) == ("", "random")
+    assert talk(sockets) == names
+
+
 def failing(*_: object) -> None:
     raise KernelError("it does not work today")
 
