@@ -71,7 +71,7 @@ MUST_TELL: Final = {
     "F21": ("sent",),
     "F22": ("sent", "broken"),
     "F23": ("sent", "broken"),
-    "F24": ("repeats", "rss_peak_mb"),
+    "F24": ("repeats", "sent", "lost_max", "broken", "new_failed", "rss_peak_mb"),
     "F25": ("repeats", "wrong", "rss_peak_mb"),
     "F26": ("repeats", "wrong"),
     "F27": ("repeats", "wrong", "rss_peak_mb"),
@@ -81,7 +81,6 @@ MUST_TELL: Final = {
     "F31": ("repeats", "rss_peak_mb"),
     "F32": ("repeats", "gap_ms_max", "broken", "new_failed", "leaked"),
 }
-BY_TEXT_ALONE: Final = ("F24",)  # no test plays it on a kernel: those of tests/unit tell
 _told: dict[str, float | str] = {}  # of the test that runs
 _ended: dict[str, pytest.TestReport] = {}  # its own report, until its fixtures have looked for what it left
 
@@ -114,7 +113,7 @@ def lacking(row: Mapping[str, Any]) -> list[str]:
     """What a row does not say of its faults; of a test that has not passed nobody asks. A unit test is its verdict."""
     if row["verdict"] != "passed":
         return []
-    asked = [one for one in row["id"] if one in BY_TEXT_ALONE or not row["test"].startswith("tests/unit/")]
+    asked = [one for one in row["id"] if not row["test"].startswith("tests/unit/")]
     return sorted({name for fault in asked for name in MUST_TELL[fault] if row[name] is None})
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import measured
 from rows import tell
 from scene import BIG, Cluster, cluster_up
 from streaming import TALKERS, Traffic, stream_objects
@@ -30,12 +30,6 @@ RATE = 1_000  # datagrams a second in each of two streams
 SERVICES, FITTING, EACH, ROOM = (10_000, 600, 100, 65_536) if BIG else (200, 100, 100, 16_384)
 FIRST_VIP, FIRST_BACKEND = ip_address("10.100.0.0"), ip_address("10.128.0.1")
 LOAD = f"{TALKERS} TCP connections that talk, new calls by TCP and UDP, iperf3, {2 * RATE} numbered datagrams a second"
-MEASURING = """
-import os, sys
-child = os.spawnvp(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
-_, status, used = os.wait4(child, 0)
-print(os.waitstatus_to_exitcode(status), round(used.ru_maxrss / 1024))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +65,8 @@ def applied(cluster: Cluster, path: Path) -> tuple[int, int, float, str]:
     program = str(Path(sys.executable).with_name("pydatapath"))
     command = [program, "--netns", node, "apply", "-f", str(path)]
     begun = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", MEASURING, *command], capture_output=True, text=True, check=True)
-    code, megabytes = map(int, done.stdout.split()[-2:])
-    return code, megabytes, round(time.monotonic() - begun, 1), done.stderr
+    done = measured(command, timeout=300)
+    return done.returncode, done.megabytes, round(time.monotonic() - begun, 1), done.stderr
 
 
 def test_F24_what_has_no_room_is_refused_and_what_has_is_made(

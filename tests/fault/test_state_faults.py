@@ -662,7 +662,9 @@ def test_F29_flows_are_as_old_as_they_are(loaded: Stand, tmp_path: Path, clock: 
     told_of = json.loads(shifted("status", "--check", "-o", "json"))
     since = datetime.fromisoformat(told_of["since"]).timestamp() - time.time()
     assert since == pytest.approx(shift if clock == "the date" else 0, abs=120), "the clock was set at all"
-    assert (told_of["drift"], json.loads(loaded.do("status", "--check", "-o", "json").stdout)["drift"]) == ([], [])
+    drift = told_of["drift"], json.loads(loaded.do("status", "--check", "-o", "json").stdout)["drift"]
+    tell(repeats=1, wrong=len(drift[0]) + len(drift[1]))
+    assert drift == ([], [])
     loaded.mend()
     loaded.apply()
     same(loaded, before)
