@@ -25,20 +25,23 @@ from pydatapath import schema
 
 pytestmark = pytest.mark.timeout(900 if BIG else 400)
 
-VIP = "10.96.0.91"
-RATE = 1_000  # datagrams a second in each of two streams
+VIPS = ("10.96.0.91", "fd00:10:96::91")
+CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
+RATE = 500  # datagrams a second in each of four streams
 SERVICES, FITTING, EACH, ROOM = (10_000, 600, 100, 65_536) if BIG else (200, 100, 100, 16_384)
 FIRST_VIP, FIRST_BACKEND = ip_address("10.100.0.0"), ip_address("10.128.0.1")
-LOAD = f"{TALKERS} TCP connections that talk, new calls by TCP and UDP, iperf3, {2 * RATE} numbered datagrams a second"
+LOAD = f"in each family {TALKERS} TCP connections that talk, new calls by TCP and UDP, iperf3, {4 * RATE} numbered datagrams a second"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A node with room for so many backends, and a service that is called all the time."""
-    with cluster_up(f"large-{os.getpid()}", nodes=1, pods=2, masquerade=True, max_backends=ROOM) as made:
+    options: dict[str, Any] = {"cluster_cidr": CLUSTER, "masquerade": True, "max_backends": ROOM}
+    with cluster_up(f"large-{os.getpid()}", nodes=1, pods=2, dual_stack=True, **options) as made:
         made.serve(made.lab.pod(1, 2))
-        objects = stream_objects("streams", VIP, [made.lab.pod(1, 2)])
-        made.datapaths[1].apply(schema.parse(one, "test") for one in objects)
+        for number, vip in enumerate(VIPS):
+            objects = stream_objects(f"streams-{number}", vip, [made.lab.pod(1, 2)])
+            made.datapaths[1].apply(schema.parse(one, "test") for one in objects)
         yield made
 
 
@@ -75,13 +78,13 @@ def test_F24_what_has_no_room_is_refused_and_what_has_is_made(
     """Before any change, by the map's name and the option's; those who talk meanwhile do not notice either."""
     lab, datapath = cluster.lab, cluster.datapaths[1]
     before = datapath.manifests()
-    with Traffic(lab.pod(1, 1), VIP, lab.pod(1, 2), lab.outside, [], RATE) as running:
+    with Traffic(lab.pod(1, 1), VIPS, lab.pod(1, 2), lab.outside, [], RATE) as running:
         code, refusing_mb, refusing, said = applied(cluster, large(tmp_path / "over.json", SERVICES))
         assert (code, datapath.manifests()) == (1, before)
         assert re.fullmatch(r"Error: the map '(backends|slots)' has no room left: it holds [\d,]+ entries\n.*\n", said)
         assert said.endswith("Hint: load again with a larger --max-backends\n")
         code, making_mb, making, said = applied(cluster, large(tmp_path / "fits.json", FITTING))
-        assert (code, said, len(datapath.services)) == (0, "", 1 + FITTING)
+        assert (code, said, len(datapath.services)) == (0, "", 2 + FITTING)
         account = running.end()
     figure(f"{SERVICES} x {EACH} refused: {refusing} s, {refusing_mb} MiB; {FITTING}: {making} s, {making_mb} MiB")
     figure(str(account))
