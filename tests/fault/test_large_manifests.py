@@ -30,7 +30,7 @@ CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
 RATE = 500  # datagrams a second in each of four streams
 SERVICES, FITTING, EACH, ROOM = (10_000, 600, 100, 65_536) if BIG else (200, 100, 100, 16_384)
 FIRST_VIP, FIRST_BACKEND = ip_address("10.100.0.0"), ip_address("10.128.0.1")
-LOAD = f"in each family {TALKERS} TCP connections that talk, new calls by TCP and UDP, iperf3, {4 * RATE} numbered datagrams a second"
+LOAD = f"of each family {TALKERS} TCP connections, new calls; iperf3, {4 * RATE} numbered datagrams a second"
 
 
 @pytest.fixture(scope="module")
