@@ -7,10 +7,13 @@ has them to give away drops any; a program that uses the package keeps what it h
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import struct
+from pathlib import Path
 from typing import Final
 
-__all__ = ["NEEDED", "keep_needed"]
+__all__ = ["NEEDED", "keep_needed", "what_is_missing"]
 
 # Name to number (include/uapi/linux/capability.h), and what it is for
 NEEDED: Final = {
@@ -24,6 +27,8 @@ NEEDED: Final = {
     "CAP_PERFMON": 38,  # programs that compare pointers
     "CAP_BPF": 39,  # maps and programs
 }
+# What the kernel says no for; the rest is about files, limits and others' processes
+OF_THE_KERNEL: Final = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF")
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
 VERSION_3: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _SETS: Final = struct.Struct("=6I")  # effective, permitted, inheritable: bits 0 to 31, then those from 32 on
@@ -46,3 +51,13 @@ def keep_needed() -> None:
         bits & (kept >> 32 * place & 0xFFFF_FFFF) for place in (0, 1) for bits in found[3 * place : 3 * place + 2]
     ]
     libc.capset(header, _SETS.pack(wanted[0], wanted[1], 0, wanted[2], wanted[3], 0))
+
+
+def what_is_missing() -> str:
+    """A hint for who was told that an operation is not permitted; "" where it is not for want of rights."""
+    if os.geteuid() != 0:
+        return "run it with sudo"
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    have = int(found[1], 16) if found else ~0
+    missing = [name for name in OF_THE_KERNEL if not have >> NEEDED[name] & 1]
+    return f"root lacks {', '.join(missing)} here: give that to the container or service" if missing else ""

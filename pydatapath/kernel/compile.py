@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
 from pydatapath.errors import CompileError, LayoutError, Unsupported, VerifierError
-from pydatapath.kernel import cache, clock, layout, source
+from pydatapath.kernel import cache, capabilities, clock, layout, source
 from pydatapath.kernel.gateway import SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family
 
@@ -491,8 +491,8 @@ def _explain(error: str, log: str, code: int) -> CompileError | Unsupported:
 
 
 def _privilege_hint(log: str) -> str:
-    if "Operation not permitted" in log:
-        return "run it with sudo"
+    if "Operation not permitted" in log and (hint := capabilities.what_is_missing()):
+        return hint
     return "-v shows the verifier's whole log"
 
 

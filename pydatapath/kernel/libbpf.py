@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Final, NamedTuple, NoReturn
 
 from pydatapath.errors import KernelError, Unsupported
+from pydatapath.kernel.capabilities import what_is_missing
 
 __all__ = [
     "BPF_ANY",
@@ -181,7 +183,8 @@ def _repeating(call: Callable[..., int]) -> Callable[[int, object, tuple[Any, ..
 
 def _fail(code: int, call: str, what: str) -> NoReturn:
     number = -code if code < -1 else ctypes.get_errno()
-    raise KernelError(f"{what}: {call} failed: {os.strerror(number)}", errno=number)
+    hint = what_is_missing() if number == errno.EPERM else ""
+    raise KernelError(f"{what}: {call} failed: {os.strerror(number)}", errno=number, hint=hint)
 
 
 def open_pin(path: str) -> int:

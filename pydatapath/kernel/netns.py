@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydatapath.errors import KernelError, NotFound
+from pydatapath.kernel.capabilities import what_is_missing
 
 __all__ = ["RUN_NETNS", "cookie", "current_path", "entered", "living", "path_of"]
 
@@ -103,5 +104,5 @@ def _of_processes() -> Iterator[Path]:
 def _setns(descriptor: int, what: str) -> None:
     if _libc.setns(descriptor, CLONE_NEWNET) != 0:
         code = ctypes.get_errno()
-        hint = "run it with sudo" if code == errno.EPERM else ""
+        hint = what_is_missing() if code == errno.EPERM else ""
         raise KernelError(f"cannot enter network namespace {what}: {os.strerror(code)}", errno=code, hint=hint)

@@ -170,15 +170,25 @@ def test_F28_who_is_not_root_is_told_so(stand: Stand, command: list[str]):
     assert wrong == []
 
 
-def test_F28_root_without_the_right_to_change_the_network(stand: Stand):
-    """Without CAP_NET_ADMIN and CAP_BPF: one error, and the host as it was."""
+@pytest.mark.parametrize(
+    ("command", "loaded"),
+    [("load", False), ("load", True), ("apply", True), ("repair", True), ("unload", True), ("status", True)],
+)
+def test_F28_root_without_the_rights_of_root(stand: Stand, command: str, loaded: bool):
+    """As in a container: one error, which names the capabilities, and the host as it was."""
+    if loaded:
+        stand.load()
+        stand.apply()
     before = stand.state()
-    command = ["setpriv", "--bounding-set=-net_admin,-bpf,-sys_admin", "--inh-caps=-net_admin,-bpf,-sys_admin"]
-    done = measured([*command, *stand.command("load", *OPTIONS)], timeout=60)
+    arguments = {"load": OPTIONS, "apply": ("-f", str(stand.changed))}.get(command, ())
+    lacks = "-net_admin,-bpf,-perfmon,-sys_admin"
+    limited = ["setpriv", f"--bounding-set={lacks}", f"--inh-caps={lacks}"]
+    done = measured([*limited, *stand.command(command, *arguments)], timeout=60)
     assert done.returncode == 1
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.stderr.startswith("Error: ")
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["Error", "Hint"], done.stderr
+    assert "root lacks CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF here" in done.stderr
     wrong = stand.differences(before)
+    stand.clear()
     tell(repeats=1, wrong=len(wrong), load="nobody")
     assert wrong == []
 
