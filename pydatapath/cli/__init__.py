@@ -127,15 +127,20 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(error.log, err=True)
         sys.exit(1)
     except (MemoryError, ImportError, OSError, RuntimeError) as error:
-        if not _is_short_of_memory(error):
+        if not (what := _short_of(error)):
             raise
-        complain(
-            DatapathError("there is not enough memory for this command", hint="run the command again where it has more")
-        )
+        complain(DatapathError(f"{what} for this command", hint="run the command again where it has more"))
         sys.exit(1)
 
 
-def _is_short_of_memory(error: Exception) -> bool:
-    """Whoever is short of it: Python, the dynamic loader, the kernel for a process or a thread."""
-    told = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    return told or any(one in str(error) for one in ("failed to map segment", "can't start new thread"))
+def _short_of(error: Exception) -> str:
+    """What there is not enough of, "" for another error. Of memory whoever is short: Python, the dynamic loader, the
+    kernel for a process or a thread.
+    """
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{os.strerror(number)}: the limit of file descriptors is too low"
+    told = isinstance(error, MemoryError) or number == errno.ENOMEM
+    if told or any(one in str(error) for one in ("failed to map segment", "can't start new thread")):
+        return "there is not enough memory"
+    return ""
