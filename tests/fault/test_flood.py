@@ -424,7 +424,7 @@ def test_F17_nor_does_one_whose_SYNs_are_followed_by(
 
     def strangers() -> list[str]:
         flows = cluster.datapaths[1].flows()
-        return [one.state for one in flows if IPv4Address(one.original.src) in STRANGE]
+        return [one.state for one in flows if ip_address(one.original.src) in STRANGE]
 
     def openings() -> tuple[int, float]:
         began, ends = time.monotonic(), macs(cluster, outside)
