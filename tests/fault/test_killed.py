@@ -236,7 +236,7 @@ def test_F3_apply(stand: Stand, figure: Callable[[str], None]):
     killed_everywhere(trial, figure, 10)
 
 
-def test_F3_applied_again_there_is_no_step_but_the_locks(stand: Stand):
+def test_applied_again_there_is_no_step_but_the_locks(stand: Stand):
     """The second time no map, no link and no file is written; what SQLite makes to lock records it takes away."""
     loaded(stand)
     files = [stand.which.records, copy_of(stand.which.records)]
