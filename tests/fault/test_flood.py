@@ -292,6 +292,19 @@ def lasting(flood: Callable[[], tuple[int, float]]) -> tuple[int, float]:
     return sent, seconds
 
 
+def settled(idle: list[Idle]) -> dict[bytes, bytes]:
+    """The silent ones' entries, once nothing is on its way: an answer is acknowledged half a second later at most (RFC
+    5681 4.2).
+    """
+    found: dict[bytes, bytes] = {}
+    for _ in range(10):
+        before, found = found, {key: value for one in idle for key, value in one.entries().items()}
+        if found == before:
+            break
+        time.sleep(0.5)
+    return found
+
+
 def under(
     cluster: Cluster,
     idle: list[Idle],
@@ -306,7 +319,7 @@ def under(
     `forgiving`: a silent socket may be told of one error before it is asked.
     """
     lab = cluster.lab
-    before = {key: value for one in idle for key, value in one.entries().items()}
+    before = settled(idle)
     with Scripts() as scripts, Watch(cluster) as watch:
         scripts.talk(lab.pod(1, 1), which.vip[0], TALKERS)
         scripts.talk(lab.outside, which.balancer[0], TALKERS)
