@@ -216,7 +216,7 @@ CONTROLS: Final = (
         "",
         "fault/test_state_faults.py",
         "F31_a_low",
-        "Too many open files",
+        r'\(1, "Error: t|Too many open files',
     ),
     Control(
         "F15: what a namespace leaves behind is not looked for",

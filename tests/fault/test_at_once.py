@@ -122,7 +122,8 @@ def test_F9_fifty_commands_at_once(stand: Stand, either: list[Loaded], tmp_path:
             errors = [line for line in done.stderr.splitlines() if not line.startswith(("Hint: ", "Warning: "))]
             assert [line[:7] for line in errors] == ["Error: "], told
             assert "busy" in errors[0], told
-            assert seconds >= LOCK_SECONDS, told
+            # SQLite itself says so at once where one begins to write on what another has changed since
+            assert seconds >= LOCK_SECONDS or "database is locked" in told, told
             refused[arguments[0]] += 1
     busy = refused.total()
     figure(
