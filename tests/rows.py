@@ -152,7 +152,7 @@ def _commit() -> str:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    except FileNotFoundError:
+    except OSError:  # no git, or what a test has left of descriptors does not do
         return ""
 
 

@@ -333,7 +333,7 @@ CONTROLS: Final = (
         "        yield descriptor\n    finally:\n        pass\n",
         "fault/test_soak.py",
         "F32",
-        "descriptors",
+        "Too many open files|descriptors",
     ),
 )
 
