@@ -171,6 +171,28 @@ static inline enum kind classify_unasked(enum hook hook, struct flow *flow)
 }
 #endif
 
+/*
+ * N93: what would be answered by the tuple that answers a flow: a call to where a backend listened, whose service is gone,
+ * while its flows last. Only of what begins one, and not at an uplink's egress, where is_in_the_way asks of more. Every
+ * datagram to nowhere of ours asks: of those that were answered only, which is one lookup.
+ */
+static inline bool meets_known_answer(enum hook hook, const struct tuple *key, u8 tcp_flags)
+{
+	struct tuple answer = tuple_reverse(key);
+	struct flow *flow = NULL;
+
+	if (MASQUERADE && hook == TO_UPLINK)
+		return false;
+	if (key->protocol == IPPROTO_TCP) {
+		if (!opens_connection(tcp_flags))
+			return false;
+		flow = half_open.lookup(&answer);
+	}
+	if (!flow)
+		flow = flow_standing(&answer);
+	return flow && (flow->flags & FLOW_REPLY);
+}
+
 /* Neither a service nor a backend's port */
 static inline enum kind classify_other(struct __sk_buff *skb, enum hook hook, const struct packet *packet,
 				       const struct tuple *key, struct flow *flow)
@@ -233,7 +255,7 @@ static inline enum kind classify(struct __sk_buff *skb, enum hook hook, const st
 	case NO_SERVICE:
 		break;
 	}
-	if (is_target(key) && !(MASQUERADE && is_due(hook, key))) {
+	if ((is_target(key) || meets_known_answer(hook, key, packet->tcp_flags)) && !(MASQUERADE && is_due(hook, key))) {
 		/* A plain connection to a backend is entered too, so that no service flow takes its tuple */
 		flow->flags |= FLOW_PLAIN;
 		return KIND_FLOW;

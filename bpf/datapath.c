@@ -99,7 +99,8 @@ static inline int leave_unwalked(struct __sk_buff *skb, const struct packet *pac
 	struct tuple reply_key;
 
 	if (!interface || !is_sender_known(skb, packet) || half_open.lookup(key) ||
-	    opening_find(key, &reply_key) || is_target(key) || vip_kind(&key->destination))
+	    opening_find(key, &reply_key) || is_target(key) || vip_kind(&key->destination) ||
+	    meets_known_answer(FROM_POD, key, packet->tcp_flags))
 		return PASS;
 	return leave_to_pod(skb, FROM_POD, interface);
 }

@@ -51,4 +51,5 @@ def needs_no_walk(frame: Frame, packet: Packet, flows: Flows, world: World) -> b
     if packet.tuple in flows.main or packet.tuple in flows.half_open:
         return False
     is_called = world.answers_ping(packet.destination) or world.is_target(packet.tuple.called)
+    is_called = is_called or flows.meets_known_answer(packet)
     return not is_called and world.endpoints.get(packet.source) == frame.came_by

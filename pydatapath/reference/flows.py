@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pydatapath.reference.entry import Entry, Moment
-from pydatapath.reference.packet import FlowTuple
+from pydatapath.reference.packet import FlowTuple, Packet
 from pydatapath.reference.world import World
 
 __all__ = ["FRESH", "Flows", "Table"]
@@ -72,6 +72,18 @@ class Flows:
             or self.has_ended(entry, moment.world, moment.now, opens=opens)
             or (opens and not moment.world.takes_new_flows(entry.backend))
         )
+
+    def meets_known_answer(self, packet: Packet) -> bool:
+        """N93: whether it begins what would be answered by the tuple that answers a flow, over or not.
+
+        Of datagrams only those flows count that were answered.
+        """
+        answer = packet.tuple.reverse
+        if packet.protocol == "TCP" and not packet.opens:
+            return False
+        waiting = self.half_open.get(answer) if packet.protocol == "TCP" else None
+        entry = waiting or self.main.get(answer)
+        return entry is not None and entry.reply
 
     def quick(self, moment: Moment) -> Entry | None:
         """The flow of a packet that needs no more than being counted, rewritten and sent; else None.

@@ -223,7 +223,7 @@ class Model:
             return self._begin(hook, moment, [self._hidden(hook, packet, one, interface) for one in entries], told)
         leaves = hook in {Hook.FROM_POD, Hook.TO_UPLINK} and self.world.must_hide(packet.source, packet.destination)
         plain = Entry(packet.tuple, plain=True)
-        if self.world.is_target(packet.tuple.called) and not leaves:
+        if (self.world.is_target(packet.tuple.called) or self._meets_known_answer(hook, packet)) and not leaves:
             return self._begin(hook, moment, [plain], told)
         nobody = no_service(packet, hook, self.world)
         if nobody is not None:
@@ -237,6 +237,12 @@ class Model:
         if entry.masqueraded or calls_pod(hook, packet, self.world) or self._is_nodes_sctp(hook, packet):
             return self._begin(hook, moment, [entry], told)
         return self._other(hook, moment, told)
+
+    def _meets_known_answer(self, hook: Hook, packet: Packet) -> bool:
+        """N93: whether it begins a call to where a backend listened, by a port of which a flow of its service lasts."""
+        if self.world.masquerade is not None and hook is Hook.TO_UPLINK:
+            return False  # N20 is more
+        return self.flows.meets_known_answer(packet)
 
     def _is_nodes_sctp(self, hook: Hook, packet: Packet) -> bool:
         """N18: of the node's own SCTP no socket can be asked for, and no port is its own that is not entered."""

@@ -133,6 +133,21 @@ def test_C8_a_connection_is_not_given_up_for_a_newcomer(bed: Bed, called: str):
     assert addresses(bed.answer(there, "PA")) == (VIP, 80, CLIENT, 10000)
 
 
+@pytest.mark.parametrize(("protocol", "answered"), [("TCP", True), ("TCP", False), ("UDP", True)])
+def test_N93_a_direct_call_is_told_apart_from_a_flow_whose_service_is_gone(bed: Bed, protocol: str, answered: bool):
+    """Nobody listens there for a service any more, but what was open still is: TCP goes on, UDP gives way (C8, C9)."""
+    before, direct = first_packet(protocol, "one"), first_packet(protocol, "direct")
+    there = bed.establish(before) if answered else bed.run(Hook.FROM_POD, before)
+    bed.serve({})
+    left = bed.run(Hook.FROM_POD, direct)
+    if protocol == "UDP":
+        assert addresses(left) == (CLIENT, 10000, BACKEND, 5353)
+    else:
+        assert addresses(left)[1] >= 32768
+        assert addresses(bed.answer(there, "PA" if answered else "SA")) == reverse(addresses(before))
+    check_own_answers(bed, {"direct": left}, {"direct": direct}, "SA")
+
+
 # The node itself: it calls services by the bridge, and everything on other machines directly by the uplink
 
 

@@ -125,6 +125,18 @@ def test_C8_a_connection_gives_its_tuple_to_no_newcomer(talk: Talk) -> None:
     assert talk.send(replace(SYN, destination=VIP_TWO)).packet.source_port in PORTS
 
 
+@pytest.mark.parametrize("before", [SYN, QUERY], ids=["TCP", "UDP"])
+def test_N93_a_direct_call_is_told_apart_from_a_flow_whose_service_is_gone(talk: Talk, before: Packet) -> None:
+    """Nobody listens there for a service any more; what was open goes on (C8), or gives way (C9)."""
+    there = talk.open(before) if before is SYN else talk.send(before)
+    talk.answer(there)
+    talk.model.world = replace(talk.model.world, services={})
+    direct = replace(before, destination=BACKEND, destination_port=there.packet.destination_port)
+    left = talk.send(direct)
+    assert (left.packet.source_port == 40000) == (before is QUERY)
+    assert talk.answer(left).packet.tuple == direct.tuple.reverse
+
+
 def test_N22_N23_only_a_flow_whose_ports_are_taken_may_be_dropped(talk: Talk) -> None:
     """Its own port, and four of five others."""
     given_up = Choice(gave_up=True)
