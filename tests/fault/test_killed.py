@@ -29,14 +29,14 @@ from pydatapath.errors import DatapathError
 from pydatapath.record_faults import copy_of
 
 SEED = int(os.environ.get("PYDATAPATH_SEED") or random.SystemRandom().randrange(1 << 32))
-SECONDS = 3000.0 if BIG else 16.0  # for the kills of one command
+SECONDS = 7200.0 if BIG else 16.0  # for the kills of one command
 FEWEST = 3  # kills of a command, however slow the machine is
 ORPHANS_SECONDS = 30.0  # to compile, on a crowded machine
 ALONE = {"PYDATAPATH_NO_CACHE": "1"}  # compiles, in child processes
 REPAIR = ("repair",)
 SINCE = ("the service, since the kill", 0)
 
-pytestmark = pytest.mark.timeout(3600 if BIG else 300)
+pytestmark = pytest.mark.timeout(9000 if BIG else 300)
 
 
 @pytest.fixture(scope="module")
