@@ -20,15 +20,14 @@ from typing import Any
 
 from calls import KINDS, ask, ask_many, dial
 from host_state import dump
+from in_kernel import InKernel
 from measuring import measured
 from rows import tell, tell_worst
 from scene import PORT, PYDATAPATH, VIP_PORT, Cluster, objects, pydatapath
 
 from pydatapath import applying, instance
 from pydatapath.documents import to_yaml
-from pydatapath.errors import KernelError
-from pydatapath.kernel import cache, libbpf, netns, tables
-from pydatapath.kernel.bpffs import BPFFS
+from pydatapath.kernel import cache, netns, tables
 from pydatapath.kernel.maps import Maps
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.plan import Called, Live
@@ -42,7 +41,6 @@ __all__ = [
     "OTHER_OPTIONS",
     "OTHER_SIZES",
     "STEADY",
-    "InKernel",
     "Stand",
     "stand_up",
     "unwritten",
@@ -83,7 +81,7 @@ class Stand:
         self.base.write_text(self._manifests(changed=False))
         self.changed.write_text(self._manifests(changed=True))
         self.held: dict[tuple[str, int], socket.socket] = {}
-        self.kernel = InKernel()
+        self.kernel = InKernel(OWN_SIZES)
 
     @property
     def which(self) -> instance.Instance:
@@ -248,72 +246,6 @@ def _difference(key: str, wanted: object, found: object) -> str:
     )
     lines = [f"- {one}" for one in before if one not in after] + [f"+ {one}" for one in after if one not in before]
     return f"{key}: " + "; ".join(lines[:12])
-
-
-class InKernel:
-    """Counts our maps and programs in the kernel, whoever holds them: a pin, a process, a filter, each other.
-
-    Others may run beside us, with the same names. Ours is what has come since this was made and is pinned here, is open
-    in this process or one that descends from it, or has our sizes; what uses these or is used by them; and what was
-    ours before, since the kernel gives no id twice.
-    """
-
-    def __init__(self) -> None:
-        self._before = {kind: {*_listed(kind)} for kind in ("map", "prog")}
-        self._known: dict[str, set[int]] = {"map": set(), "prog": set()}
-        self.names: list[str] = []  # of those that were there at the last look
-
-    def __call__(self) -> dict[str, int]:
-        """How many there are."""
-        maps, programs = (
-            {number: one for number, one in _listed(kind).items() if number not in self._before[kind]}
-            for kind in ("map", "prog")
-        )
-        sized = {number for number, one in maps.items() if one.get("max_entries") in OWN_SIZES}
-        held = _held()
-        ours, using = self._known["map"] | held["map"] | sized, self._known["prog"] | held["prog"]
-        while True:
-            using |= {number for number, one in programs.items() if ours & {*one.get("map_ids", ())}}
-            used = {each for number in using & programs.keys() for each in programs[number].get("map_ids", ())}
-            if used <= ours:
-                break
-            ours |= used
-        # The array of tail calls was seen 15 s after an unload, alone: why is not known (docs/reliability.md)
-        ours = {number for number in ours & maps.keys() if maps[number].get("name") != "walks"}
-        self._known = {"map": ours, "prog": using & programs.keys()}
-        found = [(one, maps[one]) for one in self._known["map"]] + [(one, programs[one]) for one in self._known["prog"]]
-        self.names = sorted(f"{one.get('name', '')} {number}" for number, one in found)
-        return {"maps": len(self._known["map"]), "programs": len(self._known["prog"])}
-
-
-def _listed(kind: str) -> dict[int, dict[str, Any]]:
-    """All in the kernel, by their ids."""
-    listed = subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=False).stdout
-    return {one["id"]: one for one in json.loads(listed)}
-
-
-def _held() -> dict[str, set[int]]:
-    """The ids of maps and programs that are pinned here, or open in this process or one that descends from it."""
-    found: dict[str, set[int]] = {"map": set(), "prog": set()}
-    with contextlib.ExitStack() as stack:
-        for path in (BPFFS / "pydatapath").rglob("*"):
-            with contextlib.suppress(KernelError):  # a folder, or what has just gone
-                stack.enter_context(libbpf.opened(libbpf.open_pin(str(path))))
-        for process in _family(os.getpid()):
-            for one in Path(f"/proc/{process}/fdinfo").glob("*"):
-                with contextlib.suppress(OSError):
-                    for kind, number in re.findall(r"^(map|prog)_id:\s*(\d+)", one.read_text(), re.MULTILINE):
-                        found[kind].add(int(number))
-    return found
-
-
-def _family(process: int) -> Iterator[int]:
-    """A process and all that descend from it."""
-    yield process
-    for task in Path(f"/proc/{process}/task").glob("*"):
-        with contextlib.suppress(OSError):
-            for child in (task / "children").read_text().split():
-                yield from _family(int(child))
 
 
 def _served(live: Live) -> dict[str, Any]:

@@ -6,17 +6,16 @@ PYDATAPATH_BIG=1 pytest tests/fault/test_interfaces.py     thousands instead of 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 from calls import KINDS, ask, ask_many, dial
+from in_kernel import ids
 from rows import tell
 from scene import BIG, VIP_PORT, Cluster, cluster_up, pydatapath
 from streaming import Scripts, say
@@ -245,12 +244,7 @@ def ids_of(cluster: Cluster) -> tuple[set[int], set[int]]:
 
 def left_of(programs: set[int], maps: set[int]) -> tuple[set[int], set[int]]:
     """Which of them the kernel still has."""
-
-    def there(kind: str) -> set[int]:
-        told = subprocess.run(["bpftool", "-j", kind, "show"], capture_output=True, text=True, check=True).stdout
-        return {one["id"] for one in json.loads(told)}
-
-    return programs & there("prog"), maps & there("map")
+    return programs & ids("prog"), maps & ids("map")
 
 
 def left_soon(programs: set[int], maps: set[int], but: set[int]) -> tuple[set[int], set[int]]:

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from calls import KINDS, ask_many
 from host_state import filters
+from in_kernel import InKernel
 from rows import tell
 from scene import BIG, PORT, VIP_PORT, Cluster, cluster_up, objects
-from stand import MAX_BACKENDS, MAX_FLOWS, InKernel
+from stand import MAX_BACKENDS, MAX_FLOWS, OWN_SIZES
 from streaming import Scripts
 
 from pydatapath import Datapath
@@ -158,7 +159,7 @@ def test_F32_pods_and_services_come_and_go_and_nothing_grows(cluster: Cluster, f
     """
     lab = cluster.lab
     before = {**of_process(), "filters": hung(cluster)}
-    in_kernel = InKernel()
+    in_kernel = InKernel(OWN_SIZES)
     cluster.load(1, **OPTIONS)
     soak = Soak(cluster, cluster.datapaths.pop(1), in_kernel)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pydatapath.kernel.bpffs import BPFFS
 from pydatapath.kernel.netns import RUN_NETNS
 from pydatapath.lab import Host, Lab
 
-__all__ = ["dump", "filters", "surviving", "tc"]
+__all__ = ["dump", "filters", "tc"]
 
 HOOKS = ("ingress", "egress")
 # What these say changes by itself
@@ -80,9 +79,3 @@ def _sysctls(host: Host) -> str:
                 except OSError:
                     lines.append(f"{path}: cannot be read")
     return "\n".join(lines)
-
-
-def surviving(kind: str, ids: Iterable[int]) -> set[int]:
-    """Which of these programs or maps (`kind` as bpftool calls it: prog, map) are in the kernel."""
-    listed = json.loads(subprocess.run(["bpftool", "-j", kind, "list"], capture_output=True, check=True).stdout)
-    return {one["id"] for one in listed} & set(ids)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from calls import KINDS, ask, ask_many, dial
-from host_state import dump, filters, surviving, tc
+from host_state import dump, filters, tc
+from in_kernel import ids
 from rows import tell
 from scene import PORT, VIP_PORT, Cluster, objects, pydatapath
 
@@ -138,11 +139,11 @@ def test_the_kernel_keeps_no_program_and_no_map(cluster: Cluster):
     programs = {program["id"] for one in datapath.status().interfaces for program in one.programs}
     maps = {datapath._maps[one.name].info.id for one in datapath.status().maps}
     assert len(programs) >= 3
-    assert surviving("prog", programs) == programs
-    assert surviving("map", maps) == maps
+    assert programs <= ids("prog")
+    assert maps <= ids("map")
     unload(cluster)
     deadline = time.monotonic() + 5
-    while (left := surviving("prog", programs) | surviving("map", maps)) and time.monotonic() < deadline:
+    while (left := (programs & ids("prog")) | (maps & ids("map"))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left == set()
 
