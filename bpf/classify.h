@@ -174,22 +174,23 @@ static inline enum kind classify_unasked(enum hook hook, struct flow *flow)
 /*
  * N93: what would be answered by the tuple that answers a flow: a call to where a backend listened, whose service is gone,
  * while its flows last. Only of what begins one, and not at an uplink's egress, where is_in_the_way asks of more. Every
- * datagram to nowhere of ours asks: of those that were answered only, which is one lookup.
+ * datagram to nowhere of ours asks: of those that were answered only, which is one lookup. `answer` is room for a tuple, not on
+ * the stack: there it would be another way for the verifier.
  */
-static inline bool meets_known_answer(enum hook hook, const struct tuple *key, u8 tcp_flags)
+static inline bool meets_known_answer(enum hook hook, const struct tuple *key, u8 tcp_flags, struct tuple *answer)
 {
-	struct tuple answer = tuple_reverse(key);
 	struct flow *flow = NULL;
 
 	if (MASQUERADE && hook == TO_UPLINK)
 		return false;
+	*answer = tuple_reverse(key);
 	if (key->protocol == IPPROTO_TCP) {
 		if (!opens_connection(tcp_flags))
 			return false;
-		flow = half_open.lookup(&answer);
+		flow = half_open.lookup(answer);
 	}
 	if (!flow)
-		flow = flow_standing(&answer);
+		flow = flow_standing(answer);
 	return flow && (flow->flags & FLOW_REPLY);
 }
 
@@ -227,7 +228,7 @@ static inline u8 opened_flag(u8 tcp_flags)
 }
 
 static inline enum kind classify(struct __sk_buff *skb, enum hook hook, const struct packet *packet,
-				 const struct tuple *key, struct flow *flow)
+				 const struct tuple *key, struct flow *flow, struct tuple *room)
 {
 	bool calls = calls_services(hook, key->source);
 
@@ -255,7 +256,7 @@ static inline enum kind classify(struct __sk_buff *skb, enum hook hook, const st
 	case NO_SERVICE:
 		break;
 	}
-	if ((is_target(key) || meets_known_answer(hook, key, packet->tcp_flags)) && !(MASQUERADE && is_due(hook, key))) {
+	if ((is_target(key) || meets_known_answer(hook, key, packet->tcp_flags, room)) && !(MASQUERADE && is_due(hook, key))) {
 		/* A plain connection to a backend is entered too, so that no service flow takes its tuple */
 		flow->flags |= FLOW_PLAIN;
 		return KIND_FLOW;

@@ -96,11 +96,11 @@ static inline bool is_called(const struct packet *packet)
 static inline int leave_unwalked(struct __sk_buff *skb, const struct packet *packet, struct tuple *key)
 {
 	u32 interface = pod_beside(skb, packet);
-	struct tuple reply_key;
+	struct tuple reply_key, answer;
 
 	if (!interface || !is_sender_known(skb, packet) || half_open.lookup(key) ||
 	    opening_find(key, &reply_key) || is_target(key) || vip_kind(&key->destination) ||
-	    meets_known_answer(FROM_POD, key, packet->tcp_flags))
+	    meets_known_answer(FROM_POD, key, packet->tcp_flags, &answer))
 		return PASS;
 	return leave_to_pod(skb, FROM_POD, interface);
 }

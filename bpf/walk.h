@@ -174,7 +174,7 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 		/* `learn` took the flow for a live one, and it is over */
 		if (hook == FROM_POD && seen == KNOWN_FLOW)
 			endpoint_learn(skb, packet->ethernet, ip_source(packet->ip));
-		kind = classify(skb, hook, packet, key, flow);
+		kind = classify(skb, hook, packet, key, flow, &of->other.to);
 		if (kind == KIND_MASQUERADE && !has_both_ports(key)) {
 			*verdict = drop(DROP_UNTRANSLATED);
 			return false;

@@ -6,7 +6,8 @@ import ctypes
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -27,6 +28,7 @@ from packetbed import (
     addresses,
     tcp,
 )
+from programs import masquerading_bed
 
 from pydatapath import carrying
 from pydatapath.errors import CompileError, LayoutError, VerifierError
@@ -58,6 +60,8 @@ BUDGET = {
     "to_uplink6": 20_000,
     "to_loopback6": 18_000,
 }
+# Where pods are masqueraded: a program of more than a million is refused, and how options add up is not foreseen
+MASQUERADING = {"walk": 290_000, "walk6": 860_000, "nat": 290_000, "nat6": 430_000}
 
 
 @pytest.fixture
@@ -311,10 +315,26 @@ class ProgramInfo(libbpf._ProgramInfo):
 @pytest.mark.parametrize("name", BUDGET)
 def test_the_verifier_has_not_more_to_look_at(loaded: Bed, name: str):
     """The count grows when the program does: raise the budget knowingly, or find out what it was."""
+    assert 0 < verified(loaded, name) <= BUDGET[name]
+
+
+@pytest.mark.parametrize("name", MASQUERADING)
+@pytest.mark.parametrize("build", ["masquerading", "timed", "limited", "heaviest"])
+def test_nor_where_pods_are_masqueraded(request: pytest.FixtureRequest, build: str, name: str):
+    """With other timeouts and the pods' fast path, with a pod's limit, and with all that adds the most."""
+    assert 0 < verified(request.getfixturevalue(f"loaded_{build}"), name) <= MASQUERADING[name]
+
+
+@pytest.fixture(scope="module")
+def loaded_heaviest(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
+    """Of all builds the one that the verifier has the most to look at."""
+    with masquerading_bed(namespace, keep, "heavy", compile.Masquerade(pod_flows=(9, 9)), pod_fast_path=True) as made:
+        yield made
+
+
+def verified(bed: Bed, name: str) -> int:
+    """Instructions that the verifier has looked at for a program."""
     info = ProgramInfo()
-    descriptor = libbpf.open_pin(str(loaded.pins / "programs" / name))
-    try:
+    with libbpf.opened(libbpf.open_pin(str(bed.pins / "programs" / name))) as descriptor:
         libbpf._info(descriptor, info)
-    finally:
-        os.close(descriptor)
-    assert 0 < info.verified_insns <= BUDGET[name]
+    return int(info.verified_insns)
