@@ -33,7 +33,7 @@ __all__ = ["connect", "disconnect", "reconnect"]
 
 
 def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
-    """Hangs the programs up, each in one exchange, and takes away what an earlier load hung where nothing belongs now.
+    """Hangs the programs up, all in one exchange, and takes away what an earlier load hung where nothing belongs now.
 
     Raises Conflict where a place or a route is another's; then no program was exchanged.
     """
@@ -45,19 +45,27 @@ def connect(records: Records, instance: Instance, node: Node, programs: Path) ->
         with _taken_back(records, attacher):
             _connect_routes(records, attacher, node)
             _connect_loopback(records, node)
-            for one in node.attachments:
-                with _unless_gone(records, one):
-                    _hang_up(records, attacher, one, descriptors[one.hook], instance)
+            _hang_up(records, attacher, node, descriptors, instance)
         _drop_others(records, attacher, instance, node, {libbpf.program_info(one).id for one in descriptors.values()})
 
 
-def _hang_up(records: Records, attacher: Attacher, one: Attachment, program: int, instance: Instance) -> None:
-    interface = one.interface
-    records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
-    if not tc.has_clsact(interface.index):
-        records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
-        attacher.add_clsact(interface.index, interface.name)
-    attacher.attach(interface.index, interface.name, one.hook, program, instance.name)
+def _hang_up(
+    records: Records, attacher: Attacher, node: Node, descriptors: Mapping[Hook, int], instance: Instance
+) -> None:
+    from pydatapath.kernel.attach import Place
+
+    places: dict[Place, Attachment] = {}
+    for one in node.attachments:
+        interface = one.interface
+        with _unless_gone(records, one):
+            records.note_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
+            if not tc.has_clsact(interface.index):
+                records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
+                attacher.add_clsact(interface.index, interface.name)
+            places[Place(interface.index, interface.name, one.hook, descriptors[one.hook])] = one
+    for place, error in attacher.exchange([*places], instance.name).items():
+        with _unless_gone(records, places[place]):
+            raise error
 
 
 @contextlib.contextmanager
@@ -81,16 +89,19 @@ def _is_there(interface: Interface) -> bool:
 
 def reconnect(records: Records, instance: Instance) -> None:
     """After an exchange that failed half-way: the programs that ran before hang everywhere again."""
-    from pydatapath.kernel.attach import Attacher
+    from pydatapath.kernel.attach import Attacher, Place
 
     pinned = {hook for hook in Hook if (instance.program_pins / hook.program).exists()}
+    places = []
     with Attacher() as attacher, _opened(instance.program_pins, pinned) as descriptors:
         for subject in records.host_changes(HostChange.FILTER):
             name, hook = subject.split()
             with contextlib.suppress(OSError):
                 index = socket.if_nametoindex(name)
                 if Hook[hook] in descriptors and attacher.ours(index, Hook[hook], instance.name):
-                    attacher.attach(index, name, Hook[hook], descriptors[Hook[hook]], instance.name)
+                    places.append(Place(index, name, Hook[hook], descriptors[Hook[hook]]))
+        for error in attacher.exchange(places, instance.name).values():
+            raise error
 
 
 def disconnect(instance: Instance) -> None:

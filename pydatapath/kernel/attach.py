@@ -10,23 +10,39 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Self
 
 from pydatapath.errors import Conflict, KernelError
-from pydatapath.kernel import host, tc
+from pydatapath.kernel import host, rtnetlink, tc
 from pydatapath.kernel.gateway import ROUTE_PROTOCOL, SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.kernel.tc import HANDLE, PRIORITY, filter_name
 
-__all__ = ["Attacher"]
+__all__ = ["Attacher", "Place"]
 
 CLSACT_HANDLE: Final = 0xFFFF0000
 RTNH_F_ONLINK: Final = 4
 SOCKET_FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 NUD_PERMANENT: Final = 0x80
 GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A hook of an interface, and the program (its descriptor) that is to hang there."""
+
+    index: int
+    name: str
+    hook: Hook
+    program: int
+
+    @property
+    def where(self) -> str:
+        """For messages: "veth0 ingress"."""
+        return f"{self.name} {self.hook.direction}"
 
 
 class Attacher:
@@ -57,27 +73,46 @@ class Attacher:
             with self._attempt(f"delete clsact of {name}", ignore=GONE):
                 self._ipr.tc("del", "clsact", index)
 
-    def attach(self, index: int, name: str, hook: Hook, program: int, instance: str) -> None:
-        """Puts a program (its descriptor) at a hook, in one exchange where one of ours is there, and reads it back.
+    def exchange(self, places: Sequence[Place], instance: str) -> dict[Place, KernelError]:
+        """Puts programs at their hooks, in the place of ours where some hang there. What did not get there, and why.
 
-        Raises Conflict where our place is taken by somebody else.
+        All go to the kernel in one message, so that a kill leaves either load's programs at all of them: where maps
+        have other sizes, what one of the two enters the other does not know. Raises Conflict, before anything is
+        exchanged, where a place is taken by somebody else.
         """
-        where = f"{name} {hook.direction}"
-        self.refuse_foreign(index, name, hook, instance)
-        with self._attempt(f"attach {hook.program} to {where}"):
-            self._ipr.tc(
-                "replace-filter",
-                "bpf",
-                index,
-                handle=HANDLE,
-                prio=PRIORITY,
-                fd=program,
-                name=filter_name(instance, hook),
-                parent=tc.PARENTS[hook.direction],
-                direct_action=True,
-            )
-        if self.ours(index, hook, instance) is None:
-            raise KernelError(f"attaching {hook.program} to {where} had no effect")
+        from pyroute2 import IPBatch
+
+        for one in places:
+            self.refuse_foreign(one.index, one.name, one.hook, instance)
+        messages = []
+        with contextlib.closing(IPBatch()) as made:
+            for one in places:
+                made.tc(
+                    "replace-filter",
+                    "bpf",
+                    one.index,
+                    handle=HANDLE,
+                    prio=PRIORITY,
+                    fd=one.program,
+                    name=filter_name(instance, one.hook),
+                    parent=tc.PARENTS[one.hook.direction],
+                    direct_action=True,
+                )
+                messages.append(bytes(made.asyncore.batch))
+                made.reset()
+        failed = {}
+        for number, code in rtnetlink.change(messages).items():
+            what = f"cannot attach {places[number].hook.program} to {places[number].where}"
+            failed[places[number]] = KernelError(f"{what}: {os.strerror(code)}", errno=code)
+        for one in places:
+            if one not in failed and self.ours(one.index, one.hook, instance) is None:
+                failed[one] = KernelError(f"attaching {one.hook.program} to {one.where} had no effect")
+        return failed
+
+    def attach(self, index: int, name: str, hook: Hook, program: int, instance: str) -> None:
+        """As `exchange`, of one. Raises KernelError where it cannot be done."""
+        for error in self.exchange([Place(index, name, hook, program)], instance).values():
+            raise error
 
     def detach(self, index: int, name: str, hook: Hook, instance: str) -> bool:
         """Takes our program from a hook. False: it was not there."""

@@ -267,6 +267,14 @@ def test_F4_an_upgrade_to_other_sizes(stand: Stand, figure: Callable[[str], None
     killed_everywhere(trial, figure, 9, since="rename")
 
 
+def test_F4_programs_are_exchanged_in_one_step(stand: Stand):
+    """No kill leaves the programs of two loads beside each other: what one enters the other may not know."""
+    loaded(stand)
+    steps = stepped(stand.command("load", *OTHER_SIZES)).steps
+    tell(repeats=1, wrong=steps.count("netlink message 44") - 1, recovery_s=0, seed=SEED)
+    assert steps.count("netlink message 44") == 1  # RTM_NEWTFILTER
+
+
 def test_F4_unload(stand: Stand, figure: Callable[[str], None]):
     """The host's own traffic goes on, and unload again takes away what is left."""
 
@@ -285,11 +293,14 @@ def test_F4_unload(stand: Stand, figure: Callable[[str], None]):
 # Takes a filter away before its successor hangs there, as a careless exchange would
 GAP = """
 from pydatapath.kernel.attach import Attacher
-attach = Attacher.attach
-def careless(self, index, name, hook, program, instance):
-    self.detach(index, name, hook, instance)
-    attach(self, index, name, hook, program, instance)
-Attacher.attach = careless
+exchange = Attacher.exchange
+def careless(self, places, instance):
+    failed = {}
+    for one in places:
+        self.detach(one.index, one.name, one.hook, instance)
+        failed |= exchange(self, [one], instance)
+    return failed
+Attacher.exchange = careless
 """
 # Writes maps without a note that they are behind
 FORGETFUL = """

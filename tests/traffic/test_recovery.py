@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -17,7 +17,7 @@ from scene import VIP_PORT, Cluster, pydatapath
 
 from pydatapath import Options, connecting, instance, loading
 from pydatapath.errors import KernelError
-from pydatapath.kernel.attach import Attacher
+from pydatapath.kernel.attach import Attacher, Place
 from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import ENDPOINT, MAPS, EndpointKind, Family
 from pydatapath.kernel.links import Links, delete_namespace, write_sysctls
@@ -122,16 +122,16 @@ def test_IPv6_that_cannot_be_loaded_leaves_nothing(dual_stack: Cluster, monkeypa
     dual_stack.load(1)
     dual_stack.apply("web6", VIP6[0], [dual_stack.lab.pod(1, 2)])
     use_IPv6(dual_stack, wanted=True)
-    attach, failed = Attacher.attach, []
+    exchange, failed = Attacher.exchange, []
 
-    def fail_at_the_first(*given: Any) -> None:
+    def fail_at_the_first(*given: Any) -> dict[Place, KernelError]:
         if not failed:
             failed.append(given)
             raise KernelError("no luck")
-        attach(*given)  # to hang the old ones up again works
+        return exchange(*given)  # to hang the old ones up again works
 
     with monkeypatch.context() as patched:
-        patched.setattr(Attacher, "attach", fail_at_the_first)
+        patched.setattr(Attacher, "exchange", fail_at_the_first)
         with pytest.raises(KernelError, match="no luck"):
             loading.load(dual_stack.datapaths[1].instance, Options(node_name=dual_stack.lab.node(1).netns))
     assert (own_pins(dual_stack, Family.IPV6), route6(dual_stack)) == (set(), "")
@@ -183,17 +183,15 @@ def test_a_reload_refused_before_the_exchange_changes_nothing(cluster: Cluster):
 def test_a_reload_that_fails_half_way_leaves_the_old_programs(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     """Two of the filters are exchanged when it fails: all run the old programs again, and they still serve."""
     works(cluster)
-    exchanged: list[str] = []
-    attach = Attacher.attach
+    exchange, failed = Attacher.exchange, []
 
-    def fail_at_the_third(self: Attacher, index: int, name: str, *rest: object) -> None:
-        if len(exchanged) == 2:
-            exchanged.append("failed")
-            raise KernelError(f"no luck with {name}")
-        exchanged.append(name)
-        attach(self, index, name, *rest)  # type: ignore[arg-type]
+    def fail_at_the_third(self: Attacher, places: Sequence[Place], instance: str) -> dict[Place, KernelError]:
+        if failed:
+            return exchange(self, places, instance)
+        failed.append(places[2])
+        return exchange(self, places[:2], instance) | {places[2]: KernelError(f"no luck with {places[2].name}")}
 
-    monkeypatch.setattr(Attacher, "attach", fail_at_the_third)
+    monkeypatch.setattr(Attacher, "exchange", fail_at_the_third)
     before = {one.name: one.programs for one in cluster.datapaths[1].status().interfaces}
     with pytest.raises(KernelError, match="no luck"):
         loading.load(cluster.datapaths[1].instance, Options(node_name=cluster.lab.node(1).netns))

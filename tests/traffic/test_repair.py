@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -16,8 +17,9 @@ from rows import tell, tell_more, tell_worst
 from scene import VIP_PORT, Cluster, cluster_up, pydatapath
 
 from pydatapath import Datapath
+from pydatapath.errors import KernelError
 from pydatapath.kernel import libbpf, tables
-from pydatapath.kernel.attach import Attacher
+from pydatapath.kernel.attach import Attacher, Place
 from pydatapath.kernel.layout import Hook
 from pydatapath.lab import Host
 
@@ -134,6 +136,27 @@ def hang_another(cluster: Cluster) -> None:
         libbpf.opened(libbpf.open_pin(str(which.program_pins / "to_uplink"))) as program,
     ):
         attacher.attach(socket.if_nametoindex("pod1"), "pod1", Hook.FROM_POD, program, which.name)
+
+
+def test_of_many_places_only_those_fail_that_cannot_be_had(cluster: Cluster):
+    """Each by its own error, more than the kernel's answers would have room for; all the others have the program."""
+    which = cluster.datapaths[1].instance
+    with (
+        node_of(cluster).entered(),
+        Attacher() as attacher,
+        libbpf.opened(libbpf.open_pin(str(which.program_pins / "from_pod"))) as program,
+    ):
+        index = socket.if_nametoindex("pod1")
+        before = attacher.ours(index, Hook.FROM_POD, which.name)
+        there = [Place(index, "pod1", Hook.FROM_POD, program)] * 1000
+        gone = Place(54321, "gone", Hook.FROM_POD, program)
+        failed = attacher.exchange([gone, *there, gone], which.name)
+        assert {place: (str(error), error.errno) for place, error in failed.items()} == {
+            gone: ("cannot attach from_pod to gone ingress: No such device", errno.ENODEV)
+        }
+        assert attacher.ours(index, Hook.FROM_POD, which.name) == before
+        with pytest.raises(KernelError, match="cannot attach from_pod to gone ingress: No such device"):
+            attacher.attach(gone.index, gone.name, gone.hook, program, which.name)
 
 
 def hang_elsewhere(cluster: Cluster) -> None:
