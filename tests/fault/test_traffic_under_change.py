@@ -195,7 +195,8 @@ def test_F1_F2_who_is_connected_notices_no_change(
             assert 0 <= missing <= MOVES
         after = datapath.status().counters
     assert all(after[name] >= count for name, count in before.items())
-    assert after["new_flow"] - before["new_flow"] >= account.calls - len(account.failed)
+    # Every second one is by UDP, and may find the flow of an earlier one by the same port
+    assert after["new_flow"] - before["new_flow"] >= account.calls // 2 - len(account.failed)
 
 
 def test_as_much_is_lost_over_the_bare_bridge(control: Account, capsys: pytest.CaptureFixture[str]):
