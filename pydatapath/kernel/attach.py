@@ -80,26 +80,9 @@ class Attacher:
         have other sizes, what one of the two enters the other does not know. Raises Conflict, before anything is
         exchanged, where a place is taken by somebody else.
         """
-        from pyroute2 import IPBatch
-
         for one in places:
             self.refuse_foreign(one.index, one.name, one.hook, instance)
-        messages = []
-        with contextlib.closing(IPBatch()) as made:
-            for one in places:
-                made.tc(
-                    "replace-filter",
-                    "bpf",
-                    one.index,
-                    handle=HANDLE,
-                    prio=PRIORITY,
-                    fd=one.program,
-                    name=filter_name(instance, one.hook),
-                    parent=tc.PARENTS[one.hook.direction],
-                    direct_action=True,
-                )
-                messages.append(bytes(made.asyncore.batch))
-                made.reset()
+        messages = [self._replacing(one, instance) for one in places]
         failed = {}
         for number, code in rtnetlink.change(messages).items():
             what = f"cannot attach {places[number].hook.program} to {places[number].where}"
@@ -108,6 +91,27 @@ class Attacher:
             if one not in failed and self.ours(one.index, one.hook, instance) is None:
                 failed[one] = KernelError(f"attaching {one.hook.program} to {one.where} had no effect")
         return failed
+
+    def _replacing(self, one: Place, instance: str) -> bytes:
+        """The message that hangs a program up. Compiled as by pyroute2's IPBatch, which has a socket and an event loop
+        of its own: too much where descriptors are few.
+        """
+        self._ipr.asyncore.batch = bytearray()
+        try:
+            self._ipr.tc(
+                "replace-filter",
+                "bpf",
+                one.index,
+                handle=HANDLE,
+                prio=PRIORITY,
+                fd=one.program,
+                name=filter_name(instance, one.hook),
+                parent=tc.PARENTS[one.hook.direction],
+                direct_action=True,
+            )
+            return bytes(self._ipr.asyncore.batch)
+        finally:
+            self._ipr.asyncore.batch = None
 
     def attach(self, index: int, name: str, hook: Hook, program: int, instance: str) -> None:
         """As `exchange`, of one. Raises KernelError where it cannot be done."""
