@@ -61,7 +61,7 @@ BUDGET = {
     "to_loopback6": 18_000,
 }
 # Where pods are masqueraded: a program of more than a million is refused, and how options add up is not foreseen
-MASQUERADING = {"walk": 290_000, "walk6": 860_000, "nat": 290_000, "nat6": 430_000}
+MASQUERADING = {"walk": 330_000, "walk6": 860_000, "nat": 290_000, "nat6": 430_000}
 
 
 @pytest.fixture
