@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from scene import is_readable
 
 from pydatapath.lab import Host, Pod
 
-__all__ = ["Account", "Scripts", "Traffic", "counted", "say", "stream_objects"]
+__all__ = ["Account", "Scripts", "Traffic", "counted", "dropped", "say", "stream_objects"]
 
 STREAMS = Path(__file__).with_name("streams.py")
 READY_SECONDS, END_SECONDS = 20.0, 40.0
@@ -50,6 +51,20 @@ def overflows(host: Host) -> int:
     return counted(host, "Udp RcvbufErrors") + counted(host, "Udp6 RcvbufErrors")
 
 
+def dropped(hosts: Iterable[Host]) -> Counter[str]:
+    """What the kernel itself has thrown away: full queues of the CPUs, and at the devices of hosts and pods' nodes."""
+    queues = [int(line.split()[1], 16) for line in Path("/proc/net/softnet_stat").read_text().splitlines()]
+    found = Counter({"queues of the CPUs": sum(queues)})
+    listed = list(hosts)
+    for host in {*listed, *(one.node for one in listed if isinstance(one, Pod))}:
+        with host.entered():
+            lines = Path("/proc/thread-self/net/dev").read_text().splitlines()[2:]
+        for name, _, figures in (line.partition(":") for line in lines):
+            received, sent = (int(figures.split()[place]) for place in (3, 11))
+            found[f"{host.netns} {name.strip()}"] = received + sent
+    return found
+
+
 @dataclass
 class Account:
     """What a run came to. `lost`: datagrams that did not arrive at the right place exactly once and unchanged."""
@@ -72,6 +87,8 @@ class Account:
     refused: int = 0
     sent_by: dict[int, int] = field(default_factory=dict)
     own_ends: dict[int, str] = field(default_factory=dict)
+    missing: dict[str, list[int]] = field(default_factory=dict)  # by stream, the first numbers that did not come
+    dropped: Counter[str] = field(default_factory=Counter)  # by the kernel itself, of this and all else that it had
 
     def __str__(self) -> str:
         return (
@@ -80,6 +97,7 @@ class Account:
             f" {len(self.failed)} of {self.calls:,} new calls failed; longest silence {self.silence:.1f} ms,"
             f" way {self.way:.1f} ms, answer {self.wait:.0f} ms; {self.resent} segments sent again,"
             f" {self.overflows} overflows, {self.megabytes:.0f} MB by iperf3"
+            + (f"; missing {self.missing}, dropped {dict(self.dropped)}" if self.lost else "")
         )
 
 
@@ -200,6 +218,7 @@ class Traffic(Scripts):
             for stream, address in zip(STREAMED, ways, strict=True):
                 words = ("send", stream, address, SEQUENCE_PORT, self.rate, self.at_least)
                 self._start(f"send {stream}", self.client, *words)
+            self._dropped = dropped((self.client, *self.hosts))
             self._before = {host.netns: overflows(host) for host in (self.client, *self.hosts)}
             self._resent = counted(self.client, "Tcp RetransSegs")
             for target in self.targets:
@@ -233,6 +252,7 @@ class Traffic(Scripts):
             made.names.append(set(talk["names"]))
         made.resent = counted(self.client, "Tcp RetransSegs") - self._resent
         made.overflows = sum(overflows(host) - self._before[host.netns] for host in (self.client, *self.hosts))
+        made.dropped = dropped((self.client, *self.hosts)) - self._dropped
         for stream, place, told in zip(STREAMED, 2 * (self.staying, self.outside), sent, strict=True):
             made.sent += told["sent"]
             made.sent_by[stream], made.own_ends[stream] = told["sent"], told["own"]
@@ -250,6 +270,8 @@ class Traffic(Scripts):
             made.lost += told["sent"]
             return
         made.lost += told["sent"] - came["distinct"]
+        if came["distinct"] < told["sent"]:
+            made.missing[stream] = came["missing"]
         made.twice += came["twice"]
         # Whoever sends from one socket is seen by one end, all the time
         made.strays += came["came"] - max(came["sources"].values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import json
 import select
 import selectors
@@ -30,6 +31,7 @@ BUFFER = 64 << 20  # bytes, more than a run sends while its receiver does not ru
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35  # include/uapi/asm-generic/socket.h
 TIMESPEC = struct.Struct("@qq")
 SEGMENTS = struct.Struct("@136xII")  # of struct tcp_info: sent, received (include/uapi/linux/tcp.h)
+MOST_TOLD = 20  # numbers of datagrams that did not come
 MOST_AT_ONCE = 50  # datagrams that a sender which was held up sends in a burst
 AFTERMATH = 0.5  # seconds for what is under way at the end
 PATIENCE = 20.0  # seconds without an answer after which a connection counts as broken: the machine may be busy
@@ -77,10 +79,16 @@ class Arrivals:
         self.way = max(self.way, arrived - sent)
         self.sources[end_of(source)] += 1
 
+    def missing(self) -> list[int]:
+        """The first numbers that did not come, MOST_TOLD at most, and the one after the last that did."""
+        missed = (place for place in range(self.highest) if not self.seen[place])
+        return [*itertools.islice(missed, MOST_TOLD), self.highest + 1]
+
     def figures(self) -> dict[str, Any]:
         """What the test reads; times in ms."""
         return {
             "came": self.came,
+            "missing": self.missing(),
             "twice": self.twice,
             "late": self.late,
             "distinct": self.seen.count(1),

@@ -22,7 +22,7 @@ import pytest
 from host_state import dump
 from rows import tell
 from stand import STEADY, Stand, stand_up
-from streaming import SEQUENCE_PORT, Scripts, say, stream_objects
+from streaming import SEQUENCE_PORT, Scripts, dropped, say, stream_objects
 
 from pydatapath.documents import to_yaml
 from pydatapath.kernel import cache, libbpf
@@ -67,6 +67,7 @@ class Steady(Scripts):
         self._start("send", self.stand.caller, "send", 1, NUMBERED, SEQUENCE_PORT, RATE)
         self.talk(self.stand.caller, STEADY[0], TALKERS)
         time.sleep(WARM)
+        self._dropped = dropped([self.stand.caller, self.to])
         return self
 
     def end(self) -> str:
@@ -84,7 +85,8 @@ class Steady(Scripts):
             broken=len(talk["broken"]),
             new_failed=len(talk["failed"]),
         )
-        assert (lost, came["twice"], len(came["sources"]), sent["refused"]) == (0, 0, 1, {})
+        why = f"missing {came['missing']}, dropped {dropped([self.stand.caller, self.to]) - self._dropped}"
+        assert (lost, came["twice"], len(came["sources"]), sent["refused"]) == (0, 0, 1, {}), why
         assert (talk["broken"], talk["failed"]) == ([], [])
         assert talk["calls"] > 0
         return (
