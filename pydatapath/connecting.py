@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,25 +33,36 @@ __all__ = ["connect", "disconnect", "reconnect"]
 
 
 def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
-    """Hangs the programs up, all in one exchange, and takes away what an earlier load hung where nothing belongs now.
+    """Hangs the programs up and takes away what an earlier load hung where nothing belongs now, all in one exchange.
 
-    Raises Conflict where a place or a route is another's; then no program was exchanged.
+    Raises Conflict where a place or a route is another's; then no program was exchanged. Whatever fails, the programs
+    that hung there before do so again, before anything else is undone.
     """
     from pydatapath.kernel.attach import Attacher
 
     with Attacher() as attacher, _opened(programs, {one.hook for one in node.attachments}) as descriptors:
         for one in node.attachments:
             attacher.refuse_foreign(one.interface.index, one.interface.name, one.hook, instance.name)
-        with _taken_back(records, attacher):
+        numbers = {libbpf.program_info(one).id for one in descriptors.values()}
+        hanging = [one for index, _ in socket.if_nameindex() for one in tc.own_filters(index, instance.name, numbers)]
+        with _taken_back(records, attacher), attacher.or_as_before(hanging, instance.name):
             _connect_routes(records, attacher, node)
             _connect_loopback(records, node)
-            _hang_up(records, attacher, node, descriptors, instance)
-        _drop_others(records, attacher, instance, node, {libbpf.program_info(one).id for one in descriptors.values()})
+            _hang_up(records, attacher, node, descriptors, instance, hanging)
+            _drop_others(records, attacher, node)
 
 
 def _hang_up(
-    records: Records, attacher: Attacher, node: Node, descriptors: Mapping[Hook, int], instance: Instance
+    records: Records,
+    attacher: Attacher,
+    node: Node,
+    descriptors: Mapping[Hook, int],
+    instance: Instance,
+    hanging: Sequence[tc.Filter],
 ) -> None:
+    """All in one exchange. What hangs elsewhere is over: also at an interface that has another name since, and what
+    somebody has hung up a second time.
+    """
     from pydatapath.kernel.attach import Place
 
     places: dict[Place, Attachment] = {}
@@ -63,7 +74,9 @@ def _hang_up(
                 records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
                 attacher.add_clsact(interface.index, interface.name)
             places[Place(interface.index, interface.name, one.hook, descriptors[one.hook])] = one
-    for place, error in attacher.exchange([*places], instance.name).items():
+    belonging = {place.filter(instance.name)[:6] for place in places}
+    over = [one for one in hanging if one[:6] not in belonging]
+    for place, error in attacher.exchange([*places], instance.name, over).items():
         with _unless_gone(records, places[place]):
             raise error
 
@@ -75,20 +88,22 @@ def _unless_gone(records: Records, one: Attachment) -> Iterator[None]:
     try:
         yield
     except KernelError:
-        if one.hook is not Hook.FROM_POD or _is_there(interface):
+        if one.hook is not Hook.FROM_POD or _is_there(interface.index):
             raise
         records.forget_host_change(HostChange.FILTER, f"{interface.name} {one.hook.name}")
         records.forget_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
 
 
-def _is_there(interface: Interface) -> bool:
+def _is_there(index: int) -> bool:
     with contextlib.suppress(OSError):
-        return bool(socket.if_indextoname(interface.index))
+        return bool(socket.if_indextoname(index))
     return False
 
 
 def reconnect(records: Records, instance: Instance) -> None:
-    """After an exchange that failed half-way: the programs that ran before hang everywhere again."""
+    """After a load that failed behind the exchange: the programs that ran before hang everywhere again, but where an
+    interface is gone meanwhile.
+    """
     from pydatapath.kernel.attach import Attacher, Place
 
     pinned = {hook for hook in Hook if (instance.program_pins / hook.program).exists()}
@@ -100,8 +115,9 @@ def reconnect(records: Records, instance: Instance) -> None:
                 index = socket.if_nametoindex(name)
                 if Hook[hook] in descriptors and attacher.ours(index, Hook[hook], instance.name):
                     places.append(Place(index, name, Hook[hook], descriptors[Hook[hook]]))
-        for error in attacher.exchange(places, instance.name).values():
-            raise error
+        for place, error in attacher.exchange(places, instance.name).items():
+            if _is_there(place.index):
+                raise error
 
 
 def disconnect(instance: Instance) -> None:
@@ -162,20 +178,11 @@ def _taken_back(records: Records, attacher: Attacher) -> Iterator[None]:
         raise
 
 
-def _drop_others(
-    records: Records, attacher: Attacher, instance: Instance, node: Node, programs: Collection[int]
-) -> None:
-    """What an earlier load did and nobody needs now, also at an interface that has another name since; and what
-    somebody hung up a second time.
-    """
+def _drop_others(records: Records, attacher: Attacher, node: Node) -> None:
+    """What an earlier load did to the host and nobody needs now."""
     filters = {f"{one.interface.name} {one.hook.name}" for one in node.attachments}
     for subject in set(records.host_changes(HostChange.FILTER)) - filters:
         records.forget_host_change(HostChange.FILTER, subject)
-    places = {(one.interface.index, one.hook) for one in node.attachments}
-    for index, name in socket.if_nameindex():
-        for one in tc.own_filters(index, instance.name, programs):
-            if not any(at == index and tc.is_at_its_place(one, instance.name, hook) for at, hook in places):
-                attacher.remove(one, name)
     wanted = needed(node)
     for kind, undo in UNDOING.items():
         for subject in records.host_changes(kind):

@@ -331,7 +331,7 @@ def _recover(
     instance: Instance, programs: Path, move: carrying.Move | None, *, fresh: bool, foreign_pins: bool
 ) -> None:
     """After a load that failed: as it was before. The staged programs go last, when nothing runs them any more."""
-    with contextlib.suppress(DatapathError):
+    with contextlib.suppress(DatapathError, OSError):
         if move is not None:
             move.switch_back()
         if fresh:

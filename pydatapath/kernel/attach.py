@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Self
 
 from pydatapath.errors import Conflict, KernelError
-from pydatapath.kernel import host, rtnetlink, tc
+from pydatapath.kernel import host, libbpf, rtnetlink, tc
 from pydatapath.kernel.gateway import ROUTE_PROTOCOL, SERVICE_GATEWAY_MAC, SERVICE_GATEWAYS
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.kernel.tc import HANDLE, PRIORITY, filter_name
@@ -27,6 +27,9 @@ CLSACT_HANDLE: Final = 0xFFFF0000
 RTNH_F_ONLINK: Final = 4
 SOCKET_FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 NUD_PERMANENT: Final = 0x80
+ETH_P_ALL: Final = 3
+NLM_F_REQUEST, NLM_F_REPLACE, NLM_F_CREATE = 1, 0x100, 0x400
+TCA_BPF_FLAG_ACT_DIRECT: Final = 1
 GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
 
 
@@ -43,6 +46,34 @@ class Place:
     def where(self) -> str:
         """For messages: "veth0 ingress"."""
         return f"{self.name} {self.hook.direction}"
+
+    def filter(self, instance: str) -> tc.Filter:
+        """What is to hang there."""
+        name = filter_name(instance, self.hook)
+        return tc.Filter(self.index, self.hook.direction, PRIORITY, HANDLE, "bpf", name, 0, "")
+
+
+def _replacing(one: tc.Filter, program: int) -> bytes:
+    """The message that hangs a program (its descriptor) up, in the place of what hangs there."""
+    options = [("TCA_BPF_FD", program), ("TCA_BPF_NAME", one.name), ("TCA_BPF_FLAGS", TCA_BPF_FLAG_ACT_DIRECT)]
+    flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE
+    return _message(tc.RTM_NEWTFILTER, flags, one, ("TCA_OPTIONS", {"attrs": options}))
+
+
+def _deleting(one: tc.Filter) -> bytes:
+    return _message(tc.RTM_DELTFILTER, NLM_F_REQUEST, one)
+
+
+def _message(kind: int, flags: int, one: tc.Filter, *attributes: tuple[str, object]) -> bytes:
+    from pyroute2.netlink.rtnl.tcmsg import tcmsg
+
+    made: Any = tcmsg()
+    made["header"]["type"], made["header"]["flags"] = kind, flags
+    made["index"], made["handle"], made["parent"] = one.interface, one.handle, tc.PARENTS[one.direction]
+    made["info"] = one.priority << 16 | socket.htons(ETH_P_ALL)
+    made["attrs"] = [("TCA_KIND", one.kind), *attributes]
+    made.encode()
+    return bytes(made.data)
 
 
 class Attacher:
@@ -73,45 +104,54 @@ class Attacher:
             with self._attempt(f"delete clsact of {name}", ignore=GONE):
                 self._ipr.tc("del", "clsact", index)
 
-    def exchange(self, places: Sequence[Place], instance: str) -> dict[Place, KernelError]:
-        """Puts programs at their hooks, in the place of ours where some hang there. What did not get there, and why.
+    def exchange(
+        self, places: Sequence[Place], instance: str, over: Sequence[tc.Filter] = ()
+    ) -> dict[Place, KernelError]:
+        """Puts programs at their hooks, in the place of ours where some hang there, and takes away filters that are
+        over. What did not get there, and why. Raises KernelError where one that is over stays.
 
-        All go to the kernel in one message, so that a kill leaves either load's programs at all of them: where maps
-        have other sizes, what one of the two enters the other does not know. Raises Conflict, before anything is
-        exchanged, where a place is taken by somebody else.
+        All go to the kernel in one message, so that a kill leaves one load's programs: where maps have other sizes,
+        what those of another enter they do not know.
         """
-        for one in places:
-            self.refuse_foreign(one.index, one.name, one.hook, instance)
-        messages = [self._replacing(one, instance) for one in places]
+        messages = [_replacing(one.filter(instance), one.program) for one in places]
+        refused = rtnetlink.change([*messages, *map(_deleting, over)])
         failed = {}
-        for number, code in rtnetlink.change(messages).items():
-            what = f"cannot attach {places[number].hook.program} to {places[number].where}"
-            failed[places[number]] = KernelError(f"{what}: {os.strerror(code)}", errno=code)
-        for one in places:
-            if one not in failed and self.ours(one.index, one.hook, instance) is None:
-                failed[one] = KernelError(f"attaching {one.hook.program} to {one.where} had no effect")
+        for number, code in refused.items():
+            if number < len(places):
+                place = places[number]
+                what = f"cannot attach {place.hook.program} to {place.where}"
+                failed[place] = KernelError(f"{what}: {os.strerror(code)}", errno=code)
+            elif code not in GONE:
+                one = over[number - len(places)]
+                what = f"cannot detach {one.name} from interface {one.interface}"
+                raise KernelError(f"{what}: {os.strerror(code)}", errno=code)
+        for place in places:
+            if place not in failed and not self._runs(place, instance):
+                failed[place] = KernelError(f"attaching {place.hook.program} to {place.where} had no effect")
         return failed
 
-    def _replacing(self, one: Place, instance: str) -> bytes:
-        """The message that hangs a program up. Compiled as by pyroute2's IPBatch, which has a socket and an event loop
-        of its own: too much where descriptors are few.
+    def _runs(self, place: Place, instance: str) -> bool:
+        there = self.ours(place.index, place.hook, instance)
+        return there is not None and there.id == libbpf.program_info(place.program).id
+
+    @contextlib.contextmanager
+    def or_as_before(self, hanging: Sequence[tc.Filter], instance: str) -> Iterator[None]:
+        """Where the block fails, these filters of ours hang where they did, with their programs, and no others do.
+
+        By one message, as `exchange`, and before anything else is undone.
         """
-        self._ipr.asyncore.batch = bytearray()
-        try:
-            self._ipr.tc(
-                "replace-filter",
-                "bpf",
-                one.index,
-                handle=HANDLE,
-                prio=PRIORITY,
-                fd=one.program,
-                name=filter_name(instance, one.hook),
-                parent=tc.PARENTS[one.hook.direction],
-                direct_action=True,
-            )
-            return bytes(self._ipr.asyncore.batch)
-        finally:
-            self._ipr.asyncore.batch = None
+        with contextlib.ExitStack() as opened:
+            numbers = {one.id for one in hanging}
+            programs = {id_: opened.enter_context(libbpf.opened(libbpf.open_program(id_))) for id_ in numbers}
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(KernelError, OSError):
+                    there = [one for at, _ in socket.if_nameindex() for one in tc.own_filters(at, instance, ())]
+                    kept = {one.place for one in hanging}
+                    messages = [_replacing(one, programs[one.id]) for one in hanging]
+                    rtnetlink.change([*messages, *(_deleting(one) for one in there if one.place not in kept)])
+                raise
 
     def attach(self, index: int, name: str, hook: Hook, program: int, instance: str) -> None:
         """As `exchange`, of one. Raises KernelError where it cannot be done."""
@@ -130,18 +170,6 @@ class Attacher:
     def ours(index: int, hook: Hook, instance: str) -> tc.Filter | None:
         """Our filter at a hook, None where there is none."""
         return next((one for one in tc.filters(index) if tc.is_at_its_place(one, instance, hook)), None)
-
-    def remove(self, one: tc.Filter, name: str) -> None:
-        """Takes one filter of ours away, wherever it hangs."""
-        with self._attempt(f"detach {one.name} from {name}", ignore=GONE):
-            self._ipr.tc(
-                "del-filter",
-                "bpf",
-                one.interface,
-                handle=one.handle,
-                prio=one.priority,
-                parent=tc.PARENTS[one.direction],
-            )
 
     @staticmethod
     def refuse_foreign(index: int, name: str, hook: Hook, instance: str) -> None:

@@ -35,7 +35,9 @@ __all__ = [
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
-SO_SNDBUFFORCE: Final = 32  # include/uapi/asm-generic/socket.h; Python has no name for it
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # include/uapi/asm-generic/socket.h; Python has no names for them
+SOL_NETLINK, NETLINK_CAP_ACK = 270, 10
+ANSWER_ROOM: Final = 2048  # bytes, as the kernel counts what it keeps for a receiver
 DUMPS: Final = 50  # at most, one after the other
 RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 18, 22, 26, 30
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_LINK_NETNSID = 1, 3, 10, 18, 37
@@ -237,12 +239,17 @@ def change(messages: Sequence[bytes]) -> dict[int, int]:
     """Sends whole rtnetlink messages as one: the kernel has looked at all of them when this returns, also where the
     process is killed meanwhile. The errno of each that failed, by its number. Raises KernelError.
 
-    No message is acknowledged but by its error: hundreds of answers would not fit where they are waited for.
+    No message is acknowledged but by its error, and that without the message: hundreds of whole answers would not fit
+    where they are waited for.
     """
+    if not messages:
+        return {}  # the kernel would say ENODATA
     made = b"".join(_numbered(message, number) for number, message in enumerate(messages))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as channel:
-        channel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, max(2 * len(made), 1 << 18))
         try:
+            channel.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, max(2 * len(made), 1 << 18))
+            channel.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, max(ANSWER_ROOM * len(messages), 1 << 18))
+            channel.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
             channel.send(made)
             return dict(_errors(channel))
         except OSError as error:

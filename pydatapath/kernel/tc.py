@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 # include/uapi/linux/rtnetlink.h, pkt_sched.h, pkt_cls.h
-RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_GETTFILTER = 36, 38, 44, 46
+RTM_NEWQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 36, 38, 44, 45, 46
 TCA_KIND, TCA_OPTIONS = 1, 2
 TCA_BPF_NAME, TCA_BPF_TAG, TCA_BPF_ID = 7, 10, 11
 # Our place among the filters of a hook
@@ -45,6 +45,11 @@ class Filter(NamedTuple):
     name: str
     id: int
     tag: str
+
+    @property
+    def place(self) -> tuple[int, str, int, int]:
+        """Where only one filter can hang: interface, direction, priority, handle."""
+        return self[:4]
 
 
 def filter_name(instance: str, hook: Hook) -> str:

@@ -184,7 +184,7 @@ CONTROLS: Final = (
     Control(
         "F12: an interface that has gone ends a load",
         "pydatapath/connecting.py",
-        "        if one.hook is not Hook.FROM_POD or _is_there(interface):\n            raise\n",
+        "        if one.hook is not Hook.FROM_POD or _is_there(interface.index):\n            raise\n",
         "        raise\n",
         "fault/test_interfaces.py",
         "F12",

@@ -22,6 +22,7 @@ from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import ENDPOINT, MAPS, EndpointKind, Family
 from pydatapath.kernel.links import Links, delete_namespace, write_sysctls
 from pydatapath.kernel.tables import unpack_ip
+from pydatapath.kernel.tc import Filter, own_filters
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.records import HostChange, Records
 
@@ -64,6 +65,12 @@ def works(cluster: Cluster, vip: tuple[str, int] = VIP) -> None:
     for host in (cluster.lab.pod(1, 1), cluster.lab.node(1)):
         for kind in KINDS.values():
             assert ask_many(host, kind, vip, 20).failures == []
+
+
+def hanging(cluster: Cluster) -> list[Filter]:
+    """All our filters, with the programs' numbers."""
+    with cluster.lab.node(1).entered():
+        return [one for index, _ in socket.if_nameindex() for one in own_filters(index, instance.DEFAULT, ())]
 
 
 def own_pins(cluster: Cluster, family: Family) -> set[str]:
@@ -185,17 +192,56 @@ def test_a_reload_that_fails_half_way_leaves_the_old_programs(cluster: Cluster, 
     works(cluster)
     exchange, failed = Attacher.exchange, []
 
-    def fail_at_the_third(self: Attacher, places: Sequence[Place], instance: str) -> dict[Place, KernelError]:
+    def fail_at_the_third(
+        self: Attacher, places: Sequence[Place], instance: str, over: Sequence[Filter] = ()
+    ) -> dict[Place, KernelError]:
         if failed:
-            return exchange(self, places, instance)
+            return exchange(self, places, instance, over)
         failed.append(places[2])
-        return exchange(self, places[:2], instance) | {places[2]: KernelError(f"no luck with {places[2].name}")}
+        found = exchange(self, places[:2], instance, over)
+        assert hanging(cluster) != before
+        return found | {places[2]: KernelError(f"no luck with {places[2].name}")}
 
+    def plan_as_before(*given: Any) -> None:
+        assert hanging(cluster) == before, "a plan takes a while, in which the two loads' programs would not agree"
+        planned.append(given)
+
+    # One filter hangs where it no longer belongs: it is taken away by the same message, and comes back
+    cluster.lab.node(1).exec(["ip", "link", "set", "pod1", "nomaster"], check=True)
+    before, planned = hanging(cluster), list[Any]()
     monkeypatch.setattr(Attacher, "exchange", fail_at_the_third)
-    before = {one.name: one.programs for one in cluster.datapaths[1].status().interfaces}
+    monkeypatch.setattr(loading, "_plan_as_before", plan_as_before)
     with pytest.raises(KernelError, match="no luck"):
         loading.load(cluster.datapaths[1].instance, Options(node_name=cluster.lab.node(1).netns))
-    assert {one.name: one.programs for one in cluster.datapaths[1].status().interfaces} == before
+    assert len(planned) == 1
+    assert hanging(cluster) == before
+    cluster.lab.node(1).exec(["ip", "link", "set", "pod1", "master", "br0"], check=True)
+    works(cluster)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["none of our filters", "somebody's filter beside ours"])
+def test_a_load_that_fails_leaves_no_maps_of_other_sizes(cluster: Cluster, there: bool):
+    """Nor programs, whatever hangs at the interfaces or does not, however often it is tried."""
+    node, which = cluster.lab.node(1), cluster.datapaths[1].instance
+    before = sorted(path.name for path in which.pins.iterdir())
+    works(cluster)
+    if there:
+        beside = f"filter add dev pod1 ingress prio 7 handle 9 bpf da pinned {which.program_pins / 'from_pod'}"
+        node.exec(["tc", *beside.split()], check=True)
+    else:
+        for name in [one.name for one in cluster.datapaths[1].status().interfaces]:
+            node.exec(["tc", "qdisc", "del", "dev", name, "clsact"], check=True)
+        with Links(node.netns) as links:
+            links.route("10.99.0.0/16", via="192.168.50.100")
+    for _ in range(2):
+        options = ["--max-flows", "20000", "--service-cidr", "10.96.0.0/12", "--service-cidr", "10.99.0.0/16"]
+        done = pydatapath("--netns", node.netns, "load", "--node-name", node.netns, *options)
+        assert (done.returncode, done.stderr.count("already")) == (1, 1), done.stderr
+        assert sorted(path.name for path in which.pins.iterdir()) == before
+    if there:
+        works(cluster)
+        node.exec(["tc", *["filter", "del", "dev", "pod1", "ingress", "prio", "7", "handle", "9", "bpf"]], check=True)
+    cluster.load(1)
     works(cluster)
 
 

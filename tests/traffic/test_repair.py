@@ -150,7 +150,7 @@ def test_of_many_places_only_those_fail_that_cannot_be_had(cluster: Cluster):
         before = attacher.ours(index, Hook.FROM_POD, which.name)
         there = [Place(index, "pod1", Hook.FROM_POD, program)] * 1000
         gone = Place(54321, "gone", Hook.FROM_POD, program)
-        failed = attacher.exchange([gone, *there, gone], which.name)
+        failed = attacher.exchange([gone, *there, *[gone] * 400], which.name)
         assert {place: (str(error), error.errno) for place, error in failed.items()} == {
             gone: ("cannot attach from_pod to gone ingress: No such device", errno.ENODEV)
         }
