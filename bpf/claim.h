@@ -178,7 +178,7 @@ static inline void flow_enter(struct tuple *key, struct flow *flow, struct tuple
 	winner = claim == CLAIMED_BEFORE ? half_open.lookup(reply_key) : NULL;
 	if (winner && winner->state == FLOW_ANSWERED) {
 		flow->state = FLOW_ANSWERED;
-		flow->flags |= FLOW_PAIRED;
+		flow->flags |= FLOW_PAIRED | (winner->flags & FLOW_OPENED);
 		flow->awaited = winner->awaited;
 		flow->granted = winner->granted;
 		if (opening_is_alone(winner))

@@ -133,9 +133,16 @@ def test_C8_a_connection_is_not_given_up_for_a_newcomer(bed: Bed, called: str):
     assert addresses(bed.answer(there, "PA")) == (VIP, 80, CLIENT, 10000)
 
 
+@pytest.mark.parametrize("way", ["bed", "past"])
 @pytest.mark.parametrize(("protocol", "answered"), [("TCP", True), ("TCP", False), ("UDP", True)])
-def test_N93_a_direct_call_is_told_apart_from_a_flow_whose_service_is_gone(bed: Bed, protocol: str, answered: bool):
-    """Nobody listens there for a service any more, but what was open still is: TCP goes on, UDP gives way (C8, C9)."""
+def test_N93_a_direct_call_is_told_apart_from_a_flow_whose_service_is_gone(
+    request: pytest.FixtureRequest, protocol: str, answered: bool, way: str
+):
+    """Nobody listens there for a service any more, but what was open still is: TCP goes on, UDP gives way (C8, C9).
+
+    By the bridge, and past it.
+    """
+    bed: Bed = request.getfixturevalue(way)
     before, direct = first_packet(protocol, "one"), first_packet(protocol, "direct")
     there = bed.establish(before) if answered else bed.run(Hook.FROM_POD, before)
     bed.serve({})
