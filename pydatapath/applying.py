@@ -209,7 +209,7 @@ def edit(
     faults: Sequence[ManifestError] = (),
 ) -> Edit:
     """The objects' part of `apply`: nothing but the records is changed. Raises Refused."""
-    wished = {(type(one).__name__, one.namespace, one.name): one for one in objects}
+    wished = {(type(one).__name__, one.namespace, one.name): one for one in map(_checked, objects)}
     errors: dict[Key, DatapathError] = {}
     given: dict[Key, _Given] = {}
     old = records.these(wished)
@@ -233,6 +233,16 @@ def edit(
             _join(records, made, key[2], members_of(one))
     _forget(records, made, over)
     return made
+
+
+def _checked(one: object) -> Manifested:
+    """The object, which a script may have taken for one. Raises ManifestError."""
+    if isinstance(one, Service | EndpointSlice | Node):
+        return one
+    raise ManifestError(
+        f"a Service, EndpointSlice or Node is expected, not {one!r:.60}",
+        hint="`manifests.parse(document, source)` makes one of a dict, `manifests.read(paths)` of files",
+    )
 
 
 def _given(records: Records, key: Key, one: Manifested, old: Stored | None) -> _Given:

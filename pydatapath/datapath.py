@@ -25,7 +25,7 @@ from pydatapath.kernel.maps import Maps
 from pydatapath.kinds import split_key
 from pydatapath.model import EndpointSlice, Manifested, Service
 from pydatapath.model import Node as NodeObject
-from pydatapath.records import Records, Stored
+from pydatapath.records import Key, Records, Stored
 
 # What `apply` does not need is imported where it is used: a command has 0.15 s
 if TYPE_CHECKING:
@@ -145,8 +145,18 @@ class Datapath:
             ]
             if absent and not keep_going and (error := absent[0].error):
                 raise error
-            there = wanted.keys() - {(one.kind, one.namespace, one.name) for one in absent}
-            return [*applying.apply(records, self._maps, (), delete=there), *absent]
+            there = wanted.keys() - {one.key for one in absent}
+            return [*applying.apply(records, self._maps, (), delete=there | self._by_hand(records, there)), *absent]
+
+    @staticmethod
+    def _by_hand(records: Records, keys: Collection[Key]) -> set[Key]:
+        """The slices that `backend add` has made for these services: nobody else would delete them."""
+        from pydatapath import editing
+
+        services = [(namespace, name) for kind, namespace, name in keys if kind == "Service"]
+        slices = applying.load_slices(records, services).values()
+        made = [one for each in slices for one in each if editing.is_by_hand(one)]
+        return {("EndpointSlice", one.namespace, one.name) for one in made}
 
     def add_service(
         self,
@@ -190,7 +200,11 @@ class Datapath:
     @staticmethod
     def _node_of(records: Records, address: str) -> str:
         """This node's name where the address is one of its pod networks', else "": not known."""
-        own = any(ip_address(address) in ip_network(network) for network in records.get("pod_networks", []))
+        try:
+            place = ip_address(address)
+        except ValueError:
+            return ""  # making the object refuses it
+        own = any(place in ip_network(network) for network in records.get("pod_networks", []))
         return str(records.get("node_name", "")) if own else ""
 
     def delete_service(self, key: str) -> list[Outcome]:

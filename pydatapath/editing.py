@@ -28,6 +28,7 @@ __all__ = [
     "cluster_ips_of",
     "drain_backend",
     "free_cluster_ip",
+    "is_by_hand",
     "new_service",
     "remove_backend",
 ]
@@ -115,6 +116,12 @@ def new_service(namespace: str, name: str, cluster_ips: Sequence[str], ports: Se
     return made
 
 
+def is_by_hand(one: EndpointSlice) -> bool:
+    """Whether `backend add` has made the slice."""
+    labels: Mapping[str, str] = one.manifest["metadata"].get("labels", {})
+    return labels.get(MANAGED_BY) == BY_HAND
+
+
 def add_backends(
     service: Service,
     slices: Sequence[EndpointSlice],
@@ -165,8 +172,7 @@ def remove_backend(
         document = copy.deepcopy(dict(one.manifest))
         document["endpoints"] = [each for each in document["endpoints"] if not _is_at(each, address)]
         weigh(document, address, 1)
-        by_hand = document["metadata"].get("labels", {}).get(MANAGED_BY) == BY_HAND
-        if by_hand and not document["endpoints"]:
+        if is_by_hand(one) and not document["endpoints"]:
             emptied.append(one)
         else:
             kept.append(_parsed(document))

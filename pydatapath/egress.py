@@ -106,7 +106,7 @@ def read_addresses(
 def port_range(text: str, option: str) -> tuple[int, int]:
     """The ends of `A-B`. Raises DatapathError."""
     first, dash, last = (part.strip() for part in text.partition("-"))
-    if not (dash and all(part.isascii() and part.isdecimal() for part in (first, last))):
+    if not (dash and all(part.isascii() and part.isdecimal() and len(part) < 12 for part in (first, last))):
         raise DatapathError(f"{option} {text!r} is no range of ports", hint="such as 1024-65535")
     ends = int(first), int(last)
     if not 1 <= ends[0] < ends[1] <= MOST:

@@ -133,9 +133,10 @@ class Instance:
                 if time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                holder = os.pread(descriptor, 32, 0).decode() or "unknown"
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace")
+                who = f"process {holder}" if Path("/proc", holder, "stat").exists() and holder else "another process"
                 raise Conflict(
-                    f"instance {self.name!r} has been busy for {seconds:.0f} s: process {holder} holds its lock",
+                    f"instance {self.name!r} has been busy for {seconds:.0f} s: {who} holds its lock",
                     hint="wait for that command, or end it",
                 ) from None
             return
@@ -179,7 +180,7 @@ def find(name: str, namespace: str) -> Instance:
     """
     instance = here(name, namespace)
     try:
-        if instance.records.exists():
+        if instance.records.exists() or copy_of(instance.records).exists():
             instance.check_folders()
             return instance
     except PermissionError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import socket
 import time
 from collections.abc import Collection, Mapping
@@ -55,6 +56,7 @@ def load(instance: Instance, options: Options, *, break_flows: bool = False) -> 
     break, unless `break_flows` says that they may.
     """
     require_root("load")
+    options = Options.from_mapping(options.as_mapping())  # of a script they are as it says
     bpffs.ensure_mounted()
     with netns.entered(instance.netns_path), instance.locked(make=True):
         return exchange(instance, options, break_flows=break_flows)
@@ -80,6 +82,8 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
             node = resolve(options, seen, socket.gethostname())
             sizes = compile.Sizes.asked(options.max_flows, options.max_backends, options.max_services)
             move = carrying.prepare(instance, sizes.definitions, _timeouts(instance), break_flows=break_flows)
+            if move.directory != instance.map_pins or not move.directory.exists():
+                _refuse_too_large(sizes, node)
             program = _program(move.directory, node, sizes, staging)
             compiled = compile.key_of(program)
             if not fresh and _runs(instance, node, options, move, compiled):
@@ -103,6 +107,18 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
             _name_what_is_lacking(error)
         raise
     return node
+
+
+def _refuse_too_large(sizes: compile.Sizes, node: Node) -> None:
+    """Raises KernelError where there is less memory than new maps would take: the kernel would end others for it."""
+    told = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    wanted, free = sizes.memory(node.families) >> 20, int(told[1]) >> 10 if told else 1 << 40
+    if wanted > free:
+        raise KernelError(
+            f"maps of these sizes would take {wanted:,} MiB of memory, and {free:,} MiB are free",
+            errno=errno.ENOMEM,
+            hint="less of --max-flows, --max-backends or --max-services",
+        )
 
 
 def _name_what_is_lacking(error: DatapathError) -> None:

@@ -12,7 +12,6 @@ bounded time and memory; no device, no waiting for a pipe that nobody writes to,
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pydatapath.errors import ManifestError, Refused
 from pydatapath.fields import LABEL, SUBDOMAIN, items_of, printable
 from pydatapath.kinds import API_VERSIONS, is_namespaced, kind_of, title
 from pydatapath.model import Manifested
+from pydatapath.reading import file_bytes
 from pydatapath.schema import build, checked, parse
 
 __all__ = ["MAX_BYTES", "Loaded", "parse", "read", "to_yaml"]
@@ -154,18 +154,14 @@ def _unreadable(source: str, error: OSError) -> ManifestError:
     return ManifestError(f"{source}: {(error.strerror or 'cannot be read').lower()}")
 
 
-def _too_large(source: str) -> ManifestError:
-    return ManifestError(f"{source}: larger than {MAX_BYTES // 1_000_000} MB")
-
-
 def _text(path: str, source: str) -> str:
     """The text of a file, UTF-8 with or without a byte order mark."""
     try:
-        data = _stdin_bytes() if path == "-" else _file_bytes(path, source)
+        data = _stdin_bytes() if path == "-" else file_bytes(path, MAX_BYTES)
     except OSError as error:
         raise _unreadable(source, error) from None
-    if len(data) > MAX_BYTES:
-        raise _too_large(source)
+    except ValueError as error:
+        raise ManifestError(f"{source}: {error}") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -175,23 +171,7 @@ def _text(path: str, source: str) -> str:
 
 def _stdin_bytes() -> bytes:
     stream: IO[bytes] | None = getattr(sys.stdin, "buffer", None)
-    return stream.read(MAX_BYTES + 1) if stream else b""
-
-
-def _file_bytes(path: str, source: str) -> bytes:
-    """At most MAX_BYTES and one more, of a regular file or a pipe; anything else (a device, a socket) is refused.
-
-    A pipe is opened without waiting for somebody to write to it: one that nobody holds open is empty.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except ValueError:  # a zero byte in the name
-        raise ManifestError(f"{source}: no such file or directory") from None
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-            raise ManifestError(f"{source}: neither a file nor a folder")
-        if status.st_size > MAX_BYTES:
-            raise _too_large(source)
-        os.set_blocking(descriptor, True)
-        return stream.read(MAX_BYTES + 1)  # files below /proc say 0 and hold more
+    data = stream.read(MAX_BYTES + 1) if stream else b""
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES // 1_000_000} MB")
+    return data

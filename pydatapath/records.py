@@ -24,6 +24,7 @@ from pydatapath.record_faults import (
     CHANGES,
     SQLITE_ERRORS,
     UNWRITABLE,
+    copy_of,
     count_of,
     damage_in,
     damaged,
@@ -132,7 +133,8 @@ class Records:
             if create and not path.exists():
                 _make(path)
             if not path.exists():
-                raise DatapathError(f"the records {path} cannot be read: there are none", hint="`pydatapath load`")
+                mends = "`pydatapath repair` takes their copy" if copy_of(path).exists() else "`pydatapath load`"
+                raise DatapathError(f"the records {path} cannot be read: there are none", hint=mends)
             self._db, version = _open(path)
             if version != SCHEMA_VERSION and (wrong := wrong_number(self._db)):
                 self._db.close()

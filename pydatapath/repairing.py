@@ -10,7 +10,7 @@ from pydatapath.interrupts import deferred
 from pydatapath.kernel import bpffs, netns, restoring
 from pydatapath.kernel.maps import Maps
 from pydatapath.node import Node, options_of
-from pydatapath.record_faults import DamagedRecords, take_copy
+from pydatapath.record_faults import DamagedRecords, copy_of, take_copy
 from pydatapath.records import Records
 from pydatapath.wiring import maps_of, places_of
 
@@ -25,7 +25,7 @@ def repair(instance: Instance) -> list[str]:
     loading.require_root("repair")
     bpffs.ensure_mounted()
     with netns.entered(instance.netns_path), instance.locked():
-        if not instance.records.exists():
+        if not instance.records.exists() and not copy_of(instance.records).exists():
             raise NotLoaded(f"instance {instance.name!r} is not loaded", hint="`pydatapath load` loads it")
         told = _take_copy(instance)
         _refuse_unfinished(instance)

@@ -46,7 +46,7 @@ def read(texts: Iterable[str], option: str = "--timeout") -> dict[str, int]:
         name, _, seconds = (part.strip() for part in text.partition("="))
         if name not in TIMERS:
             raise DatapathError(f"{option} {text!r} names no timer", hint=f"there are: {', '.join(TIMERS)}")
-        if not (seconds.isascii() and seconds.isdecimal() and 1 <= int(seconds) <= MOST):
+        if not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 12 and 1 <= int(seconds) <= MOST):
             raise DatapathError(
                 f"{option} {text!r} is no time", hint=f"NAME=SECONDS, a whole number from 1 to {MOST:,} (20 days)"
             )

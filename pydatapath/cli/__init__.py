@@ -6,11 +6,12 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from typing import Any, Final
 
 import click
 
-from pydatapath.cli.target import Target, complain
+from pydatapath.cli.target import Target, complain, unsaid
 from pydatapath.errors import CompileError, DatapathError
 from pydatapath.version import __version__
 
@@ -127,10 +128,18 @@ def main(arguments: list[str] | None = None) -> None:
             click.echo(error.log, err=True)
         sys.exit(1)
     except (MemoryError, ImportError, OSError, RuntimeError) as error:
-        if not (what := _short_of(error)):
+        if isinstance(error, OSError) and _is_of_output(error):
+            complain(unsaid(error))
+        elif what := _short_of(error):
+            complain(DatapathError(f"{what} for this command", hint="run the command again where it has more"))
+        else:
             raise
-        complain(DatapathError(f"{what} for this command", hint="run the command again where it has more"))
         sys.exit(1)
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether click has raised it, to whom all is given that is said."""
+    return any(frame.f_globals.get("__name__") == "click.utils" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _short_of(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pydatapath.views import Status
 
 __all__ = ["doctor", "load", "repair", "status", "unload"]
+
+MAX_CONFIG_BYTES: Final = 1_000_000
 
 
 @click.command()
@@ -162,13 +164,18 @@ def _read_config(path: str) -> dict[str, Any]:
     import tomllib
 
     from pydatapath.errors import DatapathError
+    from pydatapath.reading import file_bytes
 
     try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise DatapathError(f"the configuration {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = file_bytes(path, MAX_CONFIG_BYTES)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DatapathError(f"the configuration {path} cannot be read: {why}") from None
+    try:
+        return tomllib.loads(text.decode())
+    except RecursionError:
+        raise DatapathError(f"the configuration {path} is not TOML: nested too deep") from None
+    except ValueError as error:  # also of text that is no UTF-8, and of numbers of 4,300 digits and more
         raise DatapathError(f"the configuration {path} is not TOML: {error}") from None
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pydatapath.cli.target import Target, complain, say
+from pydatapath.cli.target import Target, complain, say, unsaid
 
 if TYPE_CHECKING:
     from pydatapath.views import Difference
@@ -109,7 +109,11 @@ def diff(target: Target, filename: tuple[str, ...], prune: bool, output: str) ->
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    _print_differences(found, output)
+    try:
+        _print_differences(found, output)
+    except OSError as error:
+        complain(unsaid(error))
+        sys.exit(2)
     if not target.quiet:
         for title in loaded.skipped:
             click.echo(f"{title} skipped: {SKIPPED}", err=True)

@@ -30,6 +30,7 @@ NEEDED: Final = {
 # What the kernel says no for; the rest is about files, limits and others' processes
 OF_THE_KERNEL: Final = ("CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_PERFMON", "CAP_BPF")
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
+ALL_USERS: Final = ["0", "0", str(2**32 - 1)]  # of the first user namespace (user_namespaces(7))
 VERSION_3: Final = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _SETS: Final = struct.Struct("=6I")  # effective, permitted, inheritable: bits 0 to 31, then those from 32 on
 
@@ -60,4 +61,8 @@ def what_is_missing() -> str:
     found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     have = int(found[1], 16) if found else ~0
     missing = [name for name in OF_THE_KERNEL if not have >> NEEDED[name] & 1]
-    return f"root lacks {', '.join(missing)} here: give that to the container or service" if missing else ""
+    if missing:
+        return f"root lacks {', '.join(missing)} here: give that to the container or service"
+    if Path("/proc/self/uid_map").read_text().split() != ALL_USERS:
+        return "this is the root of a user namespace, who may not: run it as the host's"
+    return ""

@@ -86,6 +86,11 @@ class Sizes:
         """As `load` is asked for them; `services`: addresses and ports of them, a quarter of that for source ranges."""
         return cls(flows=flows, backends=backends, services=services, ranges=max(16, services // 4))
 
+    def memory(self, families: Iterable[Family]) -> int:
+        """About how many bytes the maps take that grow with what was asked for; `load --help` has the same figures."""
+        of_flows = sum(288 if family is Family.IPV4 else 416 for family in families)
+        return self.flows * of_flows + self.backends * 240 + self.services * 392
+
     @property
     def definitions(self) -> dict[str, int]:
         """The -D names, as the contracts of the maps know them."""

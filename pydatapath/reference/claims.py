@@ -117,8 +117,8 @@ def enter(flows: Flows, entry: Entry, moment: Moment, found: Claim) -> tuple[Ent
     claimed = flows.half_open[entry.to.reverse] if found is Claim.BEFORE else entry
     if claimed.state is State.ANSWERED:
         # N5: it had two entries, of which this one was lost
-        known = {"awaited": claimed.awaited, "granted": claimed.granted, "opened": entry.opened or claimed.opened}
-        entry = replace(entry, state=State.ANSWERED, **known)
+        known = replace(entry, awaited=claimed.awaited, granted=claimed.granted)
+        entry = replace(known, state=State.ANSWERED, opened=entry.opened or claimed.opened)
     if entry.is_paired:
         flows.half_open.setdefault(moment.packet.tuple, entry)
     return entry, found is Claim.CLAIMED

@@ -125,10 +125,13 @@ def test_F8_values_that_make_no_sense(loaded: Stand, column: str):
 def test_F8_records_that_are_gone(loaded: Stand):
     """By themselves, their copy serves; with it, what runs is not ended in passing."""
     before, which = loaded.state(), loaded.which
-    which.records.unlink()
-    assert run(loaded, "apply", "-f").returncode == 1
-    assert "as their copy" in run(loaded, "load", *OPTIONS).stderr
-    same(loaded, before)
+    for way in (("repair",), ("load", *OPTIONS)):
+        which.records.unlink()
+        for command in (("apply", "-f"), ("status",)):
+            fails(loaded, *command, says="there are none", hints="`pydatapath repair` takes their copy")
+        done = run(loaded, *way)
+        assert "as their copy" in done.stdout + done.stderr
+        same(loaded, before)
     shutil.rmtree(which.directory)
     fails(loaded, "load", *OPTIONS, says="lost, without a copy, and 6 addresses", hints="`pydatapath unload` ends it")
     works(loaded)

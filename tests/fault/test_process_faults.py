@@ -12,7 +12,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,30 @@ def test_F5_a_signal_in_apply_leaves_it_done_or_not(loaded: Stand, number: int, 
     same(loaded, before)
 
 
+UNSAID = b"""Error: what is to be said cannot be written: No space left on device
+Hint: what was to be changed is changed
+"""
+
+
+@pytest.mark.parametrize("reading", [*READING, ("status", "-o", "json"), ("diff", "--prune", "-f")], ids=" ".join)
+def test_F5_a_disk_that_is_full_takes_no_answer(loaded: Stand, reading: Sequence[str]):
+    """One sentence, not a traceback."""
+    tell(repeats=1)
+    differs = "diff" in reading
+    arguments = (*reading, str(loaded.changed)) if differs else reading
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(loaded.command(*arguments), timeout=60, check=False, stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2 if differs else 1, UNSAID)
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-", "| true", ">/dev/full"])
 def test_F5_output_that_nobody_takes(loaded: Stand, closed: str):
     """The change is made all the same, and nothing is written where the output would have gone."""
     before = loaded.state()
     command = " ".join(loaded.command("apply", "--prune", "-f", str(loaded.changed)))
-    subprocess.run(["bash", "-c", f"{command} {closed}"], timeout=60, check=False, capture_output=True)
+    done = subprocess.run(["bash", "-c", f"{command} {closed}"], timeout=60, check=False, capture_output=True)
     tell(repeats=1)
+    assert done.stderr == (UNSAID if closed == ">/dev/full" else b"")
     assert {one.name for one in _services(loaded)} == {"new", "steady", "web"}
     loaded.apply()
     same(loaded, before)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from measuring import measured
 from rows import tell
-from scene import objects, pydatapath
+from scene import PYDATAPATH, objects, pydatapath
 from stand import OPTIONS, STEADY, Stand, stand_up
 
 from pydatapath.documents import to_yaml
@@ -27,6 +27,7 @@ LAUGHS = 'a: &a ["lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol", "lol"]\
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)
 )
 HOSTILE = "p\x1b[2J\x07"  # as a name of an interface: the kernel forbids slashes, colons and white space only
+EVIL = "a\x1b[31m\r\x0b\x0c\x1c\x85\u2028\u202eb\x9b31m\x7f"
 READING = (
     *(["status"], ["status", "-o", "wide"], ["status", "-o", "json"], ["status", "-o", "yaml"], ["service", "list"]),
     *(["service", "show", "evil"], ["backend", "list"], ["flow", "list"], ["node", "list"], ["export"]),
@@ -109,11 +110,9 @@ def test_F25_a_billion_laughs_take_no_memory(stand: Stand, tmp_path: Path, figur
 
 
 def obeyed(output: bytes) -> list[bytes]:
-    """The lines with a byte that a terminal would obey."""
-    text = output.decode(errors="surrogateescape")
-    return [
-        line.encode(errors="surrogateescape") for line in text.splitlines() if not line.replace("\t", " ").isprintable()
-    ]
+    """The lines with something that a terminal would obey."""
+    lines = output.decode(errors="surrogateescape").split("\n")
+    return [line.encode(errors="surrogateescape") for line in lines if not line.replace("\t", " ").isprintable()]
 
 
 def said(stand: Stand, arguments: list[str], text: str = "") -> subprocess.CompletedProcess[bytes]:
@@ -122,7 +121,9 @@ def said(stand: Stand, arguments: list[str], text: str = "") -> subprocess.Compl
 
 
 def test_F26_hostile_names_never_reach_the_terminal_raw(stand: Stand):
-    """Of an interface, a node, a pod and a zone: shown with what a terminal would obey made harmless."""
+    """Of an interface, a node, a pod and a zone, which are refused, and text that is taken: shown with what a terminal
+    would obey made harmless.
+    """
     stand.node.exec(["ip", "link", "set", "pod1", "name", HOSTILE], check=True)
     try:
         outputs = [said(stand, ["load", *OPTIONS])]
@@ -134,6 +135,14 @@ def test_F26_hostile_names_never_reach_the_terminal_raw(stand: Stand):
         made[1]["endpoints"][1] |= {"nodeName": "node\x1b[31m\r\n2"}
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": made})
         outputs += [said(stand, ["apply", "-f", "-"], each) for each in (text, to_yaml(made))]
+        assert {done.returncode for done in outputs[1:]} == {1}
+        taken = [dict(one.manifest) for one in objects("evil", "10.96.0.95", stand.servers)]
+        for one in taken:
+            one["metadata"] = {**one["metadata"], "annotations": {"note": EVIL, EVIL: "note"}}
+            one[EVIL] = [EVIL]
+        for each in (json.dumps({"apiVersion": "v1", "kind": "List", "items": taken}), to_yaml(taken)):
+            outputs += [said(stand, [command, "-f", "-"], each) for command in ("diff", "apply", "diff")]
+        assert b"service/default/evil created" in outputs[4].stdout
         stand.do("apply", "-f", str(stand.base))
         outputs += [said(stand, one) for one in READING]
         hostile = (
@@ -189,6 +198,20 @@ def test_F28_root_without_the_rights_of_root(stand: Stand, command: str, loaded:
     assert "root lacks CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF here" in done.stderr
     wrong = stand.differences(before)
     stand.clear()
+    tell(repeats=1, wrong=len(wrong), load="nobody")
+    assert wrong == []
+
+
+def test_F28_the_root_of_a_user_namespace(stand: Stand):
+    """Who has all capabilities there has none of the host's."""
+    before = stand.state()
+    host = "ip link add br0 type bridge && ip address add 10.244.9.1/24 dev br0 && ip link set br0 up"
+    command = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", f"{host} && exec {PYDATAPATH} load"]
+    done = measured(command, timeout=60)
+    assert done.returncode == 1
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["Error", "Hint"], done.stderr
+    assert "Hint: this is the root of a user namespace, who may not: run it as the host's" in done.stderr
+    wrong = stand.differences(before)
     tell(repeats=1, wrong=len(wrong), load="nobody")
     assert wrong == []
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from calls import KINDS, Address, ask, ask_many, dial, family_of
 from scene import PORT, VIP_PORT, Cluster, cluster_up, pydatapath
 
-from pydatapath import Datapath
+from pydatapath import Datapath, Options, PydatapathError
 from pydatapath.kernel import clock, flowtable
 from pydatapath.kernel.layout import LAYOUTS, TIMEOUTS, Family
 from pydatapath.lab import Pod
@@ -134,6 +135,36 @@ def test_a_service_by_hand_is_called(cluster: Cluster, family: int):
         for protocol in KINDS
     }
     assert f"{at(pods[0], family)}/tcp" in run(cluster, "backend", "list", name)
+
+
+@pytest.mark.parametrize("how", [["service", "delete"], ["delete", "service"]], ids=" ".join)
+def test_a_service_that_is_deleted_takes_its_backends_by_hand_along(cluster: Cluster, how: list[str]):
+    """Another one of its name begins without them; slices of manifests stay, as kubectl's would, with `delete`."""
+    pods = local_and_remote(cluster)
+    name, (vip, _) = service(cluster, 4, *pods)
+    said = run(cluster, *how, name).splitlines()
+    assert [line.split("/")[0] for line in said] == ["endpointslice", "service"], said
+    run(cluster, "service", "add", name, *PORTS, "--cluster-ip", vip)
+    assert json.loads(run(cluster, "backend", "list", name, "-o", "json")) == []
+    run(cluster, "service", "delete", name)
+
+
+def test_a_script_that_is_wrong_is_told_so(cluster: Cluster):
+    """By the errors of the package, which name what is wrong; and nothing is changed."""
+    name, _ = service(cluster, 4, cluster.lab.pod(1, 2))
+    datapath = cluster.datapaths[1]
+    before = datapath.manifests()
+    for call, said in (
+        (lambda: datapath.apply([before[0]]), "a Service, EndpointSlice or Node is expected, not {"),
+        (lambda: datapath.add_backend(name, "x", PORT), "'x' is not an IPv4 or IPv6 address"),
+        (lambda: Datapath.load(Options(max_flows=3), netns=cluster.lab.node(1).netns), "'max_flows' must be from"),
+        (lambda: Datapath.load(Options(bridge="br0"), netns=cluster.lab.node(1).netns), "'bridge' must be a list"),
+    ):
+        with pytest.raises(PydatapathError, match=re.escape(said)):
+            call()
+    assert datapath.manifests() == before
+    assert datapath.status().drift == ()
+    run(cluster, "service", "delete", name)
 
 
 @FAMILIES

@@ -248,6 +248,7 @@ def test_S70_status_tells_of_services_that_claim_one_address(capsys: pytest.Capt
         (["--netns", "999999999", "flow", "list"], "network namespace '999999999' does not exist"),
         (["load", "--config", "/no/such.toml"], "the configuration /no/such.toml cannot be read: No such file"),
         (["load", "--config", "/"], "the configuration / cannot be read: Is a directory"),
+        (["load", "--config", "/dev/zero"], "the configuration /dev/zero cannot be read: neither a file nor a folder"),
     ],
 )
 def test_F25_what_is_not_there_is_one_error(run: Run, arguments: list[str], message: str) -> None:
@@ -267,6 +268,9 @@ def test_F25_what_is_not_there_is_one_error(run: Run, arguments: list[str], mess
         ("uplink = 'eth0'", "option 'uplink' must be a list of strings, not 'eth0'"),
         ("algorithm = 'hash'", "option 'algorithm' must be random or maglev, not 'hash'"),
         ("max_flows = 3", "option 'max_flows' must be from 1,024 to 16,777,216, not 3"),
+        (f"max_flows = {'9' * 5000}", "is not TOML: "),
+        (f"uplink = {'[' * 100_000}", "is not TOML: "),
+        (f"#{' ' * 2_000_000}", "cannot be read: larger than 1 MB"),
     ],
 )
 def test_F25_a_bad_configuration_is_one_error(run: Run, tmp_path: Path, text: str, message: str) -> None:

@@ -15,6 +15,8 @@ from pydatapath.kernel.layout import MAPS, TIMEOUTS, Family, NatType
 from pydatapath.kernel.nattable import is_there
 from pydatapath.node import Node, Options, resolve
 
+LONG = "9" * 5000  # digits, more than int() takes
+
 
 def interface(index: int, name: str, kind: str, *addresses: str, master: int = 0) -> Interface:
     return Interface(index, name, kind, f"02:00:00:00:00:{index:02x}", master, tuple(map(ip_interface, addresses)))
@@ -217,6 +219,7 @@ def test_C14_how_long_flows_live() -> None:
         ({"snat_ports": "0-100"}, "--snat-ports '0-100' is no range of ports", "the first is less than the last"),
         ({"snat_ports": "9-8"}, "--snat-ports '9-8' is no range of ports", "the first is less than the last"),
         ({"snat_ports": "9-9"}, "--snat-ports '9-9' is no range of ports", "the first is less than the last"),
+        ({"snat_ports": f"1-{LONG}"}, f"--snat-ports '1-{LONG}' is no range of ports", "such as 1024-65535"),
         ({"nodeport_range": "1-70000"}, "--nodeport-range '1-70000' is no range of ports", "the first is less"),
         (
             {"snat_ports": "30000-32767"},
