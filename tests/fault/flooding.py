@@ -16,6 +16,7 @@ from pydatapath.lab import Host
 
 __all__ = ["Flood", "by_destination_port", "by_identification", "by_source", "ip", "mac_of", "quoting", "tcp", "udp"]
 
+ICMPV6 = 58
 AT_ONCE = 256  # frames in a call
 PACKET_QDISC_BYPASS, SOL_PACKET = 20, 263  # include/uapi/linux/if_packet.h
 # Where the fields of a frame are: Ethernet is 14 bytes, IPv4 without options 20, IPv6 40
@@ -109,7 +110,10 @@ def udp(
 
 
 def quoting(macs: tuple[str, str], source: str, destination: str, kind: tuple[int, int], frame: bytes) -> bytes:
-    """An ICMP error of this type and code about a frame."""
+    """An ICMP error of this type and code about a frame, of its family."""
+    if _is_ipv6(frame):
+        error = struct.pack("!BBHI", *kind, 0, 0) + frame[14 : 14 + 48]
+        return ip(macs, source, destination, ICMPV6, _summed(source, destination, ICMPV6, error, 2))
     error = struct.pack("!BBHI", *kind, 0, 0) + frame[14 : 14 + 28]
     return ip(macs, source, destination, 1, error[:2] + U16.pack(check(sum_of(error))) + error[4:])
 

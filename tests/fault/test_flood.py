@@ -10,11 +10,11 @@ import socket
 import time
 from collections.abc import Iterator
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import ip_address
 
 import pytest
 from calls import KINDS, ask, ask_many, dial
-from flooding import IPV6_MORE, Flood, by_destination_port, by_identification, by_source, ip, quoting, tcp, udp
+from flooding import Flood, by_destination_port, by_identification, by_source, ip, quoting, tcp, udp
 from rows import tell
 from scene import BIG, PORT, Cluster, cluster_up
 from streaming import Scripts, counted, say
@@ -41,6 +41,8 @@ from under_flood import (
     under,
 )
 
+from pydatapath.lab import Host
+
 pytestmark = pytest.mark.timeout(900 if BIG else 400)
 
 PACKETS = 500_000 if BIG else 50_000  # of the other floods
@@ -48,9 +50,17 @@ FLOWS = 16_384  # room for so many: less than a flood has, or two clients' ports
 LAPSE = 0.5  # seconds: in eight of them a table is filled one and a half times
 SYN, RST, PSH, ACK = 0x02, 0x04, 0x08, 0x10
 FAR_OFF = 3_000_000_000  # a sequence number that is in no window
-STRANGE = IPv4Network("198.18.0.0/15")  # RFC 2544: nobody's
 ALONE = "198.19.0.1"  # whose fragments are no first ones
 CLUSTER = ("10.244.0.0/16", "fd00:10:244::/48")
+
+
+# What a flood of SYNs and of UDP shows in both families others show of IPv6 where there is time
+IN_TIME = pytest.mark.parametrize("side", [V4, V6] if BIG else [V4], ids=lambda one: f"IPv{one.family.value}")
+# ICMP's errors (type, code): about what cannot be reached, took too long, or has a parameter that nobody knows
+ERRORS = {V4: [*((3, code) for code in (0, 1, 2, 3, 10, 13)), (11, 0), (12, 0)], V6: [(1, 0), (1, 1), (1, 3), (1, 4)]}
+ERRORS[V6] += [(3, 0), (4, 0)]
+COUNTED = {V4: ("Icmp", ("InDestUnreachs", "InTimeExcds", "InParmProbs"))}
+COUNTED[V6] = "Icmp6", ("InDestUnreachs", "InTimeExcds", "InParmProblems")
 
 
 @pytest.fixture(params=[V4, V6], ids=["IPv4", "IPv6"])
@@ -133,7 +143,7 @@ def test_F17_a_flood_of_SYNs_hurts_no_connection(
     """
     outside = cluster.lab.outside
     frame = tcp(macs(cluster, outside), (side.strangers, 1024), side.balancer, SYN)
-    vary = by_source(frame, 50 + IPV6_MORE * (side is V6), side.strangers, STRANGER_COUNT)
+    vary = by_source(frame, side.checked_at(50), side.strangers, STRANGER_COUNT)
     seen = under(cluster, idle, partial(flood_from, outside, frame, vary, side.syns), which=side)
     answered = sum(one.state == "answered" for one in cluster.datapaths[1].flows())
     full, half = (fill(cluster)[name + side.family.suffix] for name in ("flows", "half_open"))
@@ -144,11 +154,12 @@ def test_F17_a_flood_of_SYNs_hurts_no_connection(
     assert answered > side.syns // 100, "a flood that backends do not answer would say little"
 
 
+@IN_TIME
 @pytest.mark.parametrize(
     "then", [(ACK, 2), (SYN, FAR_OFF), (PSH, FAR_OFF)], ids=["an ACK", "another SYN", "data that is out of place"]
 )
 def test_F17_nor_does_one_whose_SYNs_are_followed_by(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str], then: tuple[int, int]
+    cluster: Cluster, idle: list[Idle], side: Side, capsys: pytest.CaptureFixture[str], then: tuple[int, int]
 ):
     """Whoever makes up clients gets no SYN-ACK: what he says next makes no connection, nor does what is said to it.
 
@@ -160,20 +171,20 @@ def test_F17_nor_does_one_whose_SYNs_are_followed_by(
 
     def strangers() -> list[str]:
         flows = cluster.datapaths[1].flows()
-        return [one.state for one in flows if ip_address(one.original.src) in STRANGE]
+        return [one.state for one in flows if one.family == side.family and side.is_strange(one.original.src)]
 
     def openings() -> tuple[int, float]:
         began, ends = time.monotonic(), macs(cluster, outside)
         with Flood(outside) as flood:
             for number in range(rounds):
-                first = str(IPv4Address(STRANGERS) + number % (STRANGER_COUNT // at_once) * at_once)
+                first = str(ip_address(side.strangers) + number % (STRANGER_COUNT // at_once) * at_once)
                 for flags, sequence in ((SYN, 1), then, (RST, 2)):
-                    frame = tcp(ends, (first, 1024), BALANCER, flags, sequence)
-                    flood.send(frame, at_once, by_source(frame, 50, first, at_once))
+                    frame = tcp(ends, (first, 1024), side.balancer, flags, sequence)
+                    flood.send(frame, at_once, by_source(frame, side.checked_at(50), first, at_once))
                     between.extend(() if between else strangers())
         return 3 * at_once * rounds, time.monotonic() - began
 
-    seen = under(cluster, idle, openings)
+    seen = under(cluster, idle, openings, which=side)
     answered, left = between.count("answered"), strangers()
     say(capsys, f"SYNs and more: {seen}; {answered} of the first {at_once} answered, in the end {len(left)} left")
     assert_nobody_was_hurt(seen)
@@ -197,39 +208,46 @@ def test_F18_a_flood_to_all_ports_hurts_no_connection(
         assert_arrived(seen, seen.sent, *counted_by)
 
 
+@IN_TIME
 def test_F17_a_flood_of_ACKs_hurts_no_connection(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, idle: list[Idle], side: Side, capsys: pytest.CaptureFixture[str]
 ):
     """Of connections that nobody has. Each goes on to a backend (C10), whose RST makes no answered flow of it."""
     outside = cluster.lab.outside
-    frame = tcp(macs(cluster, outside), (STRANGERS, 1024), BALANCER, ACK)
-    vary = by_source(frame, 50, STRANGERS, STRANGER_COUNT)
+    frame = tcp(macs(cluster, outside), (side.strangers, 1024), side.balancer, ACK)
+    vary = by_source(frame, side.checked_at(50), side.strangers, STRANGER_COUNT)
     resets = reset(cluster)
-    seen = under(cluster, idle, partial(flood_from, outside, frame, vary, PACKETS))
-    resets = reset(cluster) - resets
-    say(capsys, f"ACKs out of state: {seen}; {resets:,} reset by backends; {fill(cluster)['flows']} entries")
+    seen = under(cluster, idle, partial(flood_from, outside, frame, vary, PACKETS), which=side)
+    resets, entries = reset(cluster) - resets, fill(cluster)["flows" + side.family.suffix]
+    say(capsys, f"ACKs out of state: {seen}; {resets:,} reset by backends; {entries} entries")
     assert_nobody_was_hurt(seen)
     assert_arrived(seen, seen.sent, "new_flow")
     assert resets > seen.sent // 2, "nor would one that no backend answers"
 
 
-def heard(cluster: Cluster, idle: list[Idle]) -> dict[str, int]:
+def heard(cluster: Cluster, idle: list[Idle], side: Side) -> dict[str, int]:
     """What has come of forged errors and RSTs: those that our programs made the pod's own, by the sockets that its
     stack found for them or by their flows; and those that are nobody's, at the node's stack.
     """
     pod, node = cluster.lab.pod(1, 1), cluster.lab.node(1)
+    protocol, names = COUNTED[side]
+
+    def errors(host: Host) -> int:
+        return sum(counted(host, f"{protocol} {name}") for name in names)
+
     ports = {each.getsockname()[1] for one in idle[2:] for each in one.sockets if one.kind == KINDS["TCP"]}
     flows = [one for one in cluster.datapaths[1].flows() if one.protocol == "TCP" and one.original.sport in ports]
     return {
-        "errors translated": counted(pod, "Icmp InMsgs") - counted(pod, "Icmp InErrors"),
-        "other errors": counted(node, "Icmp InMsgs"),
-        "RSTs of flows": sum(one.packets[1] for one in flows if one.original.dst == cluster.lab.outside.address),
+        "errors translated": errors(pod) - counted(pod, f"{protocol} InErrors"),
+        "other errors": errors(node),
+        "RSTs of flows": sum(one.packets[1] for one in flows if one.original.dst == side.of(cluster.lab.outside)),
         "other RSTs": counted(node, "Tcp InSegs"),
     }
 
 
+@IN_TIME
 def test_F23_forged_errors_and_resets_hurt_no_connection(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, idle: list[Idle], side: Side, capsys: pytest.CaptureFixture[str]
 ):
     """From off the path, with right tuples and wrong ones: every kind of ICMP error, and RSTs with a wrong number.
 
@@ -245,19 +263,19 @@ def test_F23_forged_errors_and_resets_hurt_no_connection(
         for each in one.sockets:
             for port in (each.getsockname()[1], 1):
                 # As if the server, or a router, had something to say about what the node has sent
-                sent = protocol(there, (node.address, port), (lab.outside.address, PORT), *more)
-                errors += [quoting(there, "198.18.0.1", node.address, (3, code), sent) for code in (0, 1, 2, 3, 10, 13)]
-                errors += [quoting(there, "198.18.0.1", node.address, kind, sent) for kind in ((11, 0), (12, 0))]
+                ends = (side.of(node), port), (side.of(lab.outside), PORT)
+                sent = protocol(there, *ends, *more)
+                errors += [quoting(there, side.strangers, side.of(node), kind, sent) for kind in ERRORS[side]]
                 if one.kind == socket.SOCK_STREAM:
-                    resets += [tcp(there, (lab.outside.address, PORT), (node.address, port), RST, FAR_OFF)]
-                    resets += [tcp(there, (lab.outside.address, PORT), (node.address, port), RST | ACK, 7)]
-    places = {one.name: one.address for one in lab.pods}
+                    resets += [tcp(there, ends[1], ends[0], RST, FAR_OFF), tcp(there, ends[1], ends[0], RST | ACK, 7)]
+    places = {one.name: side.of(one) for one in lab.pods}
     for one in inside:
         protocol = tcp if one.kind == socket.SOCK_STREAM else udp
         more = (ACK,) if one.kind == socket.SOCK_STREAM else ()
         for each, name in zip(one.sockets, one.names, strict=True):
-            sent = protocol(there, each.getsockname(), (places[name], PORT), *more)
-            near += [quoting(macs(cluster, pod), pod.address, each.getsockname()[0], (3, 1), sent)]
+            client = each.getsockname()[:2]
+            sent = protocol(there, client, (places[name], PORT), *more)
+            near += [quoting(macs(cluster, pod), side.of(pod), client[0], ERRORS[side][1], sent)]
     rounds = 0
 
     def flood() -> tuple[int, float]:
@@ -268,9 +286,9 @@ def test_F23_forged_errors_and_resets_hurt_no_connection(
             close.frames(near)
         return len(errors + resets + near), time.monotonic() - began
 
-    begun = heard(cluster, idle)
-    seen = under(cluster, idle, flood, forgiving=True)
-    met = {what: count - begun[what] for what, count in heard(cluster, idle).items()}
+    begun = heard(cluster, idle, side)
+    seen = under(cluster, idle, flood, forgiving=True, which=side)
+    met = {what: count - begun[what] for what, count in heard(cluster, idle, side).items()}
     told = f"{met} of {len(errors + near) * rounds:,} errors and {len(resets) * rounds:,} RSTs"
     say(capsys, f"forged ICMP errors and RSTs: {seen}; {told}")
     assert_nobody_was_hurt(seen, touched=True)
@@ -322,8 +340,9 @@ def test_F22_a_flood_of_fragments_hurts_no_connection(
     assert entries <= room
 
 
+@IN_TIME
 def test_F16_a_full_table_forgets_who_has_been_silent_longest(
-    cluster: Cluster, idle: list[Idle], capsys: pytest.CaptureFixture[str]
+    cluster: Cluster, idle: list[Idle], side: Side, capsys: pytest.CaptureFixture[str]
 ):
     """More connections than it has room for (F16): who talks is not forgotten; who is, and whose service has not
     changed, goes on all the same, by the same choice. None is refused.
@@ -339,12 +358,13 @@ def test_F16_a_full_table_forgets_who_has_been_silent_longest(
         began = time.monotonic()
         for part in range(8):
             time.sleep(max(0.0, began + part * LAPSE - time.monotonic()))
-            failures.extend(ask_many(stranger, KINDS["UDP"], VIP, wanted // 16, at_once=200).failures)
-            failures.extend(ask_many(cluster.lab.outside, KINDS["TCP"], BALANCER, wanted // 16, at_once=200).failures)
+            for host, kind, target in ((stranger, "UDP", side.vip), (cluster.lab.outside, "TCP", side.balancer)):
+                failures.extend(ask_many(host, KINDS[kind], target, wanted // 16, at_once=200).failures)
         return wanted // 16 * 16, time.monotonic() - began
 
-    seen = under(cluster, idle, flood)
-    say(capsys, f"full table: {seen}; {len(failures)} failures; {fill(cluster)['flows']} entries")
+    seen = under(cluster, idle, flood, which=side)
+    entries = fill(cluster)["flows" + side.family.suffix]
+    say(capsys, f"full table: {seen}; {len(failures)} failures; {entries} entries")
     tell(
         load=f"{TALKING}, 300 silent ones",
         repeats=1,

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Any, Self
 
 from calls import Address, ask, dial
-from flooding import Flood, mac_of
+from flooding import IPV6_MORE, Flood, mac_of
 from rows import tell
 from scene import BIG, VIP_PORT, Cluster
 from streaming import Scripts, counted
@@ -52,7 +52,8 @@ WATCHED = 0.3  # seconds between two looks at the maps
 LASTING = 10.0 if BIG else 3.0  # seconds that a flood lasts at least, for new calls to meet it
 CALLS = 100  # of which one may fail
 TALKING = f"{TALKERS} TCP connections that talk inside and {TALKERS} from outside, new calls beside them"
-STRANGERS, STRANGER_COUNT = "198.18.0.1", 100_000
+STRANGERS, STRANGERS6 = "198.18.0.1", "2001:2::1"  # of RFC 2544's and RFC 5180's networks: nobody's
+STRANGER_COUNT = 99_991  # a prime, so that none comes twice with one of 60,000 ports
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,22 @@ class Side:
         """A host's address."""
         return host.address6 if self.family is Family.IPV6 else host.address
 
+    def is_strange(self, address: str) -> bool:
+        """Whether it is one of the flood's sources."""
+        return 0 <= int(ip_address(address)) - int(ip_address(self.strangers)) < STRANGER_COUNT
+
+    def checked_at(self, place: int) -> int:
+        """Where a checksum stands in a frame that stands there in IPv4's."""
+        return place + IPV6_MORE * (self.family is Family.IPV6)
+
 
 V4 = Side(Family.IPV4, VIP, BALANCER, STRANGERS, SYNS)
 V6 = Side(
     Family.IPV6,
     ("fd00:10:96::92", VIP_PORT),
     ("2001:db8:92::92", VIP_PORT),
-    "2001:2::1",  # RFC 5180: nobody's either
-    100_000,
+    STRANGERS6,
+    1_000_000 if BIG else 100_000,
 )
 
 
