@@ -106,6 +106,7 @@ def test_F12_interfaces_that_go_while_programs_are_attached(cluster: Cluster, ca
     )
     tell(repeats=churn.deleted, broken=len(talk["broken"]), new_failed=len(talk["failed"]), wrong=len(failed))
     assert churn.failure == ""
+    assert churn.deleted >= DELETIONS // 2, "too few to have met anything"
     assert failed == []
     assert (talk["broken"], talk["failed"]) == ([], [])
     load(cluster)
@@ -225,7 +226,7 @@ def test_F14_an_address_that_passes_to_another_pod(
     tell(repeats=times, misdelivered=udp, wrong=len(wrong))
     assert wrong == []
     assert udp == 0
-    assert reset == times > 0
+    assert reset == times >= REUSES // 10
 
 
 def ids_of(cluster: Cluster) -> tuple[set[int], set[int]]:

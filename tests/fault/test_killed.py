@@ -194,6 +194,7 @@ def killed_everywhere(
     name = " ".join(one for one in trial.arguments[:1])
     figure(f"killed in {name}: {tally}, {len(wrong)} wrong; {time.monotonic() - begun:.0f} s, seed {SEED}")
     tell(repeats=trial.tally["kills"], wrong=len(wrong), seed=SEED)
+    assert trial.tally["too late"] <= 1 + trial.tally["kills"] // 50, "it had ended before: nothing was tried"
     assert wrong == [], "\n".join(wrong)
 
 
