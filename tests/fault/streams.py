@@ -213,6 +213,16 @@ class Talk:
         self.lines += 1
         return True
 
+    def standing(self) -> str:
+        """Where it stands: its port, and of TCP its state (include/net/tcp_states.h: 1 is open, 2 has sent a SYN), how
+        often the last segment was sent again, and how many it has sent and received.
+        """
+        if self.kind == socket.SOCK_DGRAM:
+            return f"(UDP from port {self.socket.getsockname()[1]})"
+        state, _, again = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)
+        _, port, sent, received = self.end()
+        return f"(TCP from port {port}: state {state}, again {again}, {sent} sent, {received} received)"
+
     def end(self) -> tuple[str, int, int, int]:
         """Its own address and port, and how many segments it has sent and received, the SYN included."""
         told = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, SEGMENTS.size)
@@ -287,7 +297,7 @@ class Talking:
         waiting = {id(one) for _, _, one in self.due}
         for key in list(self.selector.get_map().values()):
             if id(key.data) not in waiting and now - key.data.asked > PATIENCE:
-                self._end(key.data, f"no answer in {PATIENCE} s")
+                self._end(key.data, f"no answer in {PATIENCE} s {key.data.standing()}")
 
     def _end(self, one: Talk, why: str = "") -> None:
         self.selector.unregister(one.socket)

@@ -6,6 +6,7 @@ PYDATAPATH_BIG=1 pytest tests/fault/test_traffic_under_change.py     200 applies
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,6 +182,10 @@ def test_F1_F2_who_is_connected_notices_no_change(
         account = running.end()
     what = f"{APPLIES} applies, {UPGRADES} upgrades, {OTHERWISE} with other options"
     say(capsys, f"{what}: {account}")
+    for why in account.failed + account.broken:  # what we know of it, for whoever looks for the cause
+        port = re.search(r"port (\d+)", why)
+        flows = [one for one in cluster.datapaths[1].flows() if port and one.original.sport == int(port[1])]
+        say(capsys, f"{why}: {flows}; {cluster.datapaths[1].status().counters}")
     tell(control_lost_max=control.lost)
     assert_nothing_noticed(account, APPLIES + UPGRADES + OTHERWISE)
     assert account.sent >= 2 * DATAGRAMS
