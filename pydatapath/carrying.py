@@ -69,11 +69,14 @@ class _Source:
 
 @dataclass
 class Move:
-    """Which maps a load makes anew, and from where their entries come. With no source nothing moves."""
+    """Which maps a load makes anew, and from where their entries come. With no source nothing moves. `made`: their
+    names; None for all.
+    """
 
     instance: Instance
     directory: Path
     sources: list[_Source]
+    made: tuple[str, ...] | None = None
     aside: Path | None = None  # where the maps that ran are, once the others are in their place
     switched: bool = False
 
@@ -151,7 +154,7 @@ def prepare(
     for pin in running.iterdir():
         if pin.name not in other:
             share(pin, fresh / pin.name)
-    return Move(instance, fresh, [*sources, _Source(running, other)])
+    return Move(instance, fresh, [*sources, _Source(running, other)], other)
 
 
 def is_elsewhere(instance: Instance) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,27 +30,51 @@ if TYPE_CHECKING:
     from pydatapath.kernel.host import Interface
     from pydatapath.node import Attachment
 
-__all__ = ["connect", "disconnect", "reconnect"]
+__all__ = ["connected", "disconnect", "drop_others"]
 
 
-def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
+@contextlib.contextmanager
+def connected(records: Records, instance: Instance, node: Node, programs: Path) -> Iterator[None]:
     """Hangs the programs up and takes away what an earlier load hung where nothing belongs now, all in one exchange.
 
-    Raises Conflict where a place or a route is another's; then no program was exchanged. Whatever fails, the programs
-    that hung there before do so again, before anything else is undone.
+    Raises Conflict where a place or a route is another's; then no program was exchanged. Whatever fails, in the block,
+    too, the programs that hung there before do so again, before anything else is undone.
     """
     from pydatapath.kernel.attach import Attacher
 
     with Attacher() as attacher, _opened(programs, {one.hook for one in node.attachments}) as descriptors:
         for one in node.attachments:
             attacher.refuse_foreign(one.interface.index, one.interface.name, one.hook, instance.name)
-        numbers = {libbpf.program_info(one).id for one in descriptors.values()}
-        hanging = [one for index, _ in socket.if_nameindex() for one in tc.own_filters(index, instance.name, numbers)]
-        with _taken_back(records, attacher), attacher.or_as_before(hanging, instance.name):
+        ids = {libbpf.program_info(one).id for one in descriptors.values()}
+        with (
+            _running(instance, ids) as (hanging, running),
+            _taken_back(records, attacher),
+            attacher.or_as_before(hanging, running, instance.name),
+        ):
             _connect_routes(records, attacher, node)
             _connect_loopback(records, node)
             _hang_up(records, attacher, node, descriptors, instance, hanging)
-            _drop_others(records, attacher, node)
+            yield
+
+
+@contextlib.contextmanager
+def _running(instance: Instance, ids: Collection[int]) -> Iterator[tuple[list[tc.Filter], dict[int, int]]]:
+    """The filters that are ours, by their names or their programs (pinned ones, and those of these ids), and a
+    descriptor of each of their programs by its id, but of those that cannot be had: it may go with its interface.
+    """
+    programs: dict[int, int] = {}
+    with contextlib.ExitStack() as stack:
+        for hook in Hook:
+            with contextlib.suppress(KernelError):
+                pin = libbpf.open_pin(str(instance.program_pins / hook.program))
+                stack.enter_context(libbpf.opened(pin))
+                programs[libbpf.program_info(pin).id] = pin
+        known = {*ids, *programs}
+        own = [one for index, _ in socket.if_nameindex() for one in tc.own_filters(index, instance.name, known)]
+        for number in {one.id for one in own} - programs.keys():
+            with contextlib.suppress(KernelError):
+                programs[number] = stack.enter_context(libbpf.opened(libbpf.open_program(number)))
+        yield own, programs
 
 
 def _hang_up(
@@ -74,8 +99,8 @@ def _hang_up(
                 records.note_host_change(HostChange.CLSACT, f"{interface.name} {interface.index}")
                 attacher.add_clsact(interface.index, interface.name)
             places[Place(interface.index, interface.name, one.hook, descriptors[one.hook])] = one
-    belonging = {place.filter(instance.name)[:6] for place in places}
-    over = [one for one in hanging if one[:6] not in belonging]
+    belonging = {place.as_filter(instance.name).place for place in places}
+    over = [one for one in hanging if one.place not in belonging]
     for place, error in attacher.exchange([*places], instance.name, over).items():
         with _unless_gone(records, places[place]):
             raise error
@@ -100,26 +125,6 @@ def _is_there(index: int) -> bool:
     return False
 
 
-def reconnect(records: Records, instance: Instance) -> None:
-    """After a load that failed behind the exchange: the programs that ran before hang everywhere again, but where an
-    interface is gone meanwhile.
-    """
-    from pydatapath.kernel.attach import Attacher, Place
-
-    pinned = {hook for hook in Hook if (instance.program_pins / hook.program).exists()}
-    places = []
-    with Attacher() as attacher, _opened(instance.program_pins, pinned) as descriptors:
-        for subject in records.host_changes(HostChange.FILTER):
-            name, hook = subject.split()
-            with contextlib.suppress(OSError):
-                index = socket.if_nametoindex(name)
-                if Hook[hook] in descriptors and attacher.ours(index, Hook[hook], instance.name):
-                    places.append(Place(index, name, Hook[hook], descriptors[Hook[hook]]))
-        for place, error in attacher.exchange(places, instance.name).items():
-            if _is_there(place.index):
-                raise error
-
-
 def disconnect(instance: Instance) -> None:
     """Takes everything of ours from the host: by the filters' own names, for the rest by the records.
 
@@ -130,10 +135,8 @@ def disconnect(instance: Instance) -> None:
     failed: list[KernelError] = []
     changes = _recorded(instance)
     with Attacher() as attacher:
-        for index, name in socket.if_nameindex():
-            for hook in Hook:
-                with _collected(failed):
-                    attacher.detach(index, name, hook, instance.name)
+        with _collected(failed), _running(instance, ()) as (hanging, _):
+            attacher.remove(hanging)
         if changes is None:
             with _collected(failed):
                 attacher.delete_all_service_routes()
@@ -164,31 +167,37 @@ def _recorded(instance: Instance) -> dict[HostChange, list[str]] | None:
 
 @contextlib.contextmanager
 def _taken_back(records: Records, attacher: Attacher) -> Iterator[None]:
-    """Where the block fails, what it did is undone. Filters are `reconnect`'s business, and clsact stays with them."""
+    """Where the block fails, what it did is undone. Filters are `or_as_before`'s business; clsact stays with them."""
     before = {kind: set(records.host_changes(kind)) for kind in UNDOING if kind is not HostChange.CLSACT}
     try:
         yield
     except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            records.rollback()  # what was recorded of a load that has failed
         for kind, known in before.items():
             for subject in set(records.host_changes(kind)) - known:
                 with contextlib.suppress(DatapathError):
                     UNDOING[kind](attacher, subject)
                     records.forget_host_change(kind, subject)
-        records.commit()
+        with contextlib.suppress(sqlite3.Error):  # on a disk that is full they stay noted
+            records.commit()
         raise
 
 
-def _drop_others(records: Records, attacher: Attacher, node: Node) -> None:
-    """What an earlier load did to the host and nobody needs now."""
+def drop_others(records: Records, node: Node) -> None:
+    """What an earlier load did to the host and nobody needs now that the programs hang where they belong."""
+    from pydatapath.kernel.attach import Attacher
+
     filters = {f"{one.interface.name} {one.hook.name}" for one in node.attachments}
     for subject in set(records.host_changes(HostChange.FILTER)) - filters:
         records.forget_host_change(HostChange.FILTER, subject)
     wanted = needed(node)
-    for kind, undo in UNDOING.items():
-        for subject in records.host_changes(kind):
-            if not wanted[kind](subject):
-                undo(attacher, subject)
-                records.forget_host_change(kind, subject)
+    with Attacher() as attacher:
+        for kind, undo in UNDOING.items():
+            for subject in records.host_changes(kind):
+                if not wanted[kind](subject):
+                    undo(attacher, subject)
+                    records.forget_host_change(kind, subject)
 
 
 def _connect_routes(records: Records, attacher: Attacher, node: Node) -> None:

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import socket
+import sqlite3
 import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from pydatapath.wiring import facts_of, place_of
 if TYPE_CHECKING:
     from pydatapath.kernel.host import Host
 
-__all__ = ["clean_up", "exchange", "load", "reconcile", "require_root", "tidy", "unload"]
+__all__ = ["clean_up", "exchange", "forget_others", "load", "reconcile", "require_root", "tidy", "unload"]
 
 # The facts that a plan is made of (wiring.place_of), and what they are before the first load
 _PLACE: Final[Mapping[str, object]] = {
@@ -83,7 +84,7 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
             sizes = compile.Sizes.asked(options.max_flows, options.max_backends, options.max_services)
             move = carrying.prepare(instance, sizes.definitions, _timeouts(instance), break_flows=break_flows)
             if move.directory != instance.map_pins or not move.directory.exists():
-                _refuse_too_large(sizes, node)
+                _refuse_too_large(sizes, node, move.made)
             program = _program(move.directory, node, sizes, staging)
             compiled = compile.key_of(program)
             if not fresh and _runs(instance, node, options, move, compiled):
@@ -93,10 +94,11 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
         with deferred():
             with Records(instance.records, create=True) as records, Maps(move.directory) as maps:
                 move.carry(maps)
-                reconcile(records, maps, instance, node, seen, options, programs, move)
-                done_by = {MENDED: mended, COMPILED: compiled, leftovers.PROGRAMS: programs.name}
-                records.put({**_facts(instance, node, options), **done_by})
-            done = True  # a kill from here on leaves what the next load, or a repair, finishes
+                facts = _facts(instance, node, options)
+                facts |= {MENDED: mended, COMPILED: compiled, leftovers.PROGRAMS: programs.name}
+                reconcile(records, maps, instance, node, seen, options, programs, facts, move)
+                done = True  # a kill from here on leaves what the next load, or a repair, finishes
+                forget_others(records, maps, node, seen)
             _drop_maps(instance, node.families, node.masqueraded)
             _keep(instance, programs)
     except BaseException as error:
@@ -109,10 +111,12 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
     return node
 
 
-def _refuse_too_large(sizes: compile.Sizes, node: Node) -> None:
-    """Raises KernelError where there is less memory than new maps would take: the kernel would end others for it."""
+def _refuse_too_large(sizes: compile.Sizes, node: Node, made: Collection[str] | None) -> None:
+    """Raises KernelError where there is less memory than these new maps (None: all) would take: the kernel would end
+    other processes for it.
+    """
     told = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    wanted, free = sizes.memory(node.families) >> 20, int(told[1]) >> 10 if told else 1 << 40
+    wanted, free = sizes.memory(node.families, made) >> 20, int(told[1]) >> 10 if told else 1 << 40
     if wanted > free:
         raise KernelError(
             f"maps of these sizes would take {wanted:,} MiB of memory, and {free:,} MiB are free",
@@ -193,11 +197,12 @@ def reconcile(
     seen: Host,
     options: Options,
     programs: Path,
+    facts: Mapping[str, object],
     move: carrying.Move | None = None,
 ) -> None:
-    """Makes the maps what records and host say, and hangs these programs (a folder of pins) up wherever they belong,
-    in place of what hangs there. Where that fails, maps and plan are as they were. `move`: these maps take the place
-    of others.
+    """Makes the maps what records and host say, hangs these programs (a folder of pins) up wherever they belong, in
+    place of what hangs there, and records these facts of it. Where any of that fails the programs that hung there do so
+    again first of all, and maps and plan are as they were. `move`: these maps take the place of others.
     """
     seeded = seeding.seed(maps, node, seen)
     before = {name: records.get(name, default) for name, default in _PLACE.items()}
@@ -207,14 +212,22 @@ def reconcile(
         if move is not None:
             move.switch()
             maps.directory = instance.map_pins
-        connecting.connect(records, instance, node, programs)
+        with connecting.connected(records, instance, node, programs):
+            if move is not None:
+                move.catch_up(maps)
+            records.put(facts)
+            records.commit()
     except BaseException:
-        _plan_as_before(records, maps, before)
+        with contextlib.suppress(sqlite3.Error):
+            _plan_as_before(records, maps, before)
         seeding.write_back(maps, seeded)
         raise
-    if move is not None:
-        move.catch_up(maps)
+
+
+def forget_others(records: Records, maps: Maps, node: Node, seen: Host) -> None:
+    """What an earlier load told the maps and did to the host, and nobody needs now: behind all that could be undone."""
     seeding.forget_others(maps, node, seen)
+    connecting.drop_others(records, node)
 
 
 def _plan_as_before(records: Records, maps: Maps, place: Mapping[str, object]) -> None:
@@ -354,10 +367,9 @@ def _recover(
             connecting.disconnect(instance)
         else:
             with Records(instance.records) as records:
-                # What a family that was to come had is nobody's; done first, for the programs may refuse
+                # What a family that was to come had is nobody's
                 before = [records.get(name, _PLACE[name]) for name in ("families", "masqueraded")]
-                _drop_maps(instance, *before)
-                connecting.reconnect(records, instance)
+            _drop_maps(instance, *before)
         if move is not None:
             move.take_back()
         bpffs.remove_tree(programs)

@@ -95,7 +95,8 @@ def _mend(instance: Instance) -> None:
         options = options_of(records)
         now = drift.look(records, maps, instance, entries=False)
         if now.is_whole and now.node is not None:
-            loading.reconcile(records, maps, instance, now.node, now.seen, options, instance.program_pins)
+            loading.reconcile(records, maps, instance, now.node, now.seen, options, instance.program_pins, {})
+            loading.forget_others(records, maps, now.node, now.seen)
             loading.tidy(instance, now.node)
             return
     loading.exchange(instance, options)

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Self
@@ -23,11 +23,8 @@ from pydatapath.kernel.tc import HANDLE, PRIORITY, filter_name
 
 __all__ = ["Attacher", "Place"]
 
-CLSACT_HANDLE: Final = 0xFFFF0000
 RTNH_F_ONLINK: Final = 4
-SOCKET_FAMILIES: Final = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 NUD_PERMANENT: Final = 0x80
-ETH_P_ALL: Final = 3
 NLM_F_REQUEST, NLM_F_REPLACE, NLM_F_CREATE = 1, 0x100, 0x400
 TCA_BPF_FLAG_ACT_DIRECT: Final = 1
 GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
@@ -47,7 +44,7 @@ class Place:
         """For messages: "veth0 ingress"."""
         return f"{self.name} {self.hook.direction}"
 
-    def filter(self, instance: str) -> tc.Filter:
+    def as_filter(self, instance: str) -> tc.Filter:
         """What is to hang there."""
         name = filter_name(instance, self.hook)
         return tc.Filter(self.index, self.hook.direction, PRIORITY, HANDLE, "bpf", name, 0, "")
@@ -70,10 +67,15 @@ def _message(kind: int, flags: int, one: tc.Filter, *attributes: tuple[str, obje
     made: Any = tcmsg()
     made["header"]["type"], made["header"]["flags"] = kind, flags
     made["index"], made["handle"], made["parent"] = one.interface, one.handle, tc.PARENTS[one.direction]
-    made["info"] = one.priority << 16 | socket.htons(ETH_P_ALL)
+    made["info"] = one.priority << 16 | one.protocol
     made["attrs"] = [("TCA_KIND", one.kind), *attributes]
     made.encode()
     return bytes(made.data)
+
+
+def _undetached(one: tc.Filter, code: int) -> KernelError:
+    name = dict(socket.if_nameindex()).get(one.interface, f"interface {one.interface}")
+    return KernelError(f"cannot detach {one.name} from {name}: {os.strerror(code)}", errno=code)
 
 
 class Attacher:
@@ -113,7 +115,7 @@ class Attacher:
         All go to the kernel in one message, so that a kill leaves one load's programs: where maps have other sizes,
         what those of another enter they do not know.
         """
-        messages = [_replacing(one.filter(instance), one.program) for one in places]
+        messages = [_replacing(one.as_filter(instance), one.program) for one in places]
         refused = rtnetlink.change([*messages, *map(_deleting, over)])
         failed = {}
         for number, code in refused.items():
@@ -122,9 +124,7 @@ class Attacher:
                 what = f"cannot attach {place.hook.program} to {place.where}"
                 failed[place] = KernelError(f"{what}: {os.strerror(code)}", errno=code)
             elif code not in GONE:
-                one = over[number - len(places)]
-                what = f"cannot detach {one.name} from interface {one.interface}"
-                raise KernelError(f"{what}: {os.strerror(code)}", errno=code)
+                raise _undetached(over[number - len(places)], code)
         for place in places:
             if place not in failed and not self._runs(place, instance):
                 failed[place] = KernelError(f"attaching {place.hook.program} to {place.where} had no effect")
@@ -135,36 +135,27 @@ class Attacher:
         return there is not None and there.id == libbpf.program_info(place.program).id
 
     @contextlib.contextmanager
-    def or_as_before(self, hanging: Sequence[tc.Filter], instance: str) -> Iterator[None]:
-        """Where the block fails, these filters of ours hang where they did, with their programs, and no others do.
-
-        By one message, as `exchange`, and before anything else is undone.
+    def or_as_before(self, hanging: Sequence[tc.Filter], programs: Mapping[int, int], instance: str) -> Iterator[None]:
+        """Where the block fails, these filters of ours hang where they did, with their programs (descriptors by ids),
+        and no others do. By one message, as `exchange`, and before anything else is undone.
         """
-        with contextlib.ExitStack() as opened:
-            numbers = {one.id for one in hanging}
-            programs = {id_: opened.enter_context(libbpf.opened(libbpf.open_program(id_))) for id_ in numbers}
-            try:
-                yield
-            except BaseException:
-                with contextlib.suppress(KernelError, OSError):
-                    there = [one for at, _ in socket.if_nameindex() for one in tc.own_filters(at, instance, ())]
-                    kept = {one.place for one in hanging}
-                    messages = [_replacing(one, programs[one.id]) for one in hanging]
-                    rtnetlink.change([*messages, *(_deleting(one) for one in there if one.place not in kept)])
-                raise
+        try:
+            yield
+        except BaseException:
+            messages = [_replacing(one, programs[one.id]) for one in hanging if one.id in programs]
+            with contextlib.suppress(KernelError, OSError):  # what cannot be listed cannot be over
+                there = [one for at, _ in socket.if_nameindex() for one in tc.own_filters(at, instance, ())]
+                kept = {one.place for one in hanging}
+                messages += [_deleting(one) for one in there if one.place not in kept]
+            with contextlib.suppress(KernelError, OSError):
+                rtnetlink.change(messages)
+            raise
 
-    def attach(self, index: int, name: str, hook: Hook, program: int, instance: str) -> None:
-        """As `exchange`, of one. Raises KernelError where it cannot be done."""
-        for error in self.exchange([Place(index, name, hook, program)], instance).values():
-            raise error
-
-    def detach(self, index: int, name: str, hook: Hook, instance: str) -> bool:
-        """Takes our program from a hook. False: it was not there."""
-        if self.ours(index, hook, instance) is None:
-            return False
-        with self._attempt(f"detach {hook.program} from {name}", ignore=GONE):
-            self._ipr.tc("del-filter", "bpf", index, handle=HANDLE, prio=PRIORITY, parent=tc.PARENTS[hook.direction])
-        return True
+    def remove(self, over: Sequence[tc.Filter]) -> None:
+        """Takes filters away, wherever they hang; not there is well, too. Raises KernelError."""
+        for number, code in rtnetlink.change([*map(_deleting, over)]).items():
+            if code not in GONE:
+                raise _undetached(over[number], code)
 
     @staticmethod
     def ours(index: int, hook: Hook, instance: str) -> tc.Filter | None:

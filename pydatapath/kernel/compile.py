@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
@@ -86,10 +86,14 @@ class Sizes:
         """As `load` is asked for them; `services`: addresses and ports of them, a quarter of that for source ranges."""
         return cls(flows=flows, backends=backends, services=services, ranges=max(16, services // 4))
 
-    def memory(self, families: Iterable[Family]) -> int:
-        """About how many bytes the maps take that grow with what was asked for; `load --help` has the same figures."""
-        of_flows = sum(288 if family is Family.IPV4 else 416 for family in families)
-        return self.flows * of_flows + self.backends * 240 + self.services * 392
+    def memory(self, families: Iterable[Family], made: Collection[str] | None = None) -> int:
+        """About how many bytes the maps take that grow with what was asked for, or those of these names; `load --help`
+        has the same figures.
+        """
+        of_flows = {"flows": 288 * self.flows, "flows6": 416 * self.flows}
+        parts = {name: of_flows[name] for name in (f"flows{family.suffix}" for family in families)}
+        parts |= {"backends": 240 * self.backends, "services": 392 * self.services}
+        return sum(size for name, size in parts.items() if made is None or name in made)
 
     @property
     def definitions(self) -> dict[str, int]:

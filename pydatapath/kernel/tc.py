@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Collection, Iterator
 from typing import Final, NamedTuple
@@ -28,6 +29,7 @@ TCA_BPF_NAME, TCA_BPF_TAG, TCA_BPF_ID = 7, 10, 11
 # Our place among the filters of a hook
 PRIORITY: Final = 7
 HANDLE: Final = 1
+ETH_P_ALL: Final = 3
 ROOT: Final = 0xFFFFFFFF  # TC_H_ROOT
 PARENTS: Final = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}
 
@@ -35,7 +37,9 @@ _TCMSG = struct.Struct("=BxxxiIII")
 
 
 class Filter(NamedTuple):
-    """One tc filter. `name`, `id` and `tag` are those of its BPF program ("" and 0 for other kinds)."""
+    """One tc filter. `name`, `id` and `tag` are those of its BPF program ("" and 0 for other kinds). `protocol`: of
+    Ethernet's, in network byte order.
+    """
 
     interface: int
     direction: str
@@ -45,6 +49,7 @@ class Filter(NamedTuple):
     name: str
     id: int
     tag: str
+    protocol: int = socket.htons(ETH_P_ALL)
 
     @property
     def place(self) -> tuple[int, str, int, int]:
@@ -110,7 +115,7 @@ def _filter(body: bytes, direction: str) -> Filter:
     options = dict(attributes(given.get(TCA_OPTIONS, b"")))
     kind = given.get(TCA_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
     if kind != "bpf":
-        return Filter(interface, direction, info >> 16, handle, kind, "", 0, "")
+        return Filter(interface, direction, info >> 16, handle, kind, "", 0, "", info & 0xFFFF)
     return Filter(
         interface,
         direction,
@@ -120,4 +125,5 @@ def _filter(body: bytes, direction: str) -> Filter:
         options.get(TCA_BPF_NAME, b"").rstrip(b"\0").decode("utf-8", "replace"),
         int.from_bytes(options.get(TCA_BPF_ID, b""), "little"),
         options.get(TCA_BPF_TAG, b"").hex(),
+        info & 0xFFFF,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -225,22 +226,24 @@ def test_what_happens_while_programs_are_exchanged_is_carried_too(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch
 ):
     """After the copy, and before the new programs are there: what is counted, opened, and closed."""
-    names, counts, real = talk(sockets), packets(cluster), connecting.connect
+    names, counts, real = talk(sockets), packets(cluster), connecting.connected
 
-    def connect(*arguments: Any) -> None:
+    @contextlib.contextmanager
+    def connected(*arguments: Any) -> Iterator[None]:
         later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
         names.update(talk(later))
         talk(sockets)
         assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 5).failures == []
         assert both_have_closed(running, 5)
-        real(*arguments)
-        talk(sockets)
+        with real(*arguments):
+            talk(sockets)
+            yield
 
     with (
         monkeypatch.context() as patch,
         Map(MAPS["flows"], cluster.datapaths[1].instance.map_pins / "flows") as running,
     ):
-        patch.setattr(connecting, "connect", connect)
+        patch.setattr(connecting, "connected", connected)
         load(cluster, max_flows=2048)
     assert sum(one.state == "closing" for one in cluster.datapaths[1].flows()) == 5
     found = packets(cluster)
@@ -259,18 +262,20 @@ def test_a_move_that_fails_leaves_all_as_it_was(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, exchanged: bool
 ):
     """Whether or not the new programs have run: the old ones do again, and know all connections, the newest, too."""
-    names, before, real = talk(sockets), folders(cluster), connecting.connect
+    names, before, real = talk(sockets), folders(cluster), connecting.connected
 
-    def connect(*arguments: Any) -> None:
-        if exchanged:
-            real(*arguments)
-            later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
-            names.update(talk(later))
-            assert talk(sockets).items() <= names.items()
-        fails()
+    @contextlib.contextmanager
+    def connected(*arguments: Any) -> Iterator[None]:
+        with real(*arguments) if exchanged else contextlib.nullcontext():
+            if exchanged:
+                later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
+                names.update(talk(later))
+                assert talk(sockets).items() <= names.items()
+            fails()
+            yield
 
     with monkeypatch.context() as patch:
-        patch.setattr(connecting, "connect", connect)
+        patch.setattr(connecting, "connected", connected)
         with pytest.raises(KernelError, match="cannot be attached"):
             load(cluster, max_flows=2048, max_backends=100)
     assert (sizes(cluster), folders(cluster)) == ((262_144, 65_536), before)
@@ -283,7 +288,7 @@ def test_a_move_that_fails_leaves_all_as_it_was(
 
 # Where a load can be killed, each the function that is not called any more; from the last but one on the records are
 # written, and only names are to be changed
-STEPS = ("switch", "half of it", "connect", "catch_up", "_keep", "half of the names")
+STEPS = ("switch", "half of it", "connected", "catch_up", "_keep", "half of the names")
 DONE = STEPS[-2:]
 
 
@@ -298,7 +303,7 @@ def killed_load(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, step: str, **
                 real, part = Path.rename, halves[step]
                 monkeypatch.setattr(Path, "rename", lambda self, to: die() if part in self.name else real(self, to))
             else:
-                owners = {"connect": connecting, "_keep": loading}
+                owners = {"connected": connecting, "_keep": loading}
                 monkeypatch.setattr(owners.get(step, carrying.Move), step, die)
             load(cluster, **options)
         finally:
@@ -376,7 +381,7 @@ def test_F11_F30_a_move_that_is_killed_is_mended_by_repair(
     assert datapath.status().drift == ()
     assert untracked(cluster, sockets | later) == set()
     assert broken(sockets | later, names) == []
-    if by == "this version" and step not in ("connect", "catch_up"):
+    if by == "this version" and step not in ("connected", "catch_up"):
         assert hanging(cluster) == before, "nothing is compiled, or exchanged"
     cluster.apply("web", VIP[0], cluster.lab.pods[1:2])
     assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).names.keys() == {cluster.lab.pods[1].name}
@@ -404,7 +409,7 @@ def test_F11_a_load_that_is_killed_and_compiles_nothing_is_mended_by_repair(
 ):
     """It leaves no folder; what services are planned for is not what the load before was told."""
     names, before = talk(sockets), hanging(cluster)
-    killed_load(cluster, monkeypatch, "connect", algorithm="maglev", zone="a")
+    killed_load(cluster, monkeypatch, "connected", algorithm="maglev", zone="a")
     found = [
         "services are planned for the zone 'a', which no load that was finished was told",
         "services are planned for the algorithm 'maglev', which no load that was finished was told",

@@ -23,7 +23,7 @@ from streaming import Scripts, say
 from pydatapath import Datapath, Options
 from pydatapath.errors import DatapathError
 from pydatapath.kernel import libbpf
-from pydatapath.kernel.attach import Attacher
+from pydatapath.kernel.attach import Attacher, Place
 from pydatapath.kernel.layout import Hook
 from pydatapath.kernel.links import Links, delete_namespace
 from pydatapath.kernel.maps import Maps
@@ -151,7 +151,8 @@ class Replacing:
                 index = socket.if_nametoindex(self.here.interface)
                 maps["interfaces"].update(U32.pack(index), U32.pack(index))
                 self.attacher.add_clsact(index, self.here.interface)
-                self.attacher.attach(index, self.here.interface, Hook.FROM_POD, program, instance.name)
+                place = Place(index, self.here.interface, Hook.FROM_POD, program)
+                assert self.attacher.exchange([place], instance.name) == {}
         finally:
             os.close(program)
 

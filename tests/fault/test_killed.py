@@ -306,7 +306,8 @@ exchange = Attacher.exchange
 def careless(self, places, instance, over=()):
     failed = {}
     for one in places:
-        self.detach(one.index, one.name, one.hook, instance)
+        there = self.ours(one.index, one.hook, instance)
+        self.remove([there] if there else [])
         failed |= exchange(self, [one], instance)
     return failed | exchange(self, [], instance, over)
 Attacher.exchange = careless

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ from pydatapath.kernel import attach, tables
 from pydatapath.lab import Pod
 from pydatapath.node import Node
 from pydatapath.records import Records
+
+Connect = Callable[[Records, Instance, Node, Path], AbstractContextManager[None]]
 
 pytestmark = pytest.mark.timeout(900 if BIG else 400)
 
@@ -211,16 +214,17 @@ def test_as_much_is_lost_over_the_bare_bridge(control: Account, capsys: pytest.C
     assert_nothing_noticed(control, sum(CONTROL_CHANGES))
 
 
-def detach_before_attaching(real: Callable[..., None]) -> Callable[..., None]:
+def detach_before_attaching(real: Connect) -> Connect:
     """A fault: for a moment no program is there. (One place alone may be empty: another program does its work.)"""
 
-    def connect(records: Records, instance: Instance, node: Node, programs: Path) -> None:
+    def connected(records: Records, instance: Instance, node: Node, programs: Path) -> AbstractContextManager[None]:
         with attach.Attacher() as attacher:
             for one in node.attachments:
-                attacher.detach(one.interface.index, one.interface.name, one.hook, instance.name)
-        real(records, instance, node, programs)
+                there = attacher.ours(one.interface.index, one.hook, instance.name)
+                attacher.remove([there] if there else [])
+        return real(records, instance, node, programs)
 
-    return connect
+    return connected
 
 
 def test_an_exchange_that_leaves_a_gap_is_seen(
@@ -229,7 +233,7 @@ def test_an_exchange_that_leaves_a_gap_is_seen(
     """A test that can fail: with the programs taken away before the new ones are there, datagrams are lost."""
     apply(cluster.datapaths[1], [staying(cluster)])
     with monkeypatch.context() as patch, traffic(cluster) as running:
-        patch.setattr(connecting, "connect", detach_before_attaching(connecting.connect))
+        patch.setattr(connecting, "connected", detach_before_attaching(connecting.connected))
         for _ in range(4):
             load(cluster)
         account = running.end()

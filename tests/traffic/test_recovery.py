@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
@@ -16,7 +17,8 @@ from host_state import dump
 from scene import VIP_PORT, Cluster, pydatapath
 
 from pydatapath import Options, connecting, instance, loading
-from pydatapath.errors import KernelError
+from pydatapath.carrying import Move
+from pydatapath.errors import DatapathError, KernelError
 from pydatapath.kernel.attach import Attacher, Place
 from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import ENDPOINT, MAPS, EndpointKind, Family
@@ -217,6 +219,84 @@ def test_a_reload_that_fails_half_way_leaves_the_old_programs(cluster: Cluster, 
     assert hanging(cluster) == before
     cluster.lab.node(1).exec(["ip", "link", "set", "pod1", "master", "br0"], check=True)
     works(cluster)
+
+
+@pytest.mark.parametrize("at", ["the records", "what is carried"])
+def test_a_load_that_fails_behind_the_exchange_is_turned_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, at: str
+):
+    """At an interface that is no pod's any more, too, hangs what hung there; and the plan is the old one."""
+    works(cluster)
+    node, which = cluster.lab.node(1), cluster.datapaths[1].instance
+    node.exec(["ip", "link", "set", "pod1", "nomaster"], check=True)
+
+    def state() -> dict[str, Any]:
+        with Records(which.records) as records:
+            kept = {name: records.get(name) for name in ("algorithm", "options", "since", "programs", "unfinished")}
+            changes = {kind: records.host_changes(kind) for kind in HostChange}
+        return {**kept, "hangs": hanging(cluster), "pins": sorted(which.pins.rglob("*")), **changes}
+
+    def fail(*_: object) -> None:
+        raise KernelError("no luck")
+
+    def fail_to_record(self: Records, facts: dict[str, object]) -> None:
+        if "since" in facts:
+            full = sqlite3.OperationalError("database or disk is full")
+            full.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise full
+        put(self, facts)
+
+    before, put = state(), Records.put
+    with monkeypatch.context() as patched:
+        if at == "the records":
+            patched.setattr(Records, "put", fail_to_record)
+        else:
+            patched.setattr(Move, "catch_up", fail)
+        options = Options(node_name=node.netns, algorithm="maglev", max_flows=20_000, service_cidr=("10.96.0.0/16",))
+        with pytest.raises(DatapathError, match=r"no luck|no room"):
+            loading.load(which, options)
+    assert state() == {**before, "unfinished": False}
+    node.exec(["ip", "link", "set", "pod1", "master", "br0"], check=True)
+    assert cluster.datapaths[1].status(check=True).drift == ()
+    works(cluster)
+
+
+def test_a_load_that_is_refused_after_one_that_was_killed_changes_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """Killed between the exchange and its end: the programs that hang are not those that are pinned, and stay."""
+    works(cluster)
+    node = cluster.lab.node(1)
+    # As a kill there leaves it: nothing is turned back, nothing recorded
+    command = (
+        "import os\nfrom pydatapath.carrying import Move\nfrom pydatapath.cli import main\n"
+        "Move.catch_up = lambda *_: os._exit(9)\nmain()"
+    )
+    load = ["--netns", node.netns, "load", "--node-name", node.netns]
+    assert node.exec([sys.executable, "-c", command, *load, "--max-flows", "20000"]).returncode == 9
+    before = hanging(cluster)
+    works(cluster)
+    assert pydatapath(*load, "--uplink", "nothere").returncode == 1
+    assert hanging(cluster) == before
+    works(cluster)
+    assert pydatapath(*load).returncode == 0
+    assert cluster.datapaths[1].status().drift == ()
+    works(cluster)
+
+
+def test_what_somebody_hung_up_a_second_time_goes(cluster: Cluster):
+    """At whatever priority, for whatever protocol, of the programs that run or ran before; by load and by unload."""
+    node, which = cluster.lab.node(1), cluster.datapaths[1].instance
+    works(cluster)
+    for command in ("load", "unload"):
+        for way in ("protocol ip prio 9", "protocol ipv6 prio 10", "prio 11"):
+            more = f"filter add dev pod2 ingress {way} bpf da pinned {which.program_pins / 'from_pod'}"
+            node.exec(["tc", *more.split()], check=True)
+        arguments = ["--node-name", node.netns] if command == "load" else []
+        assert pydatapath("--netns", node.netns, command, *arguments).returncode == 0
+        left = node.exec(["tc", "filter", "show", "dev", "pod2", "ingress"]).stdout
+        assert left.count("direct-action") == (command == "load"), left
+    cluster.load(1)
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["none of our filters", "somebody's filter beside ours"])
