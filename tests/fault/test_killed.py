@@ -2,12 +2,14 @@
 is left behind by what was killed. In turn another command comes between: `repair` finds and mends what is half done.
 
 The steps are what the kernel saw the command change (stepping.py). By default some of them, spread by a seed; all with
-PYDATAPATH_BIG. The same steps again: PYDATAPATH_SEED.
+PYDATAPATH_BIG. The same steps again: PYDATAPATH_SEED. All take an hour for each command: where PYDATAPATH_KILLS names a
+file each kill is a line there, and a later run leaves out those that are there.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import re
@@ -15,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +33,7 @@ from pydatapath.record_faults import copy_of
 
 SEED = int(os.environ.get("PYDATAPATH_SEED") or random.SystemRandom().randrange(1 << 32))
 SECONDS = 7200.0 if BIG else 16.0  # for the kills of one command
+KILLS = os.environ.get("PYDATAPATH_KILLS", "")
 FEWEST = 3  # kills of a command, however slow the machine is
 ORPHANS_SECONDS = 30.0  # to compile, on a crowded machine
 ALONE = {"PYDATAPATH_NO_CACHE": "1"}  # compiles, in child processes
@@ -73,6 +77,12 @@ class Trial:
     fault: str = ""
     between: Sequence[Sequence[str]] = ((), REPAIR)
     tally: dict[str, int] = field(default_factory=lambda: {"steps": 0, "kills": 0, "too late": 0})
+
+    @property
+    def name(self) -> str:
+        """What is killed, in words that are the same in each run: without this one's sizes and folders."""
+        words = [*self.environment, *self.arguments]
+        return " ".join(re.sub(r"^\d{5,}$|^/.*", "N", one) for one in words)
 
     def run(self, **more: Any) -> Stepped:
         """The command, step by step."""
@@ -168,6 +178,21 @@ def spread(count: int, wanted: int) -> list[int]:
     return found
 
 
+def already(trial: Trial, steps: int) -> set[int]:
+    """The steps before which an earlier run has killed this command, without a fault."""
+    if not KILLS or not Path(KILLS).exists():
+        return set()
+    made = [json.loads(line) for line in Path(KILLS).read_text().splitlines()]
+    return {one["step"] for one in made if (one["of"], one["steps"], one["wrong"]) == (trial.name, steps, [])}
+
+
+def note(trial: Trial, steps: int, number: int, wrong: list[str]) -> None:
+    """A line for a kill."""
+    if KILLS:
+        with open(KILLS, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"of": trial.name, "steps": steps, "step": number, "wrong": wrong}) + "\n")
+
+
 def killed_everywhere(
     trial: Trial, figure: Callable[[str], None], wanted: int, *, alone: bool = False, since: str = ""
 ) -> None:
@@ -177,17 +202,20 @@ def killed_everywhere(
     begun = time.monotonic()
     steps = trial.learn()
     numbers = spread(len(steps), wanted)
-    if since and not BIG:
+    if since:
         first = next(place for place, step in enumerate(steps) if step.startswith(since))
         late = [first + number for number in spread(len(steps) - first, wanted)]
-        numbers = [one for both in zip(late, numbers, strict=True) for one in both]
+        numbers = [*late, *numbers] if BIG else [one for both in zip(late, numbers, strict=True) for one in both]
+    known = already(trial, len(steps))
     wrong: list[str] = []
-    for done, number in enumerate(numbers):
+    for done, number in enumerate(one for one in dict.fromkeys(numbers) if one not in known):
         if done >= FEWEST and time.monotonic() - begun > SECONDS:
             assert not BIG, f"only {done} of {len(steps)} steps were tried in {SECONDS:.0f} s"
             break
         between = trial.between[(done + SEED) % len(trial.between)]
-        wrong += trial.kill(number, whole=not alone or number % 2 == 0, between=between)
+        found = trial.kill(number, whole=not alone or number % 2 == 0, between=between)
+        note(trial, len(steps), number, found)
+        wrong += found
         if len(wrong) > 30:
             break
     tally = ", ".join(f"{count} {name}" for name, count in trial.tally.items())
