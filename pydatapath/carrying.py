@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -45,6 +45,7 @@ _FLOWS: Final = ("flows", "half_open")
 _CARRIED: Final = (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE, MapType.ARRAY)
 # An LRU map gives entries to CPUs by so many at a time (LOCAL_FREE_TARGET in kernel/bpf/bpf_lru_list.h)
 _AT_A_TIME: Final = 128
+_FEW: Final = 2000  # entries that are asked for one by one sooner than all there are
 
 
 @dataclass
@@ -105,11 +106,12 @@ class Move:
                 source.directory = now
 
     def catch_up(self, maps: Maps) -> None:
-        """After the exchange: what packets have changed since."""
+        """Just before the exchange and just after it: what packets have changed since."""
         for source in self.sources:
             for name in source.names:
                 if MAPS[name].in_c in _WRITTEN:
-                    _carry(source.entries(name, maps[name]), source.taken[name], maps[name])
+                    found = source.entries(name, maps[name])
+                    source.taken[name] = _carry(found, source.taken[name], maps[name])
 
     def switch_back(self) -> None:
         """The exchange has failed: the maps that ran are where they were."""
@@ -254,21 +256,31 @@ def _carry(found: Entries, known: Mapping[bytes, bytes], into: Map, *, forget: b
     """Writes what is new, or has changed since it was as `known`, and (`forget`) deletes what is gone since. Returns
     `found`. The longest idle come first: if somebody must leave a table that is too small, it is they.
     """
-    here = dict(into.items()) if into.contract.type is not MapType.ARRAY else {}
+    changed = [(key, value) for key, value in found.items() if known.get(key) != value]
+    over = [key for key in known if key not in found] if forget else []
+    here = _standing(into, [*(key for key, _ in changed), *over])
     written: Entries = {}
-    for key, value in sorted(found.items(), key=_seen_of(into.contract)):
+    for key, value in sorted(changed, key=_seen_of(into.contract)):
         before, current = known.get(key), here.get(key)
-        if value == before or (before is not None and current is None):
-            continue  # nothing has happened, or it has ended on the other side
+        if before is not None and current is None:
+            continue  # it has ended on the other side
         if current is None or current == before:
             written[key] = value
         elif into.contract.in_c in _FLOWS and (latest := into.lookup(key)) is not None:
             # One by one: a packet may be counted between this reading and the writing, but hardly
             into.update(key, _joined(into.contract, before, value, latest))
     into.update_many(written)
-    if forget:
-        into.delete_many(key for key, value in known.items() if key not in found and here.get(key) == value)
+    into.delete_many(key for key in over if here.get(key) == known[key])
     return found
+
+
+def _standing(table: Map, keys: Sequence[bytes]) -> Entries:
+    """What a map holds at these keys, one by one where they are few; of an array nobody asks."""
+    if table.contract.type is MapType.ARRAY:
+        return {}
+    if len(keys) > _FEW:
+        return dict(table.items())
+    return {key: value for key in keys if (value := table.lookup(key)) is not None}
 
 
 def _seen_of(contract: MapContract) -> Callable[[tuple[bytes, bytes]], int]:

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, Final, Self
@@ -107,16 +107,23 @@ class Attacher:
                 self._ipr.tc("del", "clsact", index)
 
     def exchange(
-        self, places: Sequence[Place], instance: str, over: Sequence[tc.Filter] = ()
+        self,
+        places: Sequence[Place],
+        instance: str,
+        over: Sequence[tc.Filter] = (),
+        at_last: Callable[[], object] = lambda: None,
     ) -> dict[Place, KernelError]:
         """Puts programs at their hooks, in the place of ours where some hang there, and takes away filters that are
-        over. What did not get there, and why. Raises KernelError where one that is over stays.
+        over. What did not get there, and why. Raises KernelError where one that is over stays. `at_last`: what is done
+        just before.
 
         All go to the kernel in one message, so that a kill leaves one load's programs: where maps have other sizes,
         what those of another enter they do not know.
         """
         messages = [_replacing(one.as_filter(instance), one.program) for one in places]
-        refused = rtnetlink.change([*messages, *map(_deleting, over)])
+        messages += map(_deleting, over)
+        at_last()
+        refused = rtnetlink.change(messages)
         failed = {}
         for number, code in refused.items():
             if number < len(places):

@@ -257,6 +257,29 @@ def test_what_happens_while_programs_are_exchanged_is_carried_too(
     assert len(found) == len(counts) + len(later) + 5
 
 
+def test_what_opens_just_before_the_exchange_is_answered_behind_it(
+    cluster: Cluster, later: Sockets, monkeypatch: pytest.MonkeyPatch
+):
+    """A connection that opened, and has asked, while all else was carried: its answer meets the new programs first."""
+    real = connecting.connected
+
+    @contextlib.contextmanager
+    def connected(*arguments: Any) -> Iterator[None]:
+        for _ in range(10):
+            one = later[f"TCP {len(later)}"] = dial(cluster.lab.pod(1, 1), VIP)
+            one.send(b"wait for it\n")
+        with real(*arguments):
+            time.sleep(1.5)  # before what comes behind the exchange
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connecting, "connected", connected)
+        load(cluster, max_flows=2048)
+    answers = [one.recv(2048).split() for one in later.values()]
+    assert {tuple(one[3:]) for one in answers} == {(b"wait", b"for", b"it")}
+    assert broken(later, talk(later)) == []
+
+
 @pytest.mark.parametrize("exchanged", [False, True], ids=["before the exchange", "after it"])
 def test_a_move_that_fails_leaves_all_as_it_was(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, exchanged: bool

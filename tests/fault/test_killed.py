@@ -331,7 +331,7 @@ def test_F4_unload(stand: Stand, figure: Callable[[str], None]):
 GAP = """
 from pydatapath.kernel.attach import Attacher
 exchange = Attacher.exchange
-def careless(self, places, instance, over=()):
+def careless(self, places, instance, over=(), *more):
     failed = {}
     for one in places:
         there = self.ours(one.index, one.hook, instance)

@@ -2,7 +2,8 @@
 
     python -I -S echo_server.py NAME PORT...
 
-A line or a datagram MESSAGE is answered with `NAME PEER_ADDRESS PEER_PORT MESSAGE`. One process serves thousands of
+A line or a datagram MESSAGE is answered with `NAME PEER_ADDRESS PEER_PORT MESSAGE`; a line that begins with `wait` a
+second later. One process serves thousands of
 connections; it prints `ready` when all ports are open. Each port is open for IPv4 and, where there is such, for IPv6.
 """
 
@@ -14,6 +15,7 @@ import sys
 
 ANY = ("0.0.0.0", "::")  # noqa: S104 - a pod is all there is
 BACKLOG = 4096
+WAIT = 1.0  # seconds
 RECEIVE_BUFFER = 4 << 20  # bytes: a burst of datagrams waits, it is not lost
 
 
@@ -30,7 +32,9 @@ class Lines(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *lines, self.rest = (self.rest + data).split(b"\n")
-        if lines:
+        if lines and lines[0].startswith(b"wait "):
+            asyncio.get_running_loop().call_later(WAIT, self.transport.write, self.prefix + lines[0] + b"\n")
+        elif lines:
             self.transport.write(b"".join(self.prefix + line + b"\n" for line in lines))
 
     def pause_writing(self) -> None:

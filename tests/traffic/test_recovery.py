@@ -195,7 +195,7 @@ def test_a_reload_that_fails_half_way_leaves_the_old_programs(cluster: Cluster, 
     exchange, failed = Attacher.exchange, []
 
     def fail_at_the_third(
-        self: Attacher, places: Sequence[Place], instance: str, over: Sequence[Filter] = ()
+        self: Attacher, places: Sequence[Place], instance: str, over: Sequence[Filter] = (), *more: Any
     ) -> dict[Place, KernelError]:
         if failed:
             return exchange(self, places, instance, over)
