@@ -106,7 +106,7 @@ class Move:
                 source.directory = now
 
     def catch_up(self, maps: Maps) -> None:
-        """While programs are exchanged: what packets have changed since."""
+        """Just before the exchange and just after it: what packets have changed since."""
         for source in self.sources:
             for name in source.names:
                 if MAPS[name].in_c in _WRITTEN:

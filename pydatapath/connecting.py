@@ -35,10 +35,10 @@ __all__ = ["connected", "disconnect", "drop_others"]
 
 @contextlib.contextmanager
 def connected(
-    records: Records, instance: Instance, node: Node, programs: Path, carry: Callable[[], object] | None = None
+    records: Records, instance: Instance, node: Node, programs: Path, at_last: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """Hangs the programs up and takes away what an earlier load hung where nothing belongs now, all in one exchange
-    (Attacher.exchange, which `carry` is for).
+    """Hangs the programs up and takes away what an earlier load hung where nothing belongs now, all in one exchange;
+    `at_last`: what is done just before that.
 
     Raises Conflict where a place or a route is another's; then no program was exchanged. Whatever fails, in the block,
     too, the programs that hung there before do so again, before anything else is undone.
@@ -56,7 +56,7 @@ def connected(
         ):
             _connect_routes(records, attacher, node)
             _connect_loopback(records, node)
-            _hang_up(records, attacher, node, descriptors, instance, hanging, carry)
+            _hang_up(records, attacher, node, descriptors, instance, hanging, at_last)
             yield
 
 
@@ -87,7 +87,7 @@ def _hang_up(
     descriptors: Mapping[Hook, int],
     instance: Instance,
     hanging: Sequence[tc.Filter],
-    carry: Callable[[], object] | None,
+    at_last: Callable[[], object],
 ) -> None:
     """All in one exchange. What hangs elsewhere is over: also at an interface that has another name since, and what
     somebody has hung up a second time.
@@ -105,7 +105,7 @@ def _hang_up(
             places[Place(interface.index, interface.name, one.hook, descriptors[one.hook])] = one
     belonging = {place.as_filter(instance.name).place for place in places}
     over = [one for one in hanging if one.place not in belonging]
-    for place, error in attacher.exchange([*places], instance.name, over, carry).items():
+    for place, error in attacher.exchange([*places], instance.name, over, at_last).items():
         with _unless_gone(records, places[place]):
             raise error
 

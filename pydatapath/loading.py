@@ -13,7 +13,7 @@ import re
 import socket
 import sqlite3
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -213,10 +213,10 @@ def reconcile(
         if move is not None:
             move.switch()
             maps.directory = instance.map_pins
-        carry = partial(move.catch_up, maps) if move is not None and move.sources else None
-        with connecting.connected(records, instance, node, programs, carry):
-            if carry is not None:
-                carry()
+        # What opens while this is done is answered by the next program, which must know it
+        catch_up: Callable[[], object] = partial(move.catch_up, maps) if move is not None else lambda: None
+        with connecting.connected(records, instance, node, programs, catch_up):
+            catch_up()
             records.put(facts)
             records.commit()
     except BaseException:

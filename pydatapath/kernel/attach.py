@@ -27,7 +27,6 @@ RTNH_F_ONLINK: Final = 4
 NUD_PERMANENT: Final = 0x80
 NLM_F_REQUEST, NLM_F_REPLACE, NLM_F_CREATE = 1, 0x100, 0x400
 TCA_BPF_FLAG_ACT_DIRECT: Final = 1
-FRONT: Final = HANDLE + 1  # of one priority the kernel runs the filter first that came last (cls_bpf_change)
 GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
 
 
@@ -45,10 +44,10 @@ class Place:
         """For messages: "veth0 ingress"."""
         return f"{self.name} {self.hook.direction}"
 
-    def as_filter(self, instance: str, handle: int = HANDLE) -> tc.Filter:
+    def as_filter(self, instance: str) -> tc.Filter:
         """What is to hang there."""
         name = filter_name(instance, self.hook)
-        return tc.Filter(self.index, self.hook.direction, PRIORITY, handle, "bpf", name, 0, "")
+        return tc.Filter(self.index, self.hook.direction, PRIORITY, HANDLE, "bpf", name, 0, "")
 
 
 def _replacing(one: tc.Filter, program: int) -> bytes:
@@ -112,24 +111,19 @@ class Attacher:
         places: Sequence[Place],
         instance: str,
         over: Sequence[tc.Filter] = (),
-        carry: Callable[[], object] | None = None,
+        at_last: Callable[[], object] = lambda: None,
     ) -> dict[Place, KernelError]:
         """Puts programs at their hooks, in the place of ours where some hang there, and takes away filters that are
-        over. What did not get there, and why. Raises KernelError where one that is over stays.
+        over. What did not get there, and why. Raises KernelError where one that is over stays. `at_last`: what is done
+        just before.
 
-        All go to the kernel in one message, so that a kill leaves one load's programs. Where these have other maps,
-        which must know what the others know (`carry` sees to it), it is two: first they hang in front of those that
-        run, who still have what they do not know and leave to others, then in their place.
+        All go to the kernel in one message, so that a kill leaves one load's programs: where maps have other sizes,
+        what those of another enter they do not know.
         """
-        front: list[tc.Filter] = []
-        if carry is not None:
-            front = [one.as_filter(instance, FRONT) for one in places]
-            carry()
-            rtnetlink.change([_replacing(one, place.program) for one, place in zip(front, places, strict=True)])
-            carry()
         messages = [_replacing(one.as_filter(instance), one.program) for one in places]
-        over = [*front, *over]
-        refused = rtnetlink.change([*messages, *map(_deleting, over)])
+        messages += map(_deleting, over)
+        at_last()
+        refused = rtnetlink.change(messages)
         failed = {}
         for number, code in refused.items():
             if number < len(places):

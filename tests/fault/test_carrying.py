@@ -280,39 +280,6 @@ def test_what_opens_just_before_the_exchange_is_answered_behind_it(
     assert broken(later, talk(later)) == []
 
 
-def test_what_the_new_programs_do_not_know_yet_the_old_ones_do(
-    cluster: Cluster, later: Sockets, monkeypatch: pytest.MonkeyPatch
-):
-    """Until all is carried they hang behind them: an answer that comes just then is translated."""
-    real_connected, real_catch_up = connecting.connected, carrying.Move.catch_up
-    answers = list[bytes]()
-    calls = list[int]()
-
-    @contextlib.contextmanager
-    def connected(*arguments: Any) -> Iterator[None]:
-        for _ in range(10):
-            one = later[f"TCP {len(later)}"] = dial(cluster.lab.pod(1, 1), VIP)
-            one.send(b"wait for it\n")
-        with real_connected(*arguments):
-            yield
-
-    def catch_up(*arguments: Any) -> None:
-        calls.append(len(hanging(cluster)))
-        if len(calls) == 2:  # both hang; of what has opened since, the new ones know nothing
-            answers.extend(one.recv(2048) for one in later.values())
-        elif len(calls) == 3:
-            real_catch_up(*arguments)
-
-    before = len(hanging(cluster))
-    with monkeypatch.context() as patch:
-        patch.setattr(connecting, "connected", connected)
-        patch.setattr(carrying.Move, "catch_up", catch_up)
-        load(cluster, max_flows=2048)
-    assert {tuple(one.split()[3:]) for one in answers} == {(b"wait", b"for", b"it")}
-    assert (calls, len(hanging(cluster))) == ([before, 2 * before, before], before)
-    assert broken(later, talk(later)) == []
-
-
 @pytest.mark.parametrize("exchanged", [False, True], ids=["before the exchange", "after it"])
 def test_a_move_that_fails_leaves_all_as_it_was(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, exchanged: bool
