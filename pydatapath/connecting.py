@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pydatapath.errors import DatapathError, KernelError, NotFound
 from pydatapath.instance import Instance
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pydatapath.node import Attachment
 
 __all__ = ["connected", "disconnect", "drop_others"]
+
+# Descriptors of programs by their ids
+Programs: TypeAlias = Callable[[], contextlib.AbstractContextManager[dict[int, int]]]
 
 
 @contextlib.contextmanager
@@ -61,22 +64,31 @@ def connected(
 
 
 @contextlib.contextmanager
-def _running(instance: Instance, ids: Collection[int]) -> Iterator[tuple[list[tc.Filter], dict[int, int]]]:
-    """The filters that are ours, by their names or their programs (pinned ones, and those of these ids), and a
-    descriptor of each of their programs by its id, but of those that cannot be had: it may go with its interface.
+def _running(instance: Instance, ids: Collection[int]) -> Iterator[tuple[list[tc.Filter], Programs]]:
+    """The filters that are ours, by their names or their programs (pinned ones, and those of these ids), and what opens
+    their programs: those that are pinned no sooner than then, of others all that can be had.
     """
-    programs: dict[int, int] = {}
+    pins: dict[int, str] = {}
+    for hook in Hook:
+        pin = str(instance.program_pins / hook.program)
+        with contextlib.suppress(KernelError), libbpf.opened(libbpf.open_pin(pin)) as descriptor:
+            pins[libbpf.program_info(descriptor).id] = pin
+    known = {*ids, *pins}
+    own = [one for index, _ in socket.if_nameindex() for one in tc.own_filters(index, instance.name, known)]
     with contextlib.ExitStack() as stack:
-        for hook in Hook:
-            with contextlib.suppress(KernelError):
-                pin = libbpf.open_pin(str(instance.program_pins / hook.program))
-                stack.enter_context(libbpf.opened(pin))
-                programs[libbpf.program_info(pin).id] = pin
-        known = {*ids, *programs}
-        own = [one for index, _ in socket.if_nameindex() for one in tc.own_filters(index, instance.name, known)]
-        for number in {one.id for one in own} - programs.keys():
-            with contextlib.suppress(KernelError):
-                programs[number] = stack.enter_context(libbpf.opened(libbpf.open_program(number)))
+        held: dict[int, int] = {}
+        for number in {one.id for one in own} - pins.keys():
+            with contextlib.suppress(KernelError):  # it may go with its interface
+                held[number] = stack.enter_context(libbpf.opened(libbpf.open_program(number)))
+
+        @contextlib.contextmanager
+        def programs() -> Iterator[dict[int, int]]:
+            with contextlib.ExitStack() as opened:
+                pinned = {
+                    number: opened.enter_context(libbpf.opened(libbpf.open_pin(pin))) for number, pin in pins.items()
+                }
+                yield held | pinned
+
         yield own, programs
 
 

@@ -142,20 +142,26 @@ class Attacher:
         return there is not None and there.id == libbpf.program_info(place.program).id
 
     @contextlib.contextmanager
-    def or_as_before(self, hanging: Sequence[tc.Filter], programs: Mapping[int, int], instance: str) -> Iterator[None]:
-        """Where the block fails, these filters of ours hang where they did, with their programs (descriptors by ids),
-        and no others do. By one message, as `exchange`, and before anything else is undone.
+    def or_as_before(
+        self,
+        hanging: Sequence[tc.Filter],
+        programs: Callable[[], contextlib.AbstractContextManager[Mapping[int, int]]],
+        instance: str,
+    ) -> Iterator[None]:
+        """Where the block fails, these filters of ours hang where they did, with their programs (what opens them gives
+        descriptors by ids), and no others do. By one message, as `exchange`, and before anything else is undone.
         """
         try:
             yield
         except BaseException:
-            messages = [_replacing(one, programs[one.id]) for one in hanging if one.id in programs]
+            over = []
             with contextlib.suppress(KernelError, OSError):  # what cannot be listed cannot be over
                 there = [one for at, _ in socket.if_nameindex() for one in tc.own_filters(at, instance, ())]
                 kept = {one.place for one in hanging}
-                messages += [_deleting(one) for one in there if one.place not in kept]
-            with contextlib.suppress(KernelError, OSError):
-                rtnetlink.change(messages)
+                over = [_deleting(one) for one in there if one.place not in kept]
+            with contextlib.suppress(KernelError, OSError), programs() as opened:
+                messages = [_replacing(one, opened[one.id]) for one in hanging if one.id in opened]
+                rtnetlink.change([*messages, *over])
             raise
 
     def remove(self, over: Sequence[tc.Filter]) -> None:
