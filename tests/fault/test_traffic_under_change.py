@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -37,7 +36,7 @@ from pydatapath.lab import Pod
 from pydatapath.node import Node
 from pydatapath.records import Records
 
-Connect = Callable[[Records, Instance, Node, Path], AbstractContextManager[None]]
+Connect = Callable[..., AbstractContextManager[None]]
 
 pytestmark = pytest.mark.timeout(900 if BIG else 400)
 
@@ -217,12 +216,12 @@ def test_as_much_is_lost_over_the_bare_bridge(control: Account, capsys: pytest.C
 def detach_before_attaching(real: Connect) -> Connect:
     """A fault: for a moment no program is there. (One place alone may be empty: another program does its work.)"""
 
-    def connected(records: Records, instance: Instance, node: Node, programs: Path) -> AbstractContextManager[None]:
+    def connected(records: Records, instance: Instance, node: Node, *more: Any) -> AbstractContextManager[None]:
         with attach.Attacher() as attacher:
             for one in node.attachments:
                 there = attacher.ours(one.interface.index, one.hook, instance.name)
                 attacher.remove([there] if there else [])
-        return real(records, instance, node, programs)
+        return real(records, instance, node, *more)
 
     return connected
 
