@@ -57,10 +57,8 @@ def run(copy: Path, control: Control) -> subprocess.CompletedProcess[str]:
 
 
 def complaints(output: str) -> str:
-    """What pytest says of a failure: the assertion that failed, the error, its summary; no text around it, and no call
-    that says itself what it wants to hear.
-    """
-    return "\n".join(line for line in output.splitlines() if re.match(r"(E  |> +assert |FAILED )", line))
+    """What pytest says of a failure: the line that failed, the error, its summary; no text around it."""
+    return "\n".join(line for line in output.splitlines() if re.match(r"(E  |>  |FAILED )", line))
 
 
 _green: set[tuple[str, str]] = set()
