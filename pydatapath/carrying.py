@@ -5,14 +5,17 @@ to these meanwhile is carried afterwards. A map that keeps its size is the same 
 
     maps_vN             the maps of layout N, which commands open
     maps_vN_next_*      some that are being made
-    maps_vN_before_*    what maps_vN was, while programs are exchanged. A load that was killed leaves it, and the next
-                        one, or a repair, carries what it holds: the programs that run may still write there
+    maps_vN_before_*    what maps_vN was, while programs are exchanged. A load that was killed leaves it: before the
+                        exchange it is what runs, and goes back to its place; after it the next load, or a repair,
+                        carries what it holds
 """
 
 from __future__ import annotations
 
 import os
 import re
+import socket
+import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +25,7 @@ from typing import Final, TypeAlias
 
 from pydatapath.errors import LayoutError
 from pydatapath.instance import Instance
-from pydatapath.kernel import bpffs, flowtable
+from pydatapath.kernel import bpffs, flowtable, restoring
 from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, MapContract, MapType
 from pydatapath.kernel.maps import Map, Maps, possible_cpus, share
 
@@ -42,6 +45,7 @@ _PLAN: Final = ("services", "targets", "slots", "backends")
 # What packets change while programs are exchanged
 _WRITTEN: Final = ("flows", "half_open", "fragments", "affinities", "mappings", "endpoints")
 _FLOWS: Final = ("flows", "half_open")
+_STAMPS: Final = ("last_seen", "last_used", "first_seen")  # fields of entries
 _CARRIED: Final = (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE, MapType.ARRAY)
 # An LRU map gives entries to CPUs by so many at a time (LOCAL_FREE_TARGET in kernel/bpf/bpf_lru_list.h)
 _AT_A_TIME: Final = 128
@@ -143,7 +147,7 @@ def prepare(
     restore(instance)
     running = instance.map_pins
     sources = [_Source(path, _left(path, running)) for path in _aside(instance)]
-    fresh = instance.pins / f"{running.name}_next_{os.getpid()}_{time.monotonic_ns()}"
+    fresh = _fresh(instance)
     if not running.exists() and (others := _other_layouts(instance)):
         return Move(instance, fresh, _from_other_layouts(others, break_flows=break_flows))
     with Maps(running) as maps:
@@ -176,10 +180,30 @@ def _aside(instance: Instance) -> list[Path]:
 
 
 def restore(instance: Instance) -> None:
-    """After a load that was killed between the two steps of `switch`."""
-    left = _aside(instance)
-    if left and not instance.map_pins.exists():
-        left[-1].rename(instance.map_pins)
+    """After a load that was killed behind the first step of `switch` and before the exchange: the maps that run are in
+    their place. Who calls is in the instance's namespace.
+    """
+    left, running = _aside(instance), instance.map_pins
+    if not left or (running.exists() and not _still_runs(left[-1], instance)):
+        return
+    over = _fresh(instance)
+    if running.exists():
+        running.rename(over)
+    left[-1].rename(running)
+    bpffs.remove_tree(over)
+
+
+def _still_runs(aside: Path, instance: Instance) -> bool:
+    """Whether the programs that hang use the maps that were put aside, and not those in their place."""
+    used = restoring.hanging_maps(instance.name, (index for index, _ in socket.if_nameindex()))
+    names = [one.name for one in aside.iterdir() if (instance.map_pins / one.name).exists()]
+    before, now = ({restoring.map_id(path / one) for one in names} for path in (aside, instance.map_pins))
+    return bool(used & (before - now)) and not used & (now - before)
+
+
+def _fresh(instance: Instance) -> Path:
+    """A name that no folder of maps has."""
+    return instance.pins / f"{instance.map_pins.name}_next_{os.getpid()}_{time.monotonic_ns()}"
 
 
 def _left(aside: Path, running: Path) -> tuple[str, ...]:
@@ -260,15 +284,18 @@ def _carry(found: Entries, known: Mapping[bytes, bytes], into: Map, *, forget: b
     over = [key for key in known if key not in found] if forget else []
     here = _standing(into, [*(key for key, _ in changed), *over])
     written: Entries = {}
-    for key, value in sorted(changed, key=_seen_of(into.contract)):
+    seen = _stamp(into.contract)
+    for key, value in sorted(changed, key=lambda entry: seen(entry[1])):
         before, current = known.get(key), here.get(key)
-        if before is not None and current is None:
-            continue  # it has ended on the other side
+        if (before is not None and current is None) or current == value:
+            continue  # it has ended on the other side, or is there
         if current is None or current == before:
             written[key] = value
-        elif into.contract.in_c in _FLOWS and (latest := into.lookup(key)) is not None:
+        elif (latest := into.lookup(key)) is not None:
             # One by one: a packet may be counted between this reading and the writing, but hardly
-            into.update(key, _joined(into.contract, before, value, latest))
+            joined = _joined(into.contract, before, value, latest)
+            if joined != latest:
+                into.update(key, joined)
     into.update_many(written)
     into.delete_many(key for key in over if here.get(key) == known[key])
     return found
@@ -283,30 +310,31 @@ def _standing(table: Map, keys: Sequence[bytes]) -> Entries:
     return {key: value for key in keys if (value := table.lookup(key)) is not None}
 
 
-def _seen_of(contract: MapContract) -> Callable[[tuple[bytes, bytes]], int]:
-    """When an entry was used last, for flows; all others are as good as each other."""
-    if contract.in_c not in _FLOWS or contract.family is None:
-        return lambda _: 0
-    flow = LAYOUTS[contract.family].flow.struct
-    return lambda entry: int(flow.unpack(entry[1])[1])
+def _stamp(contract: MapContract) -> Callable[[bytes], int]:
+    """When an entry was used last, or seen first, where it says so; all others are as good as each other."""
+    for name, place, size in () if isinstance(contract.value, int) else contract.value.shape:
+        if name in _STAMPS:
+            return lambda value: int.from_bytes(value[place : place + size], sys.byteorder)
+    return lambda _: 0
 
 
 def _joined(contract: MapContract, before: bytes | None, one: bytes, other: bytes) -> bytes:
-    """A flow's entry that two programs have written, each on its side, since it was as `before` on both: both have
-    counted, and each may have seen an end. Without a `before` the newer one holds.
+    """An entry that two programs have written, each on its side, since it was as `before` on both: of a flow both have
+    counted, and each may have seen an end. Of all else, and without a `before`, the newer one holds.
     """
+    if before is None or contract.in_c not in _FLOWS:
+        seen = _stamp(contract)
+        return one if seen(one) > seen(other) else other
     assert contract.family is not None
     flow = LAYOUTS[contract.family].flow.struct
-    to, seen, packets, size, backend, generation, state, flags, *numbers = flow.unpack(one)
+    to, seen_last, packets, size, backend, generation, state, flags, *numbers = flow.unpack(one)
     here = flow.unpack(other)
     if to != here[0]:
         return other
-    if before is None:
-        return one if seen > here[1] else other
     _, _, counted, counted_size, *_ = flow.unpack(before)
     return flow.pack(
         to,
-        max(seen, here[1]),
+        max(seen_last, here[1]),
         max(0, here[2] + packets - counted),
         max(0, here[3] + size - counted_size),
         backend,

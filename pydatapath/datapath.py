@@ -8,13 +8,14 @@ with Datapath.open() as datapath:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Self
 
-from pydatapath import applying, forwarding, instance, plan
+from pydatapath import applying, forwarding, instance, leftovers, plan
 from pydatapath.applying import Outcome
 from pydatapath.errors import Conflict, DatapathError, ManifestError, NotFound, Refused
 from pydatapath.instance import Instance
@@ -85,6 +86,20 @@ class Datapath:
         """Closes the maps. What is loaded stays loaded."""
         self._maps.close()
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Records]:
+        """The instance's lock, and its records. What is written in the maps then is in effect, also after a load that
+        was killed when it had put them aside.
+        """
+        with self.instance.locked():
+            if leftovers.folders(self.instance):
+                from pydatapath import carrying
+
+                with netns.entered(self.instance.netns_path):
+                    carrying.restore(self.instance)
+            with Records(self.instance.records) as records:
+                yield records
+
     def unload(self) -> None:
         """Takes the datapath out of the kernel and leaves the host as it was."""
         from pydatapath import loading
@@ -111,7 +126,7 @@ class Datapath:
         is raised for them: all others are made, and what is refused, or could not be read, stays as it was. Raises
         KernelError where a map is full.
         """
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             outcomes = applying.apply(
                 records,
                 self._maps,
@@ -131,14 +146,14 @@ class Datapath:
         """What `apply` would change, and the sentences that it would warn with; nothing is done. Raises as `apply`."""
         from pydatapath import comparing
 
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             return comparing.differences(records, self._maps, objects, prune=prune, faults=faults)
 
     def delete(self, keys: Iterable[tuple[str, str, str]], *, keep_going: bool = False) -> list[Outcome]:
         """Deletes objects by kind, namespace and name. Raises NotFound, and then deletes none; with `keep_going` all
         others are deleted, and each that does not exist has an outcome with that error.
         """
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             wanted = dict.fromkeys(keys)
             absent = [
                 Outcome(*one, "refused", self._no_such(records, *one)) for one in wanted if not records.object(*one)
@@ -175,7 +190,7 @@ class Datapath:
         from pydatapath import editing
 
         namespace, name = split_key(key)
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             if records.object("Service", namespace, name) is not None:
                 raise Conflict(f"Service {namespace}/{name} exists already", hint="`pydatapath service delete` first")
             networks = records.get("service_networks", [])
@@ -209,7 +224,7 @@ class Datapath:
 
     def delete_service(self, key: str) -> list[Outcome]:
         """Deletes a service and its slices. Raises NotFound."""
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             service = self._stored_service(records, key)
             (slices,) = records.slices([service.key[1:]]).values()
             return applying.apply(records, self._maps, (), delete=[service.key, *slices])
@@ -220,7 +235,7 @@ class Datapath:
         """Adds one backend to a service, or one that drains again. Raises NotFound, or Conflict where it serves."""
         from pydatapath import editing
 
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             service, slices = self._service_and_slices(records, key)
             where = node or self._node_of(records, address)
             changed = editing.add_backends(service, slices, [(address, port, where)], weight=weight)
@@ -228,7 +243,7 @@ class Datapath:
 
     def remove_backend(self, key: str, address: str, port: int | None = None) -> list[Outcome]:
         """Takes one backend from a service. Raises NotFound."""
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             return self._remove_backend(records, key, address, port)[0]
 
     def reset_backend(self, key: str, address: str, port: int | None = None) -> tuple[list[Outcome], int]:
@@ -238,7 +253,7 @@ class Datapath:
         """
         from pydatapath import editing, tracking
 
-        with self.instance.locked(), deferred(), Records(self.instance.records) as records:
+        with self._changing() as records, deferred():
             outcomes, listened = self._remove_backend(records, key, address, port)
             at = editing.canonical(address)
             return outcomes, tracking.end_flows_of(records, self._maps, split_key(key), at, listened)
@@ -259,7 +274,7 @@ class Datapath:
         """Lets one backend of a service finish its open flows and gives it no new ones. Raises NotFound."""
         from pydatapath import editing
 
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             service, slices = self._service_and_slices(records, key)
             return applying.apply(records, self._maps, editing.drain_backend(service, slices, address, port))
 
@@ -299,7 +314,7 @@ class Datapath:
         from pydatapath.node import options_of
 
         forward = forwarding.canonical(forward)
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             here, options = applying.here(records), options_of(records)
             places = [plan.Address(at, forward.port, forward.protocol) for at in forward.addresses(here)]
             node_ports = egress.port_range(options.nodeport_range, "--nodeport-range")
@@ -316,7 +331,7 @@ class Datapath:
         """Lets a port be the node's own again; open connections go on. Without an address: of those for all addresses.
         Raises NotFound.
         """
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             wanted = "" if address in forwarding.UNSPECIFIED.values() else address
             found = [
                 one
@@ -406,7 +421,7 @@ class Datapath:
         """Ends all flows, or those that are wanted. Returns how many. Raises NotFound where their service is none."""
         from pydatapath import tracking
 
-        with self.instance.locked(), Records(self.instance.records) as records:
+        with self._changing() as records:
             if wanted is not None and wanted.service is not None:
                 self._stored_service(records, wanted.service)
             return tracking.flush(records, self._maps, wanted)

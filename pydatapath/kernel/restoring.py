@@ -12,7 +12,7 @@ from pydatapath.errors import KernelError
 from pydatapath.kernel import libbpf, tc
 from pydatapath.kernel.layout import PROGRAM_ARRAY_SIZE, Hook, MapType
 
-__all__ = ["hanging", "lost_maps", "lost_programs", "lost_tails", "restore", "restore_maps"]
+__all__ = ["hanging", "hanging_maps", "lost_maps", "lost_programs", "lost_tails", "map_id", "restore", "restore_maps"]
 
 WALKS: Final = "walks"  # the array of tail calls, pinned beside the programs
 _U32: Final = struct.Struct("=I")
@@ -32,7 +32,7 @@ def lost_maps(maps: Path, programs: Path, names: Iterable[str]) -> dict[str, str
     for name in names:
         if not (maps / name).exists():
             found[name] = "is no longer pinned"
-        elif name in used and _map_id(maps / name) != used[name]:
+        elif name in used and map_id(maps / name) != used[name]:
             found[name] = "is pinned as another one than the programs use"
     return found
 
@@ -85,6 +85,15 @@ def hanging(instance: str, interfaces: Iterable[int]) -> dict[str, int]:
     }
 
 
+def hanging_maps(instance: str, interfaces: Iterable[int]) -> set[int]:
+    """The ids of the maps that the programs of `hanging` use themselves, without their tail calls."""
+    found: set[int] = set()
+    for number in hanging(instance, interfaces).values():
+        with contextlib.suppress(KernelError), libbpf.opened(libbpf.open_program(number)) as program:
+            found.update(libbpf.maps_of(program))
+    return found
+
+
 def _restore_programs(programs: Path, hooked: Mapping[str, int]) -> None:
     for name, number in hooked.items():
         if not (programs / name).exists():
@@ -96,7 +105,8 @@ def _pin(descriptor: int, path: Path) -> None:
         libbpf.pin(descriptor, str(path))
 
 
-def _map_id(path: Path) -> int:
+def map_id(path: Path) -> int:
+    """The id of a pinned map. Raises KernelError where there is none."""
     with libbpf.opened(libbpf.open_pin(str(path))) as descriptor:
         return libbpf.map_info(descriptor).id
 

@@ -6,107 +6,25 @@ import contextlib
 import os
 import re
 import signal
-import socket
+import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from calls import KINDS, ask, ask_many, dial, volley
-from rows import tell, tell_more, tell_worst
-from scene import VIP_PORT, Cluster, cluster_up, pydatapath
+from moving import FLOW, VIP, Sockets, broken, folders, load, packets, pins, sizes, talk
+from rows import tell, tell_more
+from scene import VIP_PORT, Cluster, pydatapath
 from streaming import say
 
-from pydatapath import Datapath, Options, carrying, connecting, loading
+from pydatapath import carrying, connecting
 from pydatapath.errors import KernelError, LayoutError
-from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, Family, FlowFlag
+from pydatapath.kernel import bpffs, libbpf
+from pydatapath.kernel.layout import LAYOUT_VERSION, MAPS, FlowFlag, MapContract, Record
 from pydatapath.kernel.maps import Map, Maps
-from pydatapath.records import Records
 
-VIP = ("10.96.0.91", VIP_PORT)
 LOAD = "ten connections of TCP and ten of UDP, which talk before and after"
-FLOW = LAYOUTS[Family.IPV4].flow.struct
-Sockets = dict[str, Any]
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A loaded node with a service of two backends, that hides its pods from the outside."""
-    with cluster_up(f"carry-{os.getpid()}", nodes=1, masquerade=True) as made:
-        made.serve(*made.lab.pods[1:])
-        made.apply("web", VIP[0], made.lab.pods[1:])
-        yield made
-
-
-@pytest.fixture
-def later() -> Iterator[Sockets]:
-    """Room for connections that begin in the middle of a load."""
-    made: Sockets = {}
-    yield made
-    for one in made.values():
-        one.close()
-
-
-@pytest.fixture
-def sockets(cluster: Cluster) -> Iterator[Sockets]:
-    """Connections of both protocols that have talked."""
-    kinds = [*KINDS.items()] * 10
-    made = {f"{name} {place}": dial(cluster.lab.pod(1, 1), VIP, kind) for place, (name, kind) in enumerate(kinds)}
-    talk(made)
-    yield made
-    for one in made.values():
-        one.close()
-
-
-def talk(sockets: Sockets) -> dict[str, str]:
-    """Who answers on each; when that returns, TCP's last acknowledgement is sent, too."""
-    names = {label: ask(one, label).name for label, one in sockets.items()}
-    for one in sockets.values():
-        if one.type == socket.SOCK_STREAM:
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    return names
-
-
-def broken(sockets: Sockets, names: dict[str, str]) -> list[str]:
-    """Those that are not answered, or by another backend than before."""
-    found = []
-    for label, one in sockets.items():
-        try:
-            name = talk({label: one})[label]
-        except (OSError, ValueError) as error:
-            name = repr(error)
-        if name != names[label]:
-            found.append(f"{label}: {name}")
-    tell_worst(broken=len(found))
-    return found
-
-
-def load(cluster: Cluster, *, break_flows: bool = False, **more: Any) -> None:
-    node = cluster.lab.node(1).netns
-    options = Options(node_name=node, cluster_cidr=("10.244.0.0/16",), masquerade=True, **more)
-    Datapath.load(options, netns=node, break_flows=break_flows).close()
-
-
-def pins(cluster: Cluster) -> Path:
-    return cluster.datapaths[1].instance.pins
-
-
-def folders(cluster: Cluster) -> set[str]:
-    return {path.name for path in pins(cluster).iterdir()}
-
-
-def sizes(cluster: Cluster) -> tuple[int, int]:
-    """How many entries `flows` and `backends` hold."""
-    with Maps(cluster.datapaths[1].instance.map_pins) as maps:
-        return maps["flows"].info.max_entries, maps["backends"].info.max_entries
-
-
-def packets(cluster: Cluster) -> dict[str, tuple[int, int]]:
-    """Of each flow, by its client's end."""
-    flows = cluster.datapaths[1].flows()
-    return {f"{one.protocol} {one.original.src}:{one.original.sport}": one.packets for one in flows}
 
 
 @pytest.mark.parametrize(
@@ -309,147 +227,6 @@ def test_a_move_that_fails_leaves_all_as_it_was(
     assert all(one.packets[0] >= 3 for one in cluster.datapaths[1].flows() if one.protocol == "UDP")
 
 
-# Where a load can be killed, each the function that is not called any more; from the last but one on the records are
-# written, and only names are to be changed
-STEPS = ("switch", "half of it", "connected", "catch_up", "_keep", "half of the names")
-DONE = STEPS[-2:]
-
-
-def killed_load(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, step: str, **options: Any) -> None:
-    """A load that ends before a step, and does nothing any more."""
-    child = os.fork()
-    if not child:
-        try:
-            die: Callable[..., None] = lambda *_: os._exit(7)  # noqa: E731
-            halves = {"half of it": "_next_", "half of the names": "programs_"}
-            if step in halves:
-                real, part = Path.rename, halves[step]
-                monkeypatch.setattr(Path, "rename", lambda self, to: die() if part in self.name else real(self, to))
-            else:
-                owners = {"connected": connecting, "_keep": loading}
-                monkeypatch.setattr(owners.get(step, carrying.Move), step, die)
-            load(cluster, **options)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-
-
-def forget_programs(cluster: Cluster) -> None:
-    """As a version before this one has it."""
-    with Records(cluster.datapaths[1].instance.records) as records:
-        records._db.execute("DELETE FROM facts WHERE name = 'programs'")
-
-
-def untracked(cluster: Cluster, sockets: Sockets) -> set[int]:
-    """The client's ports of those connections that the flow table does not have."""
-    tracked = {one.original.sport for one in cluster.datapaths[1].flows()}
-    return {one.getsockname()[1] for one in sockets.values()} - tracked
-
-
-@pytest.mark.parametrize("step", STEPS[:3])
-def test_F30_a_move_that_is_killed_is_finished_by_the_next_load(
-    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str
-):
-    """Killed before the programs are exchanged: what they do until the next load is carried then."""
-    names = talk(sockets)
-    killed_load(cluster, monkeypatch, step, max_flows=2048)
-    tell(repeats=1)
-    assert broken(sockets, names) == []
-    later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
-    names.update(talk(later))
-    begun = time.monotonic()
-    load(cluster, max_flows=2048)
-    tell(recovery_s=round(time.monotonic() - begun, 2))
-    assert (sizes(cluster)[0], folders(cluster)) == (4096, {f"maps_v{LAYOUT_VERSION}", "programs"})
-    assert untracked(cluster, sockets | later) == set()
-    assert broken(sockets | later, names) == []
-
-
-def repaired(cluster: Cluster) -> list[str]:
-    """What a repair found and mended."""
-    begun = time.monotonic()
-    found = cluster.datapaths[1].repair()
-    tell(repeats=1, recovery_s=round(time.monotonic() - begun, 2))
-    return found
-
-
-def hanging(cluster: Cluster) -> list[int]:
-    """The ids of the programs at interfaces."""
-    return [one["id"] for at in cluster.datapaths[1].status().interfaces for one in at.programs]
-
-
-@pytest.mark.parametrize("by", ["this version", "the one before"])
-@pytest.mark.parametrize("step", STEPS)
-def test_F11_F30_a_move_that_is_killed_is_mended_by_repair(
-    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str, by: str
-):
-    """It makes what the records say: all as before where they were not written yet, else what the load had done. What
-    was opened since is known still, and where only names were to be changed no program is another one.
-    """
-    names = talk(sockets)
-    killed_load(cluster, monkeypatch, step, max_flows=2048, max_backends=40_000, algorithm="maglev")
-    if by == "the one before":
-        forget_programs(cluster)
-    assert talk(sockets) == names
-    later.update({f"{kind} new": dial(cluster.lab.pod(1, 1), VIP, KINDS[kind]) for kind in KINDS})
-    names.update(talk(later))
-    datapath, before = cluster.datapaths[1], hanging(cluster)
-    left = folders(cluster) - {f"maps_v{LAYOUT_VERSION}", "programs"}
-    told = {f"a load that was killed has left {one} behind" for one in left}
-    assert told <= {one.removesuffix(": `pydatapath repair` mends it") for one in datapath.status().drift}
-    assert told <= {*repaired(cluster)}
-    wanted = (4096, 40_000) if step in DONE else (262_144, 65_536)
-    assert (sizes(cluster), folders(cluster)) == (wanted, {f"maps_v{LAYOUT_VERSION}", "programs"})
-    assert (datapath.options.max_flows == 2048) == (step in DONE)
-    assert datapath.status().drift == ()
-    assert untracked(cluster, sockets | later) == set()
-    assert broken(sockets | later, names) == []
-    if by == "this version" and step not in ("connected", "catch_up"):
-        assert hanging(cluster) == before, "nothing is compiled, or exchanged"
-    cluster.apply("web", VIP[0], cluster.lab.pods[1:2])
-    assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).names.keys() == {cluster.lab.pods[1].name}
-    assert datapath.repair() == []
-
-
-def test_F11_another_load_after_one_that_was_killed_may_fail(
-    cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
-):
-    """What it puts back are the programs of the records, and not what is still in their place."""
-    killed_load(cluster, monkeypatch, "_keep", max_flows=2048)
-    names, before = talk(sockets), hanging(cluster)
-    with monkeypatch.context() as patched:
-        patched.setattr(carrying.Move, "catch_up", failing)
-        with pytest.raises(KernelError):
-            load(cluster, max_backends=1024)
-    assert (hanging(cluster), sizes(cluster)) == (before, (4096, 65_536))
-    repaired(cluster)  # what the first has left
-    assert (hanging(cluster), cluster.datapaths[1].status().drift) == (before, ())
-    assert talk(sockets) == names
-
-
-def test_F11_a_load_that_is_killed_and_compiles_nothing_is_mended_by_repair(
-    cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
-):
-    """It leaves no folder; what services are planned for is not what the load before was told."""
-    names, before = talk(sockets), hanging(cluster)
-    killed_load(cluster, monkeypatch, "connected", algorithm="maglev", zone="a")
-    found = [
-        "services are planned for the zone 'a', which no load that was finished was told",
-        "services are planned for the algorithm 'maglev', which no load that was finished was told",
-    ]
-    datapath = cluster.datapaths[1]
-    assert [one.removesuffix(": `pydatapath repair` mends it") for one in datapath.status().drift] == found
-    assert repaired(cluster) == found
-    assert (hanging(cluster), datapath.status().drift, datapath.repair()) == (before, (), [])
-    with Records(datapath.instance.records) as records:
-        assert (records.get("zone"), records.get("algorithm")) == ("", "random")
-    assert talk(sockets) == names
-
-
-def failing(*_: object) -> None:
-    raise KernelError("it does not work today")
-
-
 def test_a_signal_that_has_waited_undoes_nothing(cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch):
     """Ctrl-C in the exchange: it is finished, and its maps stay pinned."""
     names, real = talk(sockets), carrying.Move.catch_up
@@ -535,6 +312,7 @@ def test_flows_that_change_while_they_move_are_joined():
     assert carrying._joined(MAPS["flows"], None, one, other) == other
     stranger = FLOW.pack(bytes(16), 90, 1, 1, 1, 1, 1, 0, bytes(4), bytes(4), 0)
     assert carrying._joined(MAPS["flows"], before, one, stranger) == stranger
+    assert carrying._joined(MAPS["flows"], None, one, stranger) == one, "it is older, wherever it leads"
 
 
 def test_what_keeps_its_size_is_the_same_map(cluster: Cluster):
@@ -550,3 +328,41 @@ def test_what_keeps_its_size_is_the_same_map(cluster: Cluster):
     assert {name for name, number in before.items() if after[name] != number} == {"flows"}
     load(cluster, max_flows=2048)
     assert numbers() == after
+
+
+@contextlib.contextmanager
+def into(contract: MapContract) -> Iterator[Map]:
+    """An empty map of this kind."""
+    pin = bpffs.BPFFS / f"test-carrying-{os.getpid()}"
+    descriptor = libbpf.create_map(contract.type, "test", contract.key_size, contract.value_size, 4096)
+    try:
+        libbpf.pin(descriptor, str(pin))
+        with Map(contract, pin) as table:
+            yield table
+    finally:
+        os.close(descriptor)
+        pin.unlink(missing_ok=True)
+
+
+STAMPS = {"fragments": "first_seen", "affinities": "last_used"}
+
+
+@pytest.mark.parametrize("name", ["flows", "half_open", "fragments", "affinities", "mappings"])
+def test_what_two_folders_know_is_as_the_newer_one_has_it(name: str):
+    """Where both were written, and nobody knows what they began with; what is there alone stays."""
+    contract = MAPS[name]
+    assert isinstance(contract.value, Record)
+    place = {field: at for field, at, _ in contract.value.shape}[STAMPS.get(name, "last_seen")]
+
+    def entry(seen: int, fill: int) -> bytes:
+        made = bytearray([fill]) * contract.value_size
+        made[place : place + 8] = seen.to_bytes(8, sys.byteorder)
+        return bytes(made)
+
+    keys = [bytes([number]) * contract.key_size for number in range(4)]
+    there = {keys[0]: entry(10, 1), keys[1]: entry(30, 1), keys[2]: entry(5, 1)}
+    found = {keys[0]: entry(20, 2), keys[1]: entry(20, 2), keys[3]: entry(1, 2)}
+    with into(contract) as table:
+        table.update_many(there)
+        carrying._carry(found, {}, table)
+        assert dict(table.items()) == {**there, keys[0]: found[keys[0]], keys[3]: found[keys[3]]}
