@@ -15,22 +15,10 @@ from pydatapath.kernel.layout import NatType
 
 # Test folders are no packages (import mode importlib): what the tests share is found beside them
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("packetbed")
+pytest.register_assert_rewrite("frames", "packetbed")
 
-from packetbed import (  # noqa: E402
-    DEVICES,
-    FEW_PORTS,
-    MAC,
-    NODE,
-    OTHER_TIMEOUTS,
-    UPLINK,
-    UPLINK_MAC,
-    V4,
-    V6,
-    Bed,
-    Places,
-    at,
-)
+from packetbed import FEW_PORTS, OTHER_TIMEOUTS, Bed  # noqa: E402
+from places import DEVICES, MAC, NODE, UPLINK, UPLINK_MAC, V4, V6, Places, at  # noqa: E402
 from programs import EMULATED, NAME, PINS, PROGRAM, masquerading_bed, own_bed, own_program  # noqa: E402
 
 

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    CLIENT,
-    REDIRECT,
-    SECOND,
-    VIP,
-    Bed,
-    Entry,
-    Hook,
-    Outcome,
-    Packet,
-    addresses,
-    answer_to,
-    tcp,
-    udp,
-)
+from frames import REDIRECT, Outcome, Packet, addresses, answer_to, tcp, udp
+from packetbed import Bed, Entry
+from places import CLIENT, SECOND, VIP
 
 from pydatapath.kernel import layout
-from pydatapath.kernel.layout import FlowFlag, FlowState
+from pydatapath.kernel.layout import FlowFlag, FlowState, Hook
 
 __all__ = ["BOTH", "ELSEWHERE", "QUERY", "SYN", "client", "halves", "send", "states"]
 

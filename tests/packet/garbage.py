@@ -12,7 +12,8 @@ from ipaddress import ip_address
 from random import Random
 from typing import Final, Literal, cast
 
-from packetbed import GATEWAY_MAC, packed
+from frames import packed
+from places import GATEWAY_MAC
 from scapy.layers.sctp import crc32c
 from wire import ERRORS, FLAGS, FRAGMENT_HEADER, ICMP
 

@@ -11,7 +11,8 @@ from dataclasses import astuple, dataclass, replace
 from random import Random
 from typing import Final, NamedTuple
 
-from packetbed import DEVICES, V4, V6, Places, Serving, at
+from packetbed import Serving
+from places import DEVICES, V4, V6, Places, at
 from steps import (
     PARTS,
     Across,

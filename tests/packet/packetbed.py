@@ -1,15 +1,7 @@
 """A bed for one packet at a time: the real programs, the real maps, one namespace with routes, and no cluster.
 
 Packets are made by scapy and run by BPF_PROG_TEST_RUN. That reports the verdict, the packet as it would leave, and
-nothing of where a redirect leads: the MAC that was written tells which pod was meant.
-
-    10.1.0.1          the node, at its bridge br0         10.1.0.0/24   the pod network
-    10.1.0.2, .3, .4  the pods CLIENT, BACKEND, SECOND    10.96.0.0/12  the service network
-    10.2.0.3          REMOTE, a pod of another node, by the interface uplink; 10.3.0.3 NOWHERE, which has no route
-    192.168.9.1       UPLINK, the node at its uplink; 198.51.100.9 FAR, a client by the same way
-    192.0.2.9         OUTSIDE, a client to whom no route leads
-
-The same in IPv6 is V6: the pods fd00:10:1::/64, the services fd00:10:96::/112, and so on.
+nothing of where a redirect leads: the MAC that was written tells which pod was meant. Who is where: places.py.
 """
 
 from __future__ import annotations
@@ -18,20 +10,28 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6
-from scapy.layers.l2 import Ether
-from scapy.layers.sctp import SCTP
-from scapy.packet import Packet, Padding, Raw
+from frames import (
+    REDIRECT,
+    TCP,
+    Outcome,
+    Packet,
+    addresses,
+    answer_to,
+    key_of,
+    packed,
+    reverse,
+    shown,
+    tcp,
+    transport_of,
+)
+from places import DEVICES, MAC, V4, V6
 
 from pydatapath.kernel import clock, flowtable, libbpf, tables
 from pydatapath.kernel.compile import NAT_POD_PARTS, Sizes
-from pydatapath.kernel.gateway import SERVICE_GATEWAY_MAC
 from pydatapath.kernel.layout import (
     AFFINITY,
     ANSWERED,
@@ -53,119 +53,16 @@ from pydatapath.model import Node
 from pydatapath.plan import Address, Change, EndpointSet, Frontend, FrontendKind, PortPlan, change
 
 __all__ = [
-    "BACKEND",
-    "CLIENT",
-    "CLUSTER_NETWORKS",
-    "DROP",
-    "FAR",
     "FEW_PORTS",
-    "GATEWAY_MAC",
-    "ICMP",
-    "IP",
-    "MAC",
-    "NODE",
-    "NOWHERE",
     "OTHER_TIMEOUTS",
-    "OUTSIDE",
-    "PASS",
-    "POD_NETWORKS",
-    "REDIRECT",
-    "REMOTE",
-    "SCTP",
-    "SECOND",
-    "SERVICE_NETWORKS",
     "SIZES",
-    "TCP",
-    "UDP",
-    "UPLINK",
-    "UPLINK_MAC",
-    "V4",
-    "V6",
-    "VIP",
-    "VIP_TWO",
     "Bed",
     "Case",
     "Entry",
-    "Ether",
-    "Hook",
-    "IPv6",
-    "Outcome",
-    "Packet",
-    "Padding",
-    "Places",
-    "Raw",
     "Serving",
-    "addresses",
-    "answer_to",
-    "frame",
     "ids",
-    "key_of",
-    "leaves",
-    "met_at",
-    "reverse",
-    "sctp",
-    "tcp",
-    "udp",
 ]
 
-# Verdicts (include/uapi/linux/pkt_cls.h); PASS is TC_ACT_UNSPEC: the other filters of the hook have their turn, too
-PASS, DROP, REDIRECT = 0xFFFFFFFF, 2, 7
-
-
-@dataclass(frozen=True)
-class Places:
-    """Who is where, in one family."""
-
-    NODE: str
-    CLIENT: str
-    BACKEND: str
-    SECOND: str
-    REMOTE: str
-    NOWHERE: str
-    OUTSIDE: str
-    UPLINK: str
-    FAR: str
-    VIP: str
-    VIP_TWO: str
-    NEXT_HOP: str  # a router on the uplink's network, by which REMOTE and FAR are reached
-
-    def called(self, port: str, vip: str = "") -> str:
-        """How Bed.serve names a service port, such as 80/TCP, at VIP or another address."""
-        return at(vip or self.VIP, port)
-
-
-def at(address: str, port: object) -> str:
-    """An address with a port, as a URL has it."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-
-
-V4 = Places(
-    *("10.1.0.1", "10.1.0.2", "10.1.0.3", "10.1.0.4"),
-    *("10.2.0.3", "10.3.0.3", "192.0.2.9"),
-    *("192.168.9.1", "198.51.100.9", "10.96.0.10", "10.96.0.20", "192.168.9.2"),
-)
-V6 = Places(
-    *("fd00:10:1::1", "fd00:10:1::2", "fd00:10:1::3", "fd00:10:1::4"),
-    *("fd00:10:2::3", "fd00:10:3::3", "2001:db8:2::9"),
-    *("2001:db8:9::1", "2001:db8:51::9", "fd00:10:96::10", "fd00:10:96::20", "2001:db8:9::2"),
-)
-NODE, CLIENT, BACKEND, SECOND = V4.NODE, V4.CLIENT, V4.BACKEND, V4.SECOND
-REMOTE, NOWHERE, OUTSIDE = V4.REMOTE, V4.NOWHERE, V4.OUTSIDE
-UPLINK, FAR = V4.UPLINK, V4.FAR
-VIP, VIP_TWO = V4.VIP, V4.VIP_TWO
-CLUSTER_NETWORKS = (IPv4Network("10.2.0.0/24"),)
-POD_NETWORKS = (IPv4Network("10.1.0.0/24"),)
-SERVICE_NETWORKS = (IPv4Network("10.96.0.0/12"),)
-V6_CLUSTER_NETWORKS = (IPv6Network("fd00:10:2::/64"),)
-V6_POD_NETWORKS = (IPv6Network("fd00:10:1::/64"),)
-V6_SERVICE_NETWORKS = (IPv6Network("fd00:10:96::/112"),)
-MAC = {
-    address: f"02:00:00:00:00:{index:02x}"
-    for where in (V4, V6)
-    for index, address in enumerate((where.NODE, where.CLIENT, where.BACKEND, where.SECOND), 1)
-}
-UPLINK_MAC = "02:00:00:00:01:01"
-GATEWAY_MAC = SERVICE_GATEWAY_MAC
 # LRU maps hand out free entries to CPUs by the hundred: not so small that one CPU takes what another has
 SIZES = Sizes(flows=1024, half_open=1024, services=64, backends=64, endpoints=1024, fragments=1024, networks=64)
 
@@ -183,28 +80,9 @@ OTHER_TIMEOUTS = {
     "QUARANTINE": 60,
 }
 FEW_PORTS = (20_000, 20_007)  # of each parity four: soon they are taken, or were another's lately
-
-DEVICES = {
-    address: device
-    for where in (V4, V6)
-    for address, device in ((where.CLIENT, "pod2"), (where.BACKEND, "pod3"), (where.SECOND, "pod4"))
-}
 _SKB_BYTES = 192  # struct __sk_buff (include/uapi/linux/bpf.h), and where test-run lets us fill it in
 _SKB_IFINDEX, _SKB_CB, _SKB_GSO_SEGS, _SKB_GSO_SIZE = 40, 48, 164, 176
 _NOT_WALKED = 0x77  # skb->cb[0] tells `walk` the hook: what stays there was never overwritten
-
-
-class Outcome(NamedTuple):
-    """What became of a packet. `walked`: the hook's own program did not do, `walk` was called."""
-
-    verdict: int
-    packet: bytes
-    walked: bool
-
-    @property
-    def ip(self) -> Packet:
-        """Layer 3 of the packet as it leaves."""
-        return Ether(self.packet).payload
 
 
 class Serving(NamedTuple):
@@ -255,70 +133,6 @@ class Case:
 def ids(case: object) -> str:
     """A case's name for pytest: its reason."""
     return case.why if isinstance(case, Case) else str(case)
-
-
-def frame(source: str, destination: str, *, to_mac: str = "", **ip: object) -> Packet:
-    """Ethernet and IP from one address to another; services are at the gateway's MAC."""
-    from_mac = MAC.get(source, "02:00:00:00:02:02")
-    layer = IPv6 if ":" in source else IP
-    return Ether(src=from_mac, dst=to_mac or MAC.get(destination, GATEWAY_MAC)) / layer(
-        src=source, dst=destination, **ip
-    )
-
-
-def tcp(
-    source: str,
-    sport: int,
-    destination: str,
-    dport: int,
-    flags: str = "S",
-    *,
-    payload: bytes = b"",
-    ack: int | None = None,
-    **ip: object,
-) -> Packet:
-    """A TCP segment, whose ACK is that of a SYN-ACK from here; what is not named goes to IP."""
-    numbers = {"seq": 1000, "ack": (1001 if "A" in flags else 0) if ack is None else ack}
-    return frame(source, destination, **ip) / TCP(sport=sport, dport=dport, flags=flags, **numbers) / Raw(payload)
-
-
-def udp(source: str, sport: int, destination: str, dport: int, *, payload: bytes = b"dns?", **ip: object) -> Packet:
-    """A UDP datagram; what is not named goes to IP."""
-    return frame(source, destination, **ip) / UDP(sport=sport, dport=dport) / Raw(payload)
-
-
-def sctp(source: str, sport: int, destination: str, dport: int, *, payload: bytes = b"chunks", **ip: object) -> Packet:
-    """An SCTP packet with its CRC32c; what is not named goes to IP."""
-    return frame(source, destination, **ip) / SCTP(sport=sport, dport=dport, tag=7) / Raw(payload)
-
-
-@cache
-def packed(address: str) -> bytes:
-    """An address as it stands in a packet."""
-    return ip_address(address).packed
-
-
-def _port(value: int) -> bytes:
-    return value.to_bytes(2, "big")
-
-
-def pack_tuple(protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
-    """struct tuple, of the addresses' family."""
-    record = LAYOUTS[Family.of(source)].tuple
-    return record.struct.pack(packed(source), packed(destination), _port(sport), _port(dport), protocol)
-
-
-def key_of(packet: Packet | bytes) -> bytes:
-    """A packet's key in the flow tables."""
-    ip = (Ether(packet) if isinstance(packet, bytes) else packet).payload
-    transport = transport_of(ip)
-    protocol = PROTOCOLS[type(transport).__name__]
-    return pack_tuple(protocol, ip.src, transport.sport, ip.dst, transport.dport)
-
-
-def transport_of(packet: Packet) -> Packet:
-    """Layer 4 of a packet that has ports."""
-    return next(packet[layer] for layer in (TCP, UDP, SCTP) if packet.haslayer(layer))
 
 
 def _entry(raw: bytes) -> Entry:
@@ -575,66 +389,6 @@ class Bed:
 
 def _family_of(key: bytes) -> Family:
     return next(family for family, layout in LAYOUTS.items() if layout.tuple.struct.size == len(key))
-
-
-def met_at(hook: Hook, packet: Packet) -> Packet:
-    """A pod's packet as it may be met at a hook: by an uplink come those of pods elsewhere (N87)."""
-    moved = packet.copy()
-    where = V6 if moved.haslayer(IPv6) else V4
-    if hook is Hook.FROM_UPLINK and moved.haslayer(IPv6 if where is V6 else IP) and moved.payload.src == where.CLIENT:
-        moved.payload.src = where.REMOTE
-        for layer in (moved.payload, moved.payload.payload):
-            for name in ("chksum", "cksum"):
-                if name in layer.fields:
-                    layer.delfieldval(name)
-    return moved
-
-
-def answer_to(outcome: Outcome, flags: str = "SA", payload: bytes = b"answer") -> Packet:
-    """What the receiver of a packet sends back to where it seems to come from."""
-    ip = outcome.ip
-    transport = transport_of(ip)
-    ends = ip.dst, transport.dport, ip.src, transport.sport
-    if isinstance(transport, TCP):
-        return tcp(*ends, flags, payload=payload if flags == "PA" else b"")
-    return (udp if isinstance(transport, UDP) else sctp)(*ends, payload=payload)
-
-
-def addresses(outcome: Outcome | Packet) -> tuple[str, int, str, int]:
-    """(source, source port, destination, destination port) of a packet."""
-    ip = outcome.ip if isinstance(outcome, Outcome) else outcome.payload
-    transport = transport_of(ip)
-    return ip.src, transport.sport, ip.dst, transport.dport
-
-
-def shown(packet: bytes) -> str:
-    """A packet as scapy writes it: an assertion that fails says which field differs."""
-    return repr(Ether(packet))
-
-
-def reverse(tuple_: tuple[str, int, str, int]) -> tuple[str, int, str, int]:
-    """The addresses of the answer."""
-    source, sport, destination, dport = tuple_
-    return destination, dport, source, sport
-
-
-def leaves(packet: Packet, *, mac: str = "", **fields: object) -> Packet:
-    """The packet as it must leave: other addresses (src, dst), ports (sport, dport), ttl, hlim or MAC; sums made by
-    scapy.
-
-    A UDP checksum of 0, no checksum, stays.
-    """
-    want = packet.copy()
-    transport = transport_of(want)
-    for name, value in fields.items():
-        setattr(transport if name in {"sport", "dport"} else want.payload, name, value)
-    if mac:
-        want[Ether].dst = mac
-    if want.haslayer(IP):
-        del want[IP].chksum
-    if not (want.haslayer(UDP) and transport.chksum == 0):
-        del transport.chksum
-    return want
 
 
 def _program_names() -> list[str]:

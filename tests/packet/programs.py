@@ -11,19 +11,18 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
-from packetbed import (
+from packetbed import SIZES, Bed
+from places import (
     CLUSTER_NETWORKS,
     NODE,
     POD_NETWORKS,
     SERVICE_NETWORKS,
-    SIZES,
     UPLINK,
     UPLINK_MAC,
     V6,
     V6_CLUSTER_NETWORKS,
     V6_POD_NETWORKS,
     V6_SERVICE_NETWORKS,
-    Bed,
 )
 
 from pydatapath.kernel import bpffs, compile

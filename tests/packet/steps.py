@@ -11,7 +11,8 @@ from functools import cache
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
-from packetbed import DEVICES, POD_NETWORKS, V4, V6, V6_POD_NETWORKS, Serving
+from packetbed import Serving
+from places import DEVICES, POD_NETWORKS, V4, V6, V6_POD_NETWORKS
 from wire import Wrong, flagged, is_by_bridge, ports_tried
 
 from pydatapath.reference import Address, Error, ErrorKind, FlowTuple, Fragment, Hook, Machine, Packet

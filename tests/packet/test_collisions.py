@@ -5,27 +5,11 @@ from __future__ import annotations
 from itertools import permutations
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    FAR,
-    NODE,
-    PASS,
-    REDIRECT,
-    REMOTE,
-    VIP,
-    VIP_TWO,
-    Bed,
-    Hook,
-    Outcome,
-    Packet,
-    addresses,
-    answer_to,
-    key_of,
-    reverse,
-    tcp,
-    udp,
-)
+from frames import PASS, REDIRECT, Outcome, Packet, addresses, answer_to, key_of, reverse, tcp, udp
+from packetbed import Bed
+from places import BACKEND, CLIENT, FAR, NODE, REMOTE, VIP, VIP_TWO
+
+from pydatapath.kernel.layout import Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -14,26 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DEVICES,
-    NODE,
-    POD_NETWORKS,
-    SERVICE_NETWORKS,
-    SIZES,
-    VIP,
-    Bed,
-    Hook,
-    addresses,
-    tcp,
-)
+from frames import addresses, tcp
+from packetbed import SIZES, Bed
+from places import BACKEND, CLIENT, DEVICES, NODE, POD_NETWORKS, SERVICE_NETWORKS, VIP
 from programs import masquerading_bed
 
 from pydatapath import carrying
 from pydatapath.errors import CompileError, LayoutError, VerifierError
 from pydatapath.kernel import bpffs, cache, compile, layout, libbpf, source
-from pydatapath.kernel.layout import ANSWERED
+from pydatapath.kernel.layout import ANSWERED, Hook
 from pydatapath.kernel.maps import Maps, possible_cpus
 
 PINS = bpffs.BPFFS / "pydatapath" / f"contract{os.getpid()}"

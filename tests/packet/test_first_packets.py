@@ -9,36 +9,12 @@ import struct
 from collections import Counter
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    IP,
-    MAC,
-    NODE,
-    NOWHERE,
-    OUTSIDE,
-    PASS,
-    REMOTE,
-    SECOND,
-    TCP,
-    UDP,
-    UPLINK,
-    VIP,
-    Bed,
-    Case,
-    Ether,
-    Hook,
-    Packet,
-    Padding,
-    answer_to,
-    frame,
-    ids,
-    leaves,
-    tcp,
-    udp,
-)
+from frames import DROP, IP, PASS, TCP, UDP, Ether, Packet, Padding, answer_to, frame, leaves, tcp, udp
+from packetbed import Bed, Case, ids
+from places import BACKEND, CLIENT, MAC, NODE, NOWHERE, OUTSIDE, REMOTE, SECOND, UPLINK, VIP
 from scapy.layers.inet import IPOption_RR, IPOption_Timestamp
+
+from pydatapath.kernel.layout import Hook
 
 TO_TCP = {"dst": BACKEND, "dport": 8080, "mac": MAC[BACKEND]}
 TO_UDP = {"dst": BACKEND, "dport": 5353, "mac": MAC[BACKEND]}

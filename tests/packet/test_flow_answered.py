@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import pytest
 from conversation import ELSEWHERE, SYN, client, halves, send, states
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    REDIRECT,
-    SECOND,
-    VIP,
-    Bed,
-    Hook,
-    Outcome,
-    addresses,
-    answer_to,
-    key_of,
-    reverse,
-    tcp,
-)
+from frames import DROP, REDIRECT, Outcome, addresses, answer_to, key_of, reverse, tcp
+from packetbed import Bed
+from places import BACKEND, CLIENT, SECOND, VIP
 from scapy.layers.inet import TCP
 
-from pydatapath.kernel.layout import FlowState
+from pydatapath.kernel.layout import FlowState, Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import CLIENT, VIP, Bed, Hook, answer_to, key_of, tcp, udp
+from frames import answer_to, key_of, tcp, udp
+from packetbed import Bed
+from places import CLIENT, VIP
 
 from pydatapath.kernel import flowtable
+from pydatapath.kernel.layout import Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import pytest
 from conversation import BOTH, ELSEWHERE, QUERY, SYN, client, halves, send, states
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    MAC,
-    REDIRECT,
-    SECOND,
-    VIP,
-    Bed,
-    Hook,
-    Packet,
-    Serving,
-    addresses,
-    answer_to,
-    key_of,
-    leaves,
-    reverse,
-    tcp,
-    udp,
-)
+from frames import DROP, REDIRECT, Packet, addresses, answer_to, key_of, leaves, reverse, tcp, udp
+from packetbed import Bed, Serving
+from places import BACKEND, CLIENT, MAC, SECOND, VIP
 
 from pydatapath.kernel import clock, layout
-from pydatapath.kernel.layout import FlowFlag, FlowState
+from pydatapath.kernel.layout import FlowFlag, FlowState, Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    FAR,
-    ICMP,
-    IP,
-    MAC,
-    PASS,
-    REDIRECT,
-    REMOTE,
-    SECOND,
-    UDP,
-    VIP,
-    Bed,
-    Ether,
-    Hook,
-    Packet,
-    Raw,
-    frame,
-    leaves,
-    tcp,
-    udp,
-)
+from frames import DROP, ICMP, IP, PASS, REDIRECT, UDP, Ether, Packet, Raw, frame, leaves, tcp, udp
+from packetbed import Bed
+from places import BACKEND, CLIENT, FAR, MAC, REMOTE, SECOND, VIP
+
+from pydatapath.kernel.layout import Hook
 
 SIZE = 1480  # bytes of layer 3's load in each fragment but the last
 PAYLOAD = bytes(range(256)) * 14

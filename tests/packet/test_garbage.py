@@ -19,10 +19,11 @@ from unittest import mock
 
 import garbage
 import pytest
+from frames import DROP, PASS, REDIRECT, Outcome
 from garbage import Reading, mutants, off, read, unread, unsummed, written
 from histories import history
-from packetbed import DEVICES, DROP, GATEWAY_MAC, MAC, NODE, PASS, REDIRECT, V4, Bed, Outcome
-from packetbed import Hook as Program
+from packetbed import Bed
+from places import DEVICES, GATEWAY_MAC, MAC, NODE, V4
 from rows import tell
 from steps import Send
 from twins import (
@@ -44,6 +45,7 @@ from wire import ELSEWHERE_MAC, NO_MAC, frame, is_by_bridge
 
 from pydatapath.kernel import clock, libbpf
 from pydatapath.kernel.layout import Family, program_places
+from pydatapath.kernel.layout import Hook as Program
 from pydatapath.reference import Hook, Impossible, Model, Verdict, World
 from pydatapath.reference.beside import Frame
 

@@ -3,32 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    ICMP,
-    IP,
-    MAC,
-    PASS,
-    REDIRECT,
-    REMOTE,
-    UDP,
-    VIP,
-    Bed,
-    Ether,
-    Hook,
-    Outcome,
-    Packet,
-    Raw,
-    answer_to,
-    frame,
-    leaves,
-    tcp,
-    udp,
-)
+from frames import ICMP, IP, PASS, REDIRECT, UDP, Ether, Outcome, Packet, Raw, answer_to, frame, leaves, tcp, udp
+from packetbed import Bed
+from places import BACKEND, CLIENT, MAC, REMOTE, VIP
 from rows import tell
 
-from pydatapath.kernel.layout import FlowState
+from pydatapath.kernel.layout import FlowState, Hook
 
 ROUTER = "192.168.9.2"
 SYN = tcp(CLIENT, 40000, VIP, 80)

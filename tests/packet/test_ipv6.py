@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
+from frames import (
     DROP,
-    GATEWAY_MAC,
-    MAC,
     PASS,
     REDIRECT,
     TCP,
     UDP,
-    V4,
-    V6,
-    Bed,
     Ether,
-    Hook,
     IPv6,
     Outcome,
     Packet,
     Raw,
     addresses,
     answer_to,
-    at,
     frame,
     leaves,
     met_at,
@@ -30,6 +23,8 @@ from packetbed import (
     tcp,
     udp,
 )
+from packetbed import Bed
+from places import GATEWAY_MAC, MAC, V4, V6, at
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoReply,
@@ -48,6 +43,8 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
 )
+
+from pydatapath.kernel.layout import Hook
 
 SYN = tcp(V6.CLIENT, 40000, V6.VIP, 80)
 QUERY = udp(V6.CLIENT, 40000, V6.VIP, 53)

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    IP,
-    MAC,
-    NODE,
-    OUTSIDE,
-    PASS,
-    VIP,
-    Bed,
-    Case,
-    Ether,
-    Hook,
-    Packet,
-    Raw,
-    addresses,
-    ids,
-    tcp,
-    udp,
-)
+from frames import IP, PASS, Ether, Packet, Raw, addresses, tcp, udp
+from packetbed import Bed, Case, ids
+from places import BACKEND, CLIENT, MAC, NODE, OUTSIDE, VIP
 from scapy.layers.l2 import ARP
 
-from pydatapath.kernel.layout import EndpointKind
+from pydatapath.kernel.layout import EndpointKind, Hook
 
 NEW, NEW_MAC = "10.1.0.99", "02:00:00:00:00:99"
 FROM_NEW = Ether(src=NEW_MAC, dst=MAC[NODE])

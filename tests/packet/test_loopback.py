@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    MAC,
-    PASS,
-    REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Ether,
-    Hook,
-    Packet,
-    Places,
-    Serving,
-    addresses,
-    at,
-    leaves,
-    reverse,
-    tcp,
-    udp,
-)
+from frames import PASS, REDIRECT, Ether, Packet, addresses, leaves, reverse, tcp, udp
+from packetbed import Bed, Serving
+from places import MAC, V4, V6, Places, at
 
-from pydatapath.kernel.layout import EndpointKind
+from pydatapath.kernel.layout import EndpointKind, Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 NO_MAC = "00:00:00:00:00:00"

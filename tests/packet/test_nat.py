@@ -7,21 +7,15 @@ import socket
 from itertools import pairwise
 
 import pytest
-from packetbed import (
+from frames import (
     DROP,
     PASS,
     REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Hook,
     Outcome,
     Packet,
-    Places,
     Raw,
     addresses,
     answer_to,
-    at,
     frame,
     key_of,
     leaves,
@@ -29,7 +23,11 @@ from packetbed import (
     tcp,
     udp,
 )
+from packetbed import Bed
+from places import V4, V6, Places, at
 from rows import tell
+
+from pydatapath.kernel.layout import Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp, sctp], ids=["TCP", "UDP", "SCTP"])

@@ -5,24 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from packetbed import (
-    DEVICES,
-    REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Hook,
-    Outcome,
-    Packet,
-    Places,
-    addresses,
-    answer_to,
-    packed,
-    tcp,
-    udp,
-)
+from frames import REDIRECT, Outcome, Packet, addresses, answer_to, packed, tcp, udp
+from packetbed import Bed
+from places import DEVICES, V4, V6, Places
 
-from pydatapath.kernel.layout import LAYOUTS, PROTOCOLS, Family, MappingSide
+from pydatapath.kernel.layout import LAYOUTS, PROTOCOLS, Family, Hook, MappingSide
 
 pytestmark = pytest.mark.same_everywhere
 

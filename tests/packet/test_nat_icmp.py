@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    DROP,
-    ICMP,
-    PASS,
-    REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Ether,
-    Hook,
-    Outcome,
-    Packet,
-    Places,
-    Raw,
-    answer_to,
-    frame,
-    tcp,
-    udp,
-)
+from frames import DROP, ICMP, PASS, REDIRECT, Ether, Outcome, Packet, Raw, answer_to, frame, tcp, udp
+from packetbed import Bed
+from places import V4, V6, Places
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoReply, ICMPv6EchoRequest
+
+from pydatapath.kernel.layout import Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 

@@ -7,18 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
-from packetbed import (
+from frames import (
     DROP,
     ICMP,
     REDIRECT,
-    V4,
-    V6,
-    Bed,
     Ether,
-    Hook,
     Outcome,
     Packet,
-    Places,
     Raw,
     addresses,
     answer_to,
@@ -29,11 +24,13 @@ from packetbed import (
     tcp,
     udp,
 )
+from packetbed import Bed
+from places import V4, V6, Places
 from programs import NAME, masquerading_bed
 from scapy.layers.inet6 import ICMPv6EchoRequest
 
 from pydatapath.kernel import compile, netns
-from pydatapath.kernel.layout import LAYOUTS, PROTOCOLS, Family, MappingSide
+from pydatapath.kernel.layout import LAYOUTS, PROTOCOLS, Family, Hook, MappingSide
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 PORTS = range(20_000, 20_200)

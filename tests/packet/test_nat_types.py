@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    DROP,
-    ICMP,
-    MAC,
-    PASS,
-    REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Ether,
-    Hook,
-    Outcome,
-    Packet,
-    Places,
-    Raw,
-    addresses,
-    frame,
-    tcp,
-    udp,
-)
+from frames import DROP, ICMP, PASS, REDIRECT, Ether, Outcome, Packet, Raw, addresses, frame, tcp, udp
+from packetbed import Bed
+from places import MAC, V4, V6, Places
 from scapy.layers.inet6 import ICMPv6DestUnreach
 
-from pydatapath.kernel.layout import NatType
+from pydatapath.kernel.layout import Hook, NatType
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from packetbed import BACKEND, CLIENT, MAC, VIP, Bed, Ether, Hook, udp
+from frames import Ether, udp
+from packetbed import Bed
+from places import BACKEND, CLIENT, MAC, VIP
 
-from pydatapath.kernel.layout import EndpointKind
+from pydatapath.kernel.layout import EndpointKind, Hook
 
 ELSEWHERE = "02:00:00:00:00:77"
 CALLING = udp(CLIENT, 40000, VIP, 53)

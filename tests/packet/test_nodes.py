@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    DROP,
-    PASS,
-    REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Hook,
-    Places,
-    Serving,
-    addresses,
-    at,
-    sctp,
-    tcp,
-    udp,
-)
+from frames import DROP, PASS, REDIRECT, addresses, sctp, tcp, udp
+from packetbed import Bed, Serving
+from places import V4, V6, Places, at
 
 from pydatapath.errors import KernelError
 from pydatapath.kernel import tables
-from pydatapath.kernel.layout import Family
+from pydatapath.kernel.layout import Family, Hook
 from pydatapath.model import Node
 
 pytestmark = pytest.mark.same_everywhere

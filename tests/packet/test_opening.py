@@ -6,25 +6,13 @@ from collections.abc import Callable
 
 import pytest
 from conversation import ELSEWHERE, SYN, client, halves, send
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    REDIRECT,
-    SECOND,
-    VIP,
-    Bed,
-    Hook,
-    Outcome,
-    addresses,
-    answer_to,
-    key_of,
-    reverse,
-    tcp,
-)
+from frames import REDIRECT, Outcome, addresses, answer_to, key_of, reverse, tcp
+from packetbed import Bed
+from places import BACKEND, CLIENT, SECOND, VIP
 from scapy.packet import Packet
 
 from pydatapath.kernel import clock, flowtable
-from pydatapath.kernel.layout import IPV4, TIMEOUTS, FlowFlag, FlowState
+from pydatapath.kernel.layout import IPV4, TIMEOUTS, FlowFlag, FlowState, Hook
 
 pytestmark = pytest.mark.same_everywhere
 

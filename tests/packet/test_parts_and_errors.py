@@ -5,28 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from packetbed import (
-    DROP,
-    MAC,
-    PASS,
-    REDIRECT,
-    V4,
-    V6,
-    Bed,
-    Hook,
-    IPv6,
-    Outcome,
-    Places,
-    answer_to,
-    at,
-    leaves,
-    tcp,
-    udp,
-)
+from frames import DROP, PASS, REDIRECT, IPv6, Outcome, answer_to, leaves, tcp, udp
+from packetbed import Bed
+from places import MAC, V4, V6, Places, at
 from scapy.layers.inet6 import IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop
 from steps import piece_of
 from wire import ELSEWHERE_MAC, frame, tuple_in
 
+from pydatapath.kernel.layout import Hook
 from pydatapath.reference import Error, Fragment, Packet
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])

@@ -8,35 +8,15 @@ from __future__ import annotations
 import struct
 
 import pytest
-from packetbed import (
-    GATEWAY_MAC,
-    MAC,
-    PASS,
-    REDIRECT,
-    UPLINK_MAC,
-    V4,
-    V6,
-    Bed,
-    Ether,
-    Hook,
-    Outcome,
-    Packet,
-    Places,
-    Raw,
-    addresses,
-    answer_to,
-    at,
-    frame,
-    sctp,
-    tcp,
-    udp,
-)
+from frames import PASS, REDIRECT, Ether, Outcome, Packet, Raw, addresses, answer_to, frame, sctp, tcp, udp
+from packetbed import Bed
+from places import GATEWAY_MAC, MAC, UPLINK_MAC, V4, V6, Places, at
 from scapy.layers.inet import ICMP, UDP, IPerror, UDPerror
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPerror6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Dot1Q
 from scapy.utils import checksum
 
-from pydatapath.kernel.layout import EndpointKind, FlowFlag
+from pydatapath.kernel.layout import EndpointKind, FlowFlag, Hook
 
 BOTH = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 NEW_MAC = "02:00:00:00:00:99"

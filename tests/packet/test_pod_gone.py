@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import PASS, REDIRECT, TCP, V4, V6, Bed, Hook, Places, addresses, at, tcp, udp
+from frames import PASS, REDIRECT, TCP, addresses, tcp, udp
+from packetbed import Bed
+from places import V4, V6, Places, at
+
+from pydatapath.kernel.layout import Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 

@@ -7,35 +7,15 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 import pytest
+from frames import DROP, IP, PASS, REDIRECT, TCP, UDP, Ether, Outcome, Raw, addresses, frame, key_of, leaves
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    GATEWAY_MAC,
-    IP,
-    MAC,
-    PASS,
-    REDIRECT,
-    REMOTE,
-    TCP,
-    UDP,
-    VIP,
-    VIP_TWO,
-    Bed,
-    Ether,
-    Hook,
-    Outcome,
-    Raw,
-    addresses,
-    frame,
-    key_of,
-    leaves,
-)
+from packetbed import Bed
+from places import BACKEND, CLIENT, GATEWAY_MAC, MAC, REMOTE, VIP, VIP_TWO
 from rows import tell_more
 
 from pydatapath.errors import KernelError
+from pydatapath.kernel.layout import Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    GATEWAY_MAC,
-    ICMP,
-    IP,
-    MAC,
-    NODE,
-    OUTSIDE,
-    PASS,
-    REDIRECT,
-    TCP,
-    VIP,
-    Bed,
-    Ether,
-    Hook,
-    Outcome,
-    Packet,
-    Raw,
-    Serving,
-    frame,
-    tcp,
-    udp,
-)
+from frames import DROP, ICMP, IP, PASS, REDIRECT, TCP, Ether, Outcome, Packet, Raw, frame, tcp, udp
+from packetbed import Bed, Serving
+from places import BACKEND, CLIENT, GATEWAY_MAC, MAC, NODE, OUTSIDE, VIP
 
 from pydatapath.kernel.compile import ANSWERS_PER_SECOND
+from pydatapath.kernel.layout import Hook
 from pydatapath.plan import FrontendKind
 
 HOOKS = pytest.mark.parametrize(

@@ -6,32 +6,11 @@ Also the ways that are not pod to pod: a pod to itself, the node to a service, a
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    MAC,
-    NODE,
-    OUTSIDE,
-    PASS,
-    REDIRECT,
-    REMOTE,
-    VIP,
-    Bed,
-    Hook,
-    Outcome,
-    Packet,
-    addresses,
-    answer_to,
-    ids,
-    key_of,
-    leaves,
-    met_at,
-    reverse,
-    tcp,
-    udp,
-)
+from frames import PASS, REDIRECT, Outcome, Packet, addresses, answer_to, key_of, leaves, met_at, reverse, tcp, udp
+from packetbed import Bed, ids
+from places import BACKEND, CLIENT, MAC, NODE, OUTSIDE, REMOTE, VIP
 
-from pydatapath.kernel.layout import FlowFlag, FlowState
+from pydatapath.kernel.layout import FlowFlag, FlowState, Hook
 
 SYN = tcp(CLIENT, 40000, VIP, 80)
 QUERY = udp(CLIENT, 40000, VIP, 53)

@@ -7,10 +7,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from packetbed import DROP, PASS, REDIRECT, V4, V6, Bed, Hook, Places, addresses, at, tcp, udp
+from frames import DROP, PASS, REDIRECT, addresses, tcp, udp
+from packetbed import Bed
+from places import V4, V6, Places, at
 from programs import NAME
 
 from pydatapath.kernel import clock
+from pydatapath.kernel.layout import Hook
 
 NARROW = 1280  # IPv6's least (RFC 8200 5)
 PAIRS = 40  # in some of them both packets have one jiffy

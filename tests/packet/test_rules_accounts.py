@@ -10,30 +10,13 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from packetbed import (
-    DROP,
-    ICMP,
-    PASS,
-    REDIRECT,
-    TCP,
-    UDP,
-    V4,
-    V6,
-    Bed,
-    Hook,
-    Packet,
-    Places,
-    Raw,
-    addresses,
-    answer_to,
-    frame,
-    sctp,
-    tcp,
-    udp,
-)
+from frames import DROP, ICMP, PASS, REDIRECT, TCP, UDP, Packet, Raw, addresses, answer_to, frame, sctp, tcp, udp
+from packetbed import Bed
+from places import V4, V6, Places
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 
 from pydatapath.kernel import libbpf
+from pydatapath.kernel.layout import Hook
 
 pytestmark = pytest.mark.same_everywhere
 

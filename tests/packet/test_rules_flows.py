@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
+from frames import (
     DROP,
-    MAC,
     REDIRECT,
     TCP,
-    V4,
-    V6,
-    Bed,
-    Hook,
     Outcome,
     Packet,
-    Places,
     Raw,
     addresses,
     answer_to,
-    at,
     frame,
     key_of,
     leaves,
@@ -27,8 +20,10 @@ from packetbed import (
     tcp,
     udp,
 )
+from packetbed import Bed
+from places import MAC, V4, V6, Places, at
 
-from pydatapath.kernel.layout import FlowState
+from pydatapath.kernel.layout import FlowState, Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -6,22 +6,17 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from packetbed import (
+from frames import (
     DROP,
     ICMP,
     IP,
     PASS,
     REDIRECT,
     TCP,
-    V4,
-    V6,
-    Bed,
     Ether,
-    Hook,
     IPv6,
     Outcome,
     Packet,
-    Places,
     Raw,
     addresses,
     answer_to,
@@ -29,6 +24,8 @@ from packetbed import (
     tcp,
     udp,
 )
+from packetbed import Bed
+from places import V4, V6, Places
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
@@ -36,6 +33,8 @@ from scapy.layers.inet6 import (
     ICMPv6TimeExceeded,
     IPv6ExtHdrFragment,
 )
+
+from pydatapath.kernel.layout import Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])

@@ -7,33 +7,13 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
-from packetbed import (
-    DROP,
-    MAC,
-    PASS,
-    REDIRECT,
-    SIZES,
-    TCP,
-    V4,
-    V6,
-    Bed,
-    Ether,
-    Hook,
-    Packet,
-    Places,
-    Serving,
-    addresses,
-    answer_to,
-    at,
-    reverse,
-    sctp,
-    tcp,
-    udp,
-)
+from frames import DROP, PASS, REDIRECT, TCP, Ether, Packet, addresses, answer_to, reverse, sctp, tcp, udp
+from packetbed import SIZES, Bed, Serving
+from places import MAC, V4, V6, Places, at
 from rows import tell
 from wire import ports_tried
 
-from pydatapath.kernel.layout import LAYOUTS, EndpointKind, Family
+from pydatapath.kernel.layout import LAYOUTS, EndpointKind, Family, Hook
 from pydatapath.reference import Packet as Call
 
 pytestmark = pytest.mark.same_everywhere

@@ -7,23 +7,12 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-from packetbed import (
-    DROP,
-    V4,
-    V6,
-    Bed,
-    Hook,
-    Outcome,
-    Packet,
-    Places,
-    addresses,
-    answer_to,
-    at,
-    reverse,
-    tcp,
-    udp,
-)
+from frames import DROP, Outcome, Packet, addresses, answer_to, reverse, tcp, udp
+from packetbed import Bed
+from places import V4, V6, Places, at
 from programs import EMULATED
+
+from pydatapath.kernel.layout import Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import (
-    DROP,
-    MAC,
-    PASS,
-    REDIRECT,
-    SCTP,
-    V4,
-    V6,
-    Bed,
-    Ether,
-    Hook,
-    Packet,
-    Places,
-    addresses,
-    at,
-    leaves,
-    reverse,
-    sctp,
-)
+from frames import DROP, PASS, REDIRECT, SCTP, Ether, Packet, addresses, leaves, reverse, sctp
+from packetbed import Bed
+from places import MAC, V4, V6, Places, at
+
+from pydatapath.kernel.layout import Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 import pytest
-from packetbed import V4, V6, Bed, Hook, Places, Serving, addresses, at, tcp
+from frames import addresses, tcp
+from packetbed import Bed, Serving
+from places import V4, V6, Places, at
 
-from pydatapath.kernel.layout import Family
+from pydatapath.kernel.layout import Family, Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from packetbed import DROP, ICMP, MAC, PASS, REDIRECT, UDP, V4, V6, Bed, Hook, Packet, Places, frame, tcp, udp
+from frames import DROP, ICMP, PASS, REDIRECT, UDP, Packet, frame, tcp, udp
+from packetbed import Bed
+from places import MAC, V4, V6, Places
 from scapy.layers.inet6 import ICMPv6EchoRequest
 
-from pydatapath.kernel.layout import EndpointKind
+from pydatapath.kernel.layout import EndpointKind, Hook
 
 pytestmark = pytest.mark.same_everywhere
 

@@ -5,27 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from packetbed import (
-    DROP,
-    FEW_PORTS,
-    OTHER_TIMEOUTS,
-    PASS,
-    V4,
-    V6,
-    Bed,
-    Hook,
-    Packet,
-    Places,
-    addresses,
-    answer_to,
-    key_of,
-    reverse,
-    sctp,
-    tcp,
-    udp,
-)
+from frames import DROP, PASS, Packet, addresses, answer_to, key_of, reverse, sctp, tcp, udp
+from packetbed import FEW_PORTS, OTHER_TIMEOUTS, Bed
+from places import V4, V6, Places
 
-from pydatapath.kernel.layout import TIMEOUTS, Family, FlowFlag, FlowState, timeout
+from pydatapath.kernel.layout import TIMEOUTS, Family, FlowFlag, FlowState, Hook, timeout
 
 pytestmark = pytest.mark.same_everywhere
 

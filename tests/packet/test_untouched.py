@@ -6,41 +6,33 @@ import struct
 from ipaddress import IPv4Address
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
+from frames import (
     DROP,
-    GATEWAY_MAC,
     ICMP,
     IP,
-    MAC,
-    NODE,
-    OUTSIDE,
     PASS,
     REDIRECT,
     TCP,
     UDP,
-    VIP,
-    Bed,
-    Case,
     Ether,
-    Hook,
     Packet,
     Raw,
     answer_to,
     frame,
-    ids,
     leaves,
     met_at,
     tcp,
     udp,
 )
+from packetbed import Bed, Case, ids
+from places import BACKEND, CLIENT, GATEWAY_MAC, MAC, NODE, OUTSIDE, VIP
 from rows import tell
 from scapy.layers.inet import IPOption_RR
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q
 
 from pydatapath.errors import KernelError
+from pydatapath.kernel.layout import Hook
 
 SYN = tcp(CLIENT, 40000, VIP, 80, payload=b"12345")
 QUERY = udp(CLIENT, 40000, VIP, 53)

@@ -5,35 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from packetbed import (
-    BACKEND,
-    CLIENT,
-    DROP,
-    FAR,
-    MAC,
-    NODE,
-    PASS,
-    REDIRECT,
-    REMOTE,
-    SECOND,
-    UPLINK,
-    UPLINK_MAC,
-    VIP,
-    Bed,
-    Hook,
-    Outcome,
-    Packet,
-    Serving,
-    addresses,
-    answer_to,
-    key_of,
-    reverse,
-    tcp,
-    udp,
-)
+from frames import DROP, PASS, REDIRECT, Outcome, Packet, addresses, answer_to, key_of, reverse, tcp, udp
+from packetbed import Bed, Serving
+from places import BACKEND, CLIENT, FAR, MAC, NODE, REMOTE, SECOND, UPLINK, UPLINK_MAC, VIP
 
 from pydatapath.kernel.gateway import SERVICE_GATEWAYS
-from pydatapath.kernel.layout import EndpointKind, Family
+from pydatapath.kernel.layout import EndpointKind, Family, Hook
 from pydatapath.plan import FrontendKind
 
 pytestmark = pytest.mark.same_everywhere

@@ -19,35 +19,24 @@ from functools import lru_cache
 from typing import NamedTuple
 from unittest import mock
 
-from packetbed import (
+from frames import DROP, PASS, REDIRECT, Outcome, packed, shown
+from packetbed import FEW_PORTS, OTHER_TIMEOUTS, SIZES, Bed, Serving, whole
+from places import (
     BACKEND,
     CLIENT,
     CLUSTER_NETWORKS,
     DEVICES,
-    DROP,
-    FEW_PORTS,
     MAC,
     NODE,
-    OTHER_TIMEOUTS,
-    PASS,
     POD_NETWORKS,
-    REDIRECT,
     SERVICE_NETWORKS,
-    SIZES,
     UPLINK_MAC,
     V4,
     V6,
     V6_CLUSTER_NETWORKS,
     V6_POD_NETWORKS,
     V6_SERVICE_NETWORKS,
-    Bed,
-    Outcome,
-    Serving,
-    packed,
-    shown,
-    whole,
 )
-from packetbed import Hook as KernelHook
 from steps import (
     Across,
     Again,
@@ -89,6 +78,7 @@ from pydatapath.kernel import clock, libbpf, tables
 from pydatapath.kernel.compile import NAT_POD_PARTS
 from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family, FlowState, MappingSide, timeout
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
+from pydatapath.kernel.layout import Hook as KernelHook
 from pydatapath.kernel.maps import Map, possible_cpus
 from pydatapath.model import Node
 from pydatapath.reference import NODE as THE_NODE

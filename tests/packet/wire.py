@@ -8,7 +8,8 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, Literal
 
-from packetbed import GATEWAY_MAC, MAC, NODE, SERVICE_NETWORKS, V6_SERVICE_NETWORKS, pack_tuple, packed
+from frames import pack_tuple, packed
+from places import GATEWAY_MAC, MAC, NODE, SERVICE_NETWORKS, V6_SERVICE_NETWORKS
 from scapy.layers.sctp import crc32c
 
 from pydatapath.kernel.layout import (
