@@ -128,6 +128,15 @@ CONTROLS: Final = (
         r"== 5|asked \+ 2|\bbroken\(",
     ),
     Control(
+        "F30: a killed load's copy is taken for what runs",
+        "pydatapath/carrying.py",
+        "running.exists() and not _still_runs(left[-1], instance)",
+        "running.exists()",
+        "fault/test_killed_moves.py",
+        "has_copied",
+        r"what runs is in its place",
+    ),
+    Control(
         "F6: a full disk is taken for damage",
         "pydatapath/record_faults.py",
         "full = code == sqlite3.SQLITE_FULL or not os.statvfs(path.parent).f_bavail",
