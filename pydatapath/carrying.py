@@ -23,11 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from pydatapath import applying
 from pydatapath.errors import LayoutError
 from pydatapath.instance import Instance
-from pydatapath.kernel import bpffs, flowtable, restoring
-from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, MapContract, MapType
+from pydatapath.kernel import bpffs, clock, flowtable, restoring
+from pydatapath.kernel.layout import LAYOUT_VERSION, LAYOUTS, MAPS, Family, MapContract, MapType
 from pydatapath.kernel.maps import Map, Maps, possible_cpus, share
+from pydatapath.records import Records
 
 __all__ = ["MIGRATIONS", "Convert", "Move", "changed", "is_aside", "is_elsewhere", "prepare", "restore"]
 
@@ -176,7 +178,12 @@ def is_aside(instance: Instance) -> bool:
 def _aside(instance: Instance) -> list[Path]:
     """What loads that were killed have put aside, the oldest first."""
     found = instance.pins.glob(f"{instance.map_pins.name}_before_*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("_")[2]))
+    return sorted((path for path in found if path.name.rpartition("_")[2].isdecimal()), key=_put_aside)
+
+
+def _put_aside(aside: Path) -> int:
+    """When that was, in ns of CLOCK_MONOTONIC."""
+    return int(aside.name.rpartition("_")[2])
 
 
 def restore(instance: Instance) -> None:
@@ -186,11 +193,39 @@ def restore(instance: Instance) -> None:
     left, running = _aside(instance), instance.map_pins
     if not left or (running.exists() and not _still_runs(left[-1], instance)):
         return
+    _note_behind(instance, left[-1])
     over = _fresh(instance)
+    names: tuple[str, ...] = ()
     if running.exists():
+        names = _left(running, left[-1])
         running.rename(over)
     left[-1].rename(running)
+    _bring_back(over, running, names, (time.monotonic_ns() - _put_aside(left[-1])) / 1e9)
     bpffs.remove_tree(over)
+
+
+def _note_behind(instance: Instance, aside: Path) -> None:
+    """It was the copy that got what the records say; of a family that was to come the maps that run know nothing."""
+    if not instance.records.exists():
+        return
+    with Records(instance.records) as records:
+        there = {
+            fact: [one for one in records.get(fact, ()) if (aside / f"{table}{Family(one).suffix}").exists()]
+            for fact, table in (("families", "services"), ("masqueraded", "mappings"))
+        }
+        records.put({**there, applying.UNFINISHED: True})
+
+
+def _bring_back(over: Path, running: Path, names: Iterable[str], seconds: float) -> None:
+    """What a load that failed, and was killed when its programs hung no more, had let open in the last seconds: all
+    that is older in the copy is as it was, or has ended since.
+    """
+    now = clock.jiffies()
+    for name in names:
+        seen = _stamp(MAPS[name])
+        with Map(MAPS[name], over / name) as made, Map(MAPS[name], running / name) as table:
+            late = {key: one for key, one in made.items() if seen(one) and clock.age(seen(one), now) < seconds}
+            _carry(late, {}, table, forget=False)
 
 
 def _still_runs(aside: Path, instance: Instance) -> bool:
@@ -324,7 +359,7 @@ def _joined(contract: MapContract, before: bytes | None, one: bytes, other: byte
     """
     if before is None or contract.in_c not in _FLOWS:
         seen = _stamp(contract)
-        return one if seen(one) > seen(other) else other
+        return one if seen(one) > seen(other) > 0 else other  # 0: retired for who comes next (flow_retire)
     assert contract.family is not None
     flow = LAYOUTS[contract.family].flow.struct
     to, seen_last, packets, size, backend, generation, state, flags, *numbers = flow.unpack(one)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -76,20 +77,28 @@ def restore_maps(maps: Path, programs: Path, lost: Iterable[str], hooked: Mappin
 
 def hanging(instance: str, interfaces: Iterable[int]) -> dict[str, int]:
     """The ids of an instance's programs that hang where `load` hangs them, at some interfaces (by index), by name."""
-    return {
-        hook.program: one.id
-        for index in interfaces
-        for one in tc.filters(index)
-        for hook in Hook
-        if tc.is_at_its_place(one, instance, hook)
-    }
+    return {hook.program: number for hook, number in _hooked(instance, interfaces)}
+
+
+def _hooked(instance: str, interfaces: Iterable[int]) -> Iterator[tuple[Hook, int]]:
+    for index in interfaces:
+        for one in tc.filters(index):
+            yield from ((hook, one.id) for hook in Hook if tc.is_at_its_place(one, instance, hook))
 
 
 def hanging_maps(instance: str, interfaces: Iterable[int]) -> set[int]:
-    """The ids of the maps that the programs of `hanging` use themselves, without their tail calls."""
+    """The ids of the maps that all programs which hang there use themselves, without their tail calls. Raises
+    KernelError where that cannot be told.
+    """
     found: set[int] = set()
-    for number in hanging(instance, interfaces).values():
-        with contextlib.suppress(KernelError), libbpf.opened(libbpf.open_program(number)) as program:
+    for number in {number for _, number in _hooked(instance, interfaces)}:
+        try:
+            descriptor = libbpf.open_program(number)
+        except KernelError as error:
+            if error.errno == errno.ENOENT:  # gone with its interface
+                continue
+            raise
+        with libbpf.opened(descriptor) as program:
             found.update(libbpf.maps_of(program))
     return found
 

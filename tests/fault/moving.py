@@ -16,6 +16,7 @@ from rows import tell_worst
 from scene import VIP_PORT, Cluster, cluster_up
 
 from pydatapath import Datapath, Options, carrying, connecting, loading
+from pydatapath.kernel.attach import Attacher
 from pydatapath.kernel.layout import LAYOUTS, Family
 from pydatapath.kernel.maps import Maps
 
@@ -138,7 +139,7 @@ def killed_load(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, step: str, **
                 real, part = Path.rename, halves[step]
                 monkeypatch.setattr(Path, "rename", lambda self, to: die() if part in self.name else real(self, to))
             else:
-                owners = {"connected": connecting, "_keep": loading}
+                owners = {"connected": connecting, "_keep": loading, "_runs": Attacher}
                 monkeypatch.setattr(owners.get(step, carrying.Move), step, die)
             load(cluster, **options)
         finally:

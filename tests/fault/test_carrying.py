@@ -313,6 +313,8 @@ def test_flows_that_change_while_they_move_are_joined():
     stranger = FLOW.pack(bytes(16), 90, 1, 1, 1, 1, 1, 0, bytes(4), bytes(4), 0)
     assert carrying._joined(MAPS["flows"], before, one, stranger) == stranger
     assert carrying._joined(MAPS["flows"], None, one, stranger) == one, "it is older, wherever it leads"
+    retired = FLOW.pack(to, 0, 11, 1100, 1, 1, 2, 8, b"here", b"too.", 0)
+    assert carrying._joined(MAPS["flows"], None, one, retired) == retired, "it is over, and the next one is coming"
 
 
 def test_what_keeps_its_size_is_the_same_map(cluster: Cluster):

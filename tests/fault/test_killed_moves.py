@@ -13,9 +13,10 @@ from moving import DONE, STEPS, VIP, Sockets, broken, folders, killed_load, load
 from rows import tell
 from scene import Cluster
 
-from pydatapath import carrying
+from pydatapath import applying, carrying
 from pydatapath.errors import KernelError
 from pydatapath.kernel.layout import LAYOUT_VERSION
+from pydatapath.kernel.maps import Maps
 from pydatapath.records import Records
 
 LOAD = "ten connections of TCP and ten of UDP, which talk before and after"
@@ -94,6 +95,83 @@ def test_F30_what_a_killed_load_has_copied_is_over(
     assert cluster.datapaths[1].status().drift == ()
 
 
+def test_F30_a_reused_port_leads_to_its_new_backend_without_an_apply(
+    cluster: Cluster, later: Sockets, monkeypatch: pytest.MonkeyPatch
+):
+    """As above, where the load itself is the first to find what the killed one has left."""
+    one, other = cluster.lab.pods[1:]
+    cluster.apply("web", VIP[0], [one])
+    with dial(cluster.lab.pod(1, 1), VIP) as first:
+        port = first.getsockname()[1]
+        assert ask(first).name == one.name
+        first.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    killed_load(cluster, monkeypatch, "connected", max_flows=2048)
+    with monkeypatch.context() as patched:  # the plan's maps are those that run, whatever the others are
+        patched.setattr(carrying, "restore", lambda _: None)
+        cluster.apply("web", VIP[0], [other])
+    later["again"] = dial_again(cluster, port)
+    assert talk(later) == {"again": other.name}
+    load(cluster, max_flows=2048)
+    tell(repeats=1, load="one connection by a port that was used before")
+    assert broken(later, {"again": other.name}) == []
+
+
+def test_F30_what_opened_while_a_load_failed_that_was_killed_then(
+    cluster: Cluster, later: Sockets, monkeypatch: pytest.MonkeyPatch
+):
+    """The new programs ran for a moment, and those of before hang again: what opened meanwhile goes on."""
+    one = later["TCP"] = cluster.lab.pod(1, 1).socket(socket.AF_INET, socket.SOCK_STREAM)
+    one.settimeout(5)
+    real, times = carrying.Move.catch_up, iter((False, True))
+
+    def opens(move: carrying.Move, maps: Maps) -> None:
+        real(move, maps)
+        if next(times):
+            one.connect(VIP)
+            talk(later)
+            failing()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(carrying.Move, "catch_up", opens)
+        killed_load(cluster, patched, "switch_back", max_flows=2048)
+    load(cluster, max_backends=1024)
+    tell(repeats=1, load="one connection that opened meanwhile")
+    assert untracked(cluster, later) == set()
+    assert broken(later, talk(later)) == []
+
+
+@pytest.mark.parametrize("step", ["_runs", "_keep"])  # the first asks, behind the exchange, what hangs now
+def test_F30_behind_the_exchange_the_new_maps_stay(
+    cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    """What is applied then is in effect, too, and what was open and what opens is carried on."""
+    names = talk(sockets)
+    killed_load(cluster, monkeypatch, step, max_flows=2048, max_backends=1024)
+    later["new"] = dial(cluster.lab.pod(1, 1), VIP)
+    names.update(talk(later))
+    cluster.apply("web", VIP[0], cluster.lab.pods[1:2])
+    assert sizes(cluster) == (4096, 1024)
+    assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).names.keys() == {cluster.lab.pods[1].name}
+    cluster.apply("web", VIP[0], cluster.lab.pods[1:])
+    load(cluster, max_flows=2048, max_backends=1024)
+    tell(repeats=1)
+    assert untracked(cluster, sockets | later) == set()
+    assert broken({**later, **{key: one for key, one in sockets.items() if "TCP" in key}}, names) == []
+
+
+def test_what_is_recorded_and_not_in_effect_is_applied_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+    """A killed load has planned its copy: of what is in the maps that run instead the records know nothing."""
+    killed_load(cluster, monkeypatch, "connected", max_backends=40_000, algorithm="maglev")
+    with Records(cluster.datapaths[1].instance.records) as records:
+        assert not records.get(applying.UNFINISHED)
+    cluster.apply("web", VIP[0], cluster.lab.pods[1:])  # unchanged
+    with (
+        Records(cluster.datapaths[1].instance.records) as records,
+        Maps(cluster.datapaths[1].instance.map_pins) as maps,
+    ):
+        assert applying.pending(records, maps)[0].empty
+
+
 def repaired(cluster: Cluster) -> list[str]:
     """What a repair found and mended."""
     begun = time.monotonic()
@@ -133,7 +211,7 @@ def test_F11_F30_a_move_that_is_killed_is_mended_by_repair(
     assert datapath.status().drift == ()
     assert untracked(cluster, sockets | later) == set()
     assert broken(sockets | later, names) == []
-    if by == "this version" and step != "catch_up":
+    if by == "this version":
         assert hanging(cluster) == before, "nothing is compiled, or exchanged"
     cluster.apply("web", VIP[0], cluster.lab.pods[1:2])
     assert ask_many(cluster.lab.pod(1, 1), KINDS["TCP"], VIP, 20).names.keys() == {cluster.lab.pods[1].name}
