@@ -9,17 +9,35 @@ no annotation of its own (C12).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeVar, get_args
 
 from pydatapath.fields import FieldError, map_of, number_of, show, strings_of, type_name, unicast_of
 from pydatapath.model import AffinityScope, Algorithm
 
-__all__ = ["ALGORITHM", "ALGORITHMS", "MOST_WEIGHT", "WEIGHTS", "algorithm_of", "scope_of", "weigh", "weights_of"]
+__all__ = [
+    "ALGORITHM",
+    "ALGORITHMS",
+    "ANNOTATIONS",
+    "MOST_WEIGHT",
+    "OURS",
+    "WEIGHTS",
+    "algorithm_of",
+    "scope_of",
+    "weigh",
+    "weights_of",
+]
 
-ALGORITHM: Final = "pydatapath.io/algorithm"
-AFFINITY_SCOPE: Final = "pydatapath.io/affinity-scope"
-WEIGHTS: Final = "pydatapath.io/weights"
+OURS: Final = "pydatapath.io/"
+ALGORITHM: Final = f"{OURS}algorithm"
+AFFINITY_SCOPE: Final = f"{OURS}affinity-scope"
+WEIGHTS: Final = f"{OURS}weights"
+# Those that mean something, by the kind that carries them
+ANNOTATIONS: Final[Mapping[str, Collection[str]]] = {
+    "Service": (AFFINITY_SCOPE, ALGORITHM),
+    "EndpointSlice": (WEIGHTS,),
+    "Node": (),
+}
 ALGORITHMS: Final[tuple[Algorithm, ...]] = get_args(Algorithm)
 MOST_WEIGHT: Final = 1000
 _SCOPES: Final[tuple[AffinityScope, ...]] = get_args(AffinityScope)

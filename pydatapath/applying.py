@@ -24,6 +24,8 @@ from pydatapath.interrupts import deferred
 from pydatapath.kernel import tables
 from pydatapath.kernel.layout import Family, MemberKind
 from pydatapath.kernel.maps import Maps
+from pydatapath.kinds import split_key
+from pydatapath.known_fields import unknown_fields
 from pydatapath.membership import MemberChange, Members, member_change, members_of
 from pydatapath.model import EndpointSlice, Manifested, Node, Service
 from pydatapath.plan import Address, Here, PortPlan
@@ -56,8 +58,8 @@ _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_
 class Outcome:
     """What became of one object, in kubectl's words; `error` says why where it is refused and stays as it was.
 
-    `warnings` are sentences about addresses that a service claims and another one has (S70), this one or that; and
-    about what two nodes say is their own.
+    `warnings` are sentences about addresses that a service claims and another one has (S70), this one or that; about
+    what two nodes say is their own; and about fields that its kind has not.
     """
 
     kind: str
@@ -160,7 +162,7 @@ def apply(
     nothing is pruned. Raises KernelError for a map that is full. Nothing is written where an error is raised before the
     maps are reached. `records` is in a transaction, which is committed before the maps are written.
     """
-    node = here(records)
+    node, objects = here(records), list(objects)
     made = edit(records, objects, delete=delete, prune=prune, keep_going=keep_going, faults=faults)
     # S87: in another zone every service with hints may have other backends
     whole = bool(records.get(UNFINISHED)) or here(records) != node
@@ -168,7 +170,7 @@ def apply(
         _program(records, maps, made, whole=whole, dry_run=dry_run)
     elif not dry_run:
         records.keep_copy()
-    return _warned(records, made.outcomes)
+    return _warned(records, made.outcomes, objects)
 
 
 @collector_resting()
@@ -309,19 +311,21 @@ def _forget(records: Records, made: Edit, over: Collection[Key]) -> None:
             _join(records, made, key[2], {})
 
 
-def _warned(records: Records, outcomes: list[Outcome]) -> list[Outcome]:
-    """The outcomes, those of services that claim one address with another with sentences about it (C7), as of nodes."""
-    told: dict[tuple[str, str], list[str]] = {}
+def _warned(records: Records, outcomes: list[Outcome], objects: Iterable[Manifested]) -> list[Outcome]:
+    """The outcomes, those of services that claim one address with another with sentences about it (C7), as of nodes;
+    and of fields that nobody knows.
+    """
+    told: dict[Key, list[str]] = {}
+    for key, sentence in unknown_fields(objects):
+        told.setdefault(key, []).append(sentence)
     for shadow in records.shadows():
         for service in (shadow.service, shadow.holder):
-            told.setdefault(("Service", service), []).append(str(shadow))
+            told.setdefault(("Service", *split_key(service)), []).append(str(shadow))
     if changed := [one.name for one in outcomes if one.kind == "Node"]:
         for nodes, sentence in node_conflicts(records, changed):
             for node in nodes:
-                told.setdefault(("Node", f"/{node}"), []).append(sentence)
-    if not told:
-        return outcomes
-    return [replace(one, warnings=tuple(told.get((one.kind, f"{one.namespace}/{one.name}"), ()))) for one in outcomes]
+                told.setdefault(("Node", "", node), []).append(sentence)
+    return [replace(one, warnings=tuple(told.get(one.key, ()))) for one in outcomes] if told else outcomes
 
 
 def node_conflicts(records: Records, nodes: Collection[str] | None = None) -> list[tuple[list[str], str]]:

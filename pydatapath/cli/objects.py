@@ -33,7 +33,8 @@ KINDS = {"service": "Service", "svc": "Service", "endpointslice": "EndpointSlice
 def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool, keep_going: bool) -> None:
     """Make the Services, EndpointSlices and Nodes of manifests; all of them, or none where one is wrong.
 
-    Every object that is wrong is named. Other kinds that Kubernetes has are named and skipped.
+    Every object that is wrong is named. Other kinds that Kubernetes has are named and skipped. Of fields that a kind
+    has not there is a warning.
 
     \b
     Examples:

@@ -262,10 +262,10 @@ class TestClash:
     def test_S70_the_outcomes_warn_of_both(self, node: Node) -> None:
         """Each given service that has or has not an address that two claim."""
         node.apply(service("a", EXTERNAL, made=OLD))
-        outcomes = applying._warned(node.records, node.apply(service("b", EXTERNAL, made=NEW), service("c")))
+        outcomes = applying._warned(node.records, node.apply(service("b", EXTERNAL, made=NEW), service("c")), ())
         said = f"Service default/b: {EXTERNAL}:80/tcp belongs to Service default/a, which is older"
         assert [one.warnings for one in outcomes] == [(said,), ()]
-        outcomes = applying._warned(node.records, node.apply(service("a", EXTERNAL, made=OLD)))
+        outcomes = applying._warned(node.records, node.apply(service("a", EXTERNAL, made=OLD)), ())
         assert [(one.action, one.warnings) for one in outcomes] == [("unchanged", (said,))]
 
 

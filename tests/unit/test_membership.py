@@ -168,7 +168,7 @@ def test_what_two_nodes_say_is_their_own_is_told(records: Records) -> None:
     one = node("a", pods=("10.244.2.0/24",), own=("192.0.2.7", "192.0.2.8"))
     two = node("b", pods=("10.244.2.0/24",), own=("192.0.2.7", "192.0.2.9"))
     applying.edit(records, [one, node("c", pods=("10.244.3.0/24",))])
-    outcomes = applying._warned(records, applying.edit(records, [two, node("c", pods=("10.244.3.0/24",))]).outcomes)
+    outcomes = applying._warned(records, applying.edit(records, [two, node("c", pods=("10.244.3.0/24",))]).outcomes, ())
     said = tuple(
         f"Node b: {shared} is Node a's, too, and counts until neither has it"
         for shared in ("10.244.2.0/24", "192.0.2.7")
