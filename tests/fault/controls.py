@@ -143,7 +143,7 @@ CONTROLS: Final = (
         "full, code = False, 0",
         "fault/test_disk_and_pins.py",
         "F6_a_full_disk and not unload",
-        r"no room\|cannot be written",
+        r"(?m)^E .*(no room|cannot be written)",
     ),
     Control(
         "F7: a pin that is gone is not missed",
@@ -152,7 +152,7 @@ CONTROLS: Final = (
         "            if False:\n",
         "fault/test_disk_and_pins.py",
         "F7_no_file_system",
-        "no longer pinned",
+        "(?m)^E .*no longer pinned",
     ),
     Control(
         "F7: whose a folder is nobody asks",
@@ -261,7 +261,7 @@ CONTROLS: Final = (
         "        if False:\n",
         "traffic/test_repair.py",
         "F13",
-        "the node's first uplink was eth0",
+        "(?m)^E .*the node's first uplink was eth0",
     ),
     Control(
         "F19: where no port is left it goes as it came",
