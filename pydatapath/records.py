@@ -5,7 +5,6 @@ The live maps are the truth about the kernel, this is the truth about the wish. 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,24 +22,21 @@ from pydatapath.record_copy import follow, watch
 from pydatapath.record_faults import (
     CHANGES,
     SQLITE_ERRORS,
-    UNWRITABLE,
     copy_of,
     count_of,
     damage_in,
     damaged,
     explained,
-    primary_code,
     refuse_damaged,
-    remove_database,
     summed,
     wrong_number,
     wrong_version,
 )
-from pydatapath.record_tables import SCHEMA, SCHEMA_VERSION, STEPS
+from pydatapath.record_files import make_database, open_database
+from pydatapath.record_tables import SCHEMA_VERSION, STEPS
 
 __all__ = ["HostChange", "RecordedPort", "Records", "Shadow", "Stored"]
 
-BUSY_SECONDS: Final = 30.0
 _OBJECT: Final = "SELECT kind, namespace, name, service, manifest, made FROM objects"
 # The claims of each contested address, in the order in which they may have it: a node port gives way to whoever names
 # the address (S48), then the oldest comes first (C7)
@@ -131,11 +127,11 @@ class Records:
         self._path = path
         try:
             if create and not path.exists():
-                _make(path)
+                make_database(path)
             if not path.exists():
                 mends = "`pydatapath repair` takes their copy" if copy_of(path).exists() else "`pydatapath load`"
                 raise DatapathError(f"the records {path} cannot be read: there are none", hint=mends)
-            self._db, version = _open(path)
+            self._db, version = open_database(path)
             if version != SCHEMA_VERSION and (wrong := wrong_number(self._db)):
                 self._db.close()
                 raise damaged(path, wrong)
@@ -498,46 +494,6 @@ class Records:
         """What was done of one kind."""
         rows = self._db.execute("SELECT subject FROM host_changes WHERE kind = ? ORDER BY subject", (kind,))
         return [row[0] for row in rows]
-
-
-def _make(path: Path) -> None:
-    """An empty database, which is there as a whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    remove_database(fresh)
-    with contextlib.closing(sqlite3.connect(fresh, isolation_level=None)) as made:
-        fresh.chmod(0o600)
-        made.execute("PRAGMA journal_mode = WAL")
-        made.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
-    fresh.rename(path)
-
-
-def _open(path: Path) -> tuple[sqlite3.Connection, int]:
-    """The database and its version; where the disk is full or read-only, to be read only."""
-    try:
-        # mode=rw: an absent database is NotLoaded's business, not an empty one made in passing
-        return _connected(f"file:{path}?mode=rw")
-    except sqlite3.Error as error:
-        # Without a log beside it (as each command leaves it) it can be read as it lies there
-        if primary_code(error) not in UNWRITABLE or not path.exists() or _has_log(path):
-            raise
-    return _connected(f"file:{path}?immutable=1")
-
-
-def _connected(uri: str) -> tuple[sqlite3.Connection, int]:
-    opened = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
-    try:
-        # The folder is a tmpfs that a power cut empties anyway
-        opened.execute("PRAGMA synchronous = OFF")
-        opened.execute("PRAGMA foreign_keys = ON")
-        return opened, opened.execute("PRAGMA user_version").fetchone()[0]
-    except BaseException:
-        opened.close()
-        raise
-
-
-def _has_log(path: Path) -> bool:
-    logs = [path.with_name(path.name + side) for side in ("-wal", "-journal")]
-    return any(log.exists() and log.stat().st_size > 0 for log in logs)
 
 
 def titled(key: str) -> str:

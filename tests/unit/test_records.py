@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pydatapath import applying
+from pydatapath import applying, record_files
 from pydatapath.claims import Claim, Holding
 from pydatapath.errors import DatapathError
 from pydatapath.kernel.layout import Family
@@ -502,3 +504,34 @@ def test_a_second_reader_sees_the_last_whole_change(path: Path) -> None:
             assert reader.objects() == []
     with Records(path) as reader:
         assert reader.objects() == [WEB]
+
+
+def test_a_writer_waits_for_another_connection_also_when_it_has_read(path: Path) -> None:
+    """SQLite's own patience ends where a transaction begins by reading, as each command's does."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
+        release.start()
+        with Records(path) as records:
+            assert records.objects() == []
+            records.store([WEB])
+        release.join()
+    with Records(path) as records:
+        assert records.objects() == [WEB]
+
+
+def test_a_writer_does_not_wait_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for what no waiting mends: somebody else has changed what it has read."""
+    monkeypatch.setattr(record_files, "BUSY_SECONDS", 0.2)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatapathError, match="are busy"), Records(path) as records:
+            records.store([WEB])
+        other.execute("ROLLBACK")
+        monkeypatch.undo()
+        begun = time.monotonic()
+        with Records(path) as records:
+            other.execute("INSERT INTO facts VALUES ('x', '1', 0)")
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                records.store([WEB])
+        assert time.monotonic() - begun < 10
