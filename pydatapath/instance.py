@@ -25,6 +25,7 @@ __all__ = ["DEFAULT", "RUN", "Instance", "check_name", "find"]
 
 DEFAULT: Final = "default"
 RUN: Final = Path("/run/pydatapath")
+PINS: Final = bpffs.BPFFS / "pydatapath"
 LOCK_SECONDS: Final = 30.0
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
@@ -45,7 +46,7 @@ class Instance:
     @property
     def pins(self) -> Path:
         """The folder of everything pinned."""
-        return bpffs.BPFFS / "pydatapath" / self.name / str(self.cookie)
+        return PINS / self.name / str(self.cookie)
 
     @property
     def map_pins(self) -> Path:
@@ -215,8 +216,15 @@ def left_behind() -> list[Instance]:
     return list(dict.fromkeys(one for one in dead if one.cookie not in alive))
 
 
+def check_all_folders() -> None:
+    """Raises Conflict where a folder of any instance is not root's alone, also one that somebody made in its place."""
+    for root in (PINS, RUN):
+        for folder in sorted((root, *root.glob("*"), *root.glob("*/*"))):
+            bpffs.check_private(folder, root.parent)
+
+
 def _folders() -> list[Path]:
-    return sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")})
+    return sorted({*RUN.glob("*/*"), *PINS.glob("*/*")})
 
 
 def _cookie_of(folder: Path) -> int | None:

@@ -314,9 +314,10 @@ def doctor(output: str) -> None:
     Example:
       pydatapath doctor
     """
+    from pydatapath.instance import check_all_folders
     from pydatapath.kernel.features import checks
 
-    found = list(checks())
+    found = list(checks(check_all_folders))
     if output in ("json", "yaml"):
         dump([asdict(one) for one in found], output)
     else:

@@ -50,8 +50,10 @@ class Feature:
     attempt: Callable[[], int]
 
 
-def checks() -> Iterator[Check]:
-    """All checks, in the order in which they build on each other."""
+def checks(check_folders: Callable[[], None]) -> Iterator[Check]:
+    """All checks, in the order in which they build on each other. `check_folders` raises DatapathError where a folder
+    of ours is not root's alone.
+    """
     yield Check("kernel", True, platform.release())
     yield _privileges()
     yield _bpf_file_system()
@@ -61,6 +63,7 @@ def checks() -> Iterator[Check]:
     yield _pyroute2()
     yield _jit()
     if os.geteuid() == 0:
+        yield _folders(check_folders)
         yield from map(_feature, features())
         yield _clsact()
 
@@ -74,6 +77,14 @@ def _bpf_file_system() -> Check:
     mounted = bpffs.is_mounted()
     detail = f"mounted at {bpffs.BPFFS}" if mounted else f"nothing at {bpffs.BPFFS}; load mounts it"
     return Check("bpf file system", mounted, detail, bpffs.MOUNT)
+
+
+def _folders(check: Callable[[], None]) -> Check:
+    try:
+        check()
+    except DatapathError as error:
+        return Check("folders of root alone", False, str(error), error.hint)
+    return Check("folders of root alone", True, "those of pins and records, where there are any")
 
 
 def _libbpf() -> Check:

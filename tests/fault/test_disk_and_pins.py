@@ -7,8 +7,10 @@ back to a good state.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -223,6 +225,12 @@ SPOILT = {
 }
 
 
+def missing(stand: Stand) -> dict[str, str]:
+    """What `doctor` does not find, and what it says of it."""
+    done = subprocess.run(stand.command("doctor", "-o", "json"), capture_output=True, check=False)
+    return {one["name"]: one["detail"] for one in json.loads(done.stdout) if not one["found"]}
+
+
 @pytest.mark.parametrize("what", SPOILT)
 def test_F7_pin_dir_wrong_owner(loaded: Stand, what: str):
     """Nor may others write there, nor does it lead elsewhere: every command says so and does nothing, traffic goes on,
@@ -230,12 +238,14 @@ def test_F7_pin_dir_wrong_owner(loaded: Stand, what: str):
     """
     before, which = loaded.state(), loaded.which
     spoil, mend, says, hints = SPOILT[what]
+    assert "folders of root alone" not in missing(loaded)
     for lowest, root in ((which.pins, BPFFS), (which.directory, RUN.parent)):
         for place in (one for one in (lowest, *lowest.parents) if one.is_relative_to(root) and one != root):
             spoil(place)
             try:
                 for command in (*WRITING[:2], ("status",), ("repair",), ("unload",)):
                     fails(loaded, *command, says=f"the folder {place} .*{says}", hints=hints)
+                assert re.match(f"the folder {place} .*{says}", missing(loaded)["folders of root alone"])
                 works(loaded)
             finally:
                 mend(place)
@@ -251,6 +261,7 @@ def test_F7_pin_dir_wrong_owner_before_the_first_load(stand: Stand):
         for command in (("load", *OPTIONS), ("unload",)):
             fails(stand, *command, says=f"the folder {place} belongs to user {NOBODY}", hints=f"`rm -r {place}`")
             assert not RUN.exists()
+        assert f"the folder {place} belongs to user" in missing(stand)["folders of root alone"]
         shutil.rmtree(place)
         assert stand.differences(before) == []
         stand.load()
