@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from packetbed import Bed
 from steps import Send, Serve, Step
-from twins import HERE, HIDDEN, LIMITED, OTHERWISE_TIMED, PAST, Run, compare, shortest
+from twins import Run, compare, shortest
+from worlds import HERE, HIDDEN, LIMITED, OTHERWISE_TIMED, PAST
 
 from pydatapath.kernel.layout import NatType as KernelNatType
 from pydatapath.reference import (

@@ -22,26 +22,14 @@ import pytest
 from frames import DROP, PASS, REDIRECT, Outcome
 from garbage import Reading, mutants, off, read, unread, unsummed, written
 from histories import history
+from moments import Paused, ticks
 from packetbed import Bed
 from places import DEVICES, GATEWAY_MAC, MAC, NODE, V4
 from rows import tell
 from steps import Send
-from twins import (
-    HERE,
-    HIDDEN,
-    LIMITED,
-    MACS,
-    PAST,
-    Differs,
-    Paused,
-    Twins,
-    check,
-    counted,
-    refused_pods,
-    tables_of,
-    ticks,
-)
+from twins import Differs, Twins, check, counted, refused_pods, tables_of
 from wire import ELSEWHERE_MAC, NO_MAC, frame, is_by_bridge
+from worlds import HERE, HIDDEN, LIMITED, MACS, PAST
 
 from pydatapath.kernel import clock, libbpf
 from pydatapath.kernel.layout import Family, program_places

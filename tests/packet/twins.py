@@ -12,30 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 from unittest import mock
 
 from frames import DROP, PASS, REDIRECT, Outcome, packed, shown
-from packetbed import FEW_PORTS, OTHER_TIMEOUTS, SIZES, Bed, Serving, whole
+from moments import STILL, Paused, jiffies_ahead, ticks
+from packetbed import SIZES, Bed, Serving, whole
 from places import (
-    BACKEND,
-    CLIENT,
-    CLUSTER_NETWORKS,
     DEVICES,
     MAC,
     NODE,
-    POD_NETWORKS,
-    SERVICE_NETWORKS,
     UPLINK_MAC,
-    V4,
-    V6,
-    V6_CLUSTER_NETWORKS,
-    V6_POD_NETWORKS,
-    V6_SERVICE_NETWORKS,
 )
 from steps import (
     Across,
@@ -73,20 +62,19 @@ from wire import (
     tuple_in,
     tuple_of,
 )
+from worlds import HERE, MACS
 
 from pydatapath.kernel import clock, libbpf, tables
 from pydatapath.kernel.compile import NAT_POD_PARTS
-from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family, FlowState, MappingSide, timeout
+from pydatapath.kernel.layout import AFFINITY, BackendState, Counter, Family, MappingSide
 from pydatapath.kernel.layout import BACKEND as BACKEND_STRUCT
 from pydatapath.kernel.layout import Hook as KernelHook
 from pydatapath.kernel.maps import Map, possible_cpus
 from pydatapath.model import Node
 from pydatapath.reference import NODE as THE_NODE
 from pydatapath.reference import (
-    TIMEOUTS,
     Address,
     Choice,
-    Egress,
     Entry,
     FlowTuple,
     Hook,
@@ -94,9 +82,7 @@ from pydatapath.reference import (
     Machine,
     Masquerade,
     Model,
-    Own,
     Packet,
-    Route,
     State,
     Verdict,
     World,
@@ -105,50 +91,19 @@ from pydatapath.reference.flows import Table
 from pydatapath.reference.nat import Inside, Mappings
 from pydatapath.reference.services import service_called
 
-__all__ = ["HERE", "HIDDEN", "LIMITED", "OTHERWISE_TIMED", "PAST", "Run", "compare", "refused_pods", "shortest"]
+__all__ = ["Differs", "Run", "Twins", "check", "compare", "counted", "refused_pods", "shortest", "tables_of"]
 
-HERE = World(
-    tuple(Own(who.NODE, who.UPLINK) for who in (V4, V6)),
-    endpoints={**dict.fromkeys((V4.NODE, V4.UPLINK, V6.NODE, V6.UPLINK), THE_NODE), **DEVICES},
-    interfaces=frozenset(DEVICES.values()),
-    pod_networks=tuple(map(str, (*POD_NETWORKS, *V6_POD_NETWORKS))),
-    exclusive_networks=tuple(map(str, (*POD_NETWORKS, *V6_POD_NETWORKS))),
-    service_networks=tuple(map(str, (*SERVICE_NETWORKS, *V6_SERVICE_NETWORKS))),
-    cluster_networks=tuple(map(str, (*CLUSTER_NETWORKS, *V6_CLUSTER_NETWORKS))),
-    routes=(
-        *(Route(f"{network}.0/24") for network in ("10.1.0", "10.2.0", "198.51.100", "192.168.9")),
-        *(Route(f"{network}::/64") for network in ("fd00:10:1", "fd00:10:2", "2001:db8:51", "2001:db8:9")),
-    ),
-)
-PAST = replace(HERE, pod_fast_path=True)  # what pods send to each other goes past the bridge
-HIDDEN = replace(HERE, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK))))  # who leaves the cluster
-LIMITED = replace(  # and a pod may begin ten flows in a minute, as by the fixture `limited`
-    HIDDEN, masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)), pod_flows=(10, 60))
-)
-OTHERWISE_TIMED = replace(
-    HIDDEN,
-    masquerade=Masquerade((Egress(V4.UPLINK), Egress(V6.UPLINK)), ports=range(FEW_PORTS[0], FEW_PORTS[1] + 1)),
-    timeouts={(one, state): timeout(one, FlowState[state.name], OTHER_TIMEOUTS) for one, state in TIMEOUTS},
-    quarantine=OTHER_TIMEOUTS["QUARANTINE"],
-    pod_fast_path=True,
-)
-MACS = {device: MAC[address] for address, device in DEVICES.items()} | {THE_NODE: MAC[NODE]}
 REFUSED = ("drop_no_backend", "drop_no_service", "drop_pod_gone")
 PROHIBITED = ("drop_ports_taken", "drop_pod_limit")
 TABLES = ("flows", "half_open")
 COUNTERS = [one.name.lower() for one in Counter]
 STAMP = struct.Struct("=Q")  # last_seen of struct flow, behind the tuple
 WAITS = 8  # see histories.ODD
-STILL = 0.1  # seconds that the machine may stand still: less than what histories.ODD leaves
 ATTEMPTS = 5
 
 
 class Differs(AssertionError):
     """The kernel and the model do not agree; the message says on what."""
-
-
-class Paused(Exception):
-    """The machine stood still, so that entries are older than the history says."""
 
 
 class Twins:
@@ -506,16 +461,6 @@ def tables_of(address: str) -> tuple[str, str]:
     return flows, half_open
 
 
-def ticks() -> int:
-    """The coarse clock in ticks: as fast as jiffies, but from another beginning."""
-    return time.clock_gettime_ns(clock.CLOCK_MONOTONIC_COARSE) * clock.HZ // 1_000_000_000
-
-
-def jiffies_ahead(bed: Bed) -> int:
-    """How far jiffies are ahead of the coarse clock, which NTP may slow down: as it was some seconds ago at most."""
-    return _jiffies_ahead(bed, ticks() // (5 * clock.HZ))
-
-
 @contextlib.contextmanager
 def refused_pods() -> Iterator[list[str]]:
     """The pods that may begin no more flows (N24), as often as they are told so; so does the kernel, or it differs."""
@@ -530,20 +475,6 @@ def refused_pods() -> Iterator[list[str]]:
 
     with mock.patch.object(Mappings, "pay", noted):
         yield refused
-
-
-@lru_cache(maxsize=1)
-def _jiffies_ahead(bed: Bed, _since: int) -> int:
-    """By the stamp of a flow that begins now; it is forgotten again."""
-    began, target = ticks(), tables.pack_address(tables.Address(BACKEND, 9, "TCP"))
-    bed.maps["targets"].update(target, struct.pack("=I", 1))
-    bed.run(KernelHook.FROM_POD, frame(Packet(CLIENT, 9, BACKEND, 9, flags="S"), MAC[CLIENT]))
-    ahead = next(entry.last_seen for entry in bed.entries("half_open").values()) - ticks()
-    bed.forget_flows()
-    bed.maps["targets"].delete(target)
-    if ticks() - began > clock.HZ * STILL / 2:
-        raise Paused
-    return ahead
 
 
 def give_all_numbers_once(bed: Bed) -> None:
