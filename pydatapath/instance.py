@@ -21,7 +21,7 @@ from pydatapath.kernel import bpffs, netns
 from pydatapath.kernel.layout import LAYOUT_VERSION
 from pydatapath.record_faults import copy_of
 
-__all__ = ["DEFAULT", "RUN", "Instance", "check_name", "find"]
+__all__ = ["DEFAULT", "PINS", "RUN", "Instance", "check_all_folders", "check_name", "find"]
 
 DEFAULT: Final = "default"
 RUN: Final = Path("/run/pydatapath")
@@ -218,9 +218,11 @@ def left_behind() -> list[Instance]:
 
 def check_all_folders() -> None:
     """Raises Conflict where a folder of any instance is not root's alone, also one that somebody made in its place."""
-    for root in (PINS, RUN):
-        for folder in sorted((root, *root.glob("*"), *root.glob("*/*"))):
-            bpffs.check_private(folder, root.parent)
+    with contextlib.suppress(FileNotFoundError):  # an unload may just take one away
+        for root in (PINS, RUN):
+            for folder in sorted((root, *root.glob("*"), *root.glob("*/*"))):
+                if folder == root or folder.is_dir():
+                    bpffs.check_private(folder, root.parent)
 
 
 def _folders() -> list[Path]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from itertools import chain
 from typing import Any, Final, Union
 
@@ -20,14 +21,14 @@ from pydatapath.fields import show
 from pydatapath.model import Manifested
 from pydatapath.records import Key
 
-__all__ = ["MOST_SENTENCES", "unknown_fields"]
+__all__ = ["FIELDS", "MOST_SENTENCES", "unknown_fields"]
 
 # What a map, or each map of a list, may hold; None: whatever stands there is not looked into
 _Fields = Mapping[str, Union["_Fields", None]]
 # The name of what is not known, and those that may stand in its place
 _Slip = tuple[str, Collection[str]]
 
-MOST_SENTENCES: Final = 20  # of one call: who makes up thousands of fields is not told of all
+MOST_SENTENCES: Final = 20  # of a kind: who makes up thousands of fields is not told of all
 _PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,62}")
 
 
@@ -41,7 +42,8 @@ _METADATA: Final[_Fields] = _any(
 )
 _OBJECT: Final[_Fields] = {**_any("apiVersion kind"), "metadata": _METADATA}
 _NAMED: Final[_Fields] = _any("name")
-_FIELDS: Final[Mapping[str, _Fields]] = {
+# By kind; what `build` drops of a status, and so nobody sees here, is left out
+FIELDS: Final[Mapping[str, _Fields]] = {
     "Service": {
         **_OBJECT,
         "spec": {
@@ -54,7 +56,6 @@ _FIELDS: Final[Mapping[str, _Fields]] = {
             "sessionAffinityConfig": {"clientIP": _any("timeoutSeconds")},
         },
         "status": {
-            **_any("conditions"),
             "loadBalancer": {"ingress": {**_any("hostname ip ipMode"), "ports": _any("error port protocol")}},
         },
     },
@@ -72,7 +73,7 @@ _FIELDS: Final[Mapping[str, _Fields]] = {
     "Node": {
         **_OBJECT,
         "spec": _any("configSource externalID podCIDR podCIDRs providerID taints unschedulable"),
-        "status": {"addresses": _any("address type")},  # of more `build` keeps nothing
+        "status": {"addresses": _any("address type")},
     },
 }
 
@@ -81,19 +82,19 @@ def unknown_fields(objects: Iterable[Manifested]) -> Iterator[tuple[Key, str]]:
     """Kind, namespace and name of each object with a field that its kind has not, and a sentence about the field.
 
     The sentence is the same for all objects that have the field, so that it need be said but once. Of each kind
-    MOST_SENTENCES fields are told.
+    MOST_SENTENCES fields are told. Of a status only what is read of it is looked at.
     """
-    by_kind: dict[str, list[Manifested]] = {}
+    by_kind: dict[str, dict[str, Manifested]] = {}
     for one in objects:
-        by_kind.setdefault(type(one).__name__, []).append(one)
+        by_kind.setdefault(type(one).__name__, {})[one.key] = one
     for kind, those in by_kind.items():
         slips: dict[str, _Slip] = {}
-        for path, slip in _in_parts([one.manifest for one in those], kind):
+        for path, slip in _in_parts([one.manifest for one in those.values()], kind):
             slips.setdefault(path, slip)
             if len(slips) == MOST_SENTENCES:
                 break
         holders: dict[str, list[Manifested]] = {path: [] for path in slips}
-        for one in those if slips else ():
+        for one in those.values() if slips else ():
             for path in slips.keys() & dict(_unknown([one.manifest], kind)).keys():
                 holders[path].append(one)
         for path, found in holders.items():
@@ -102,14 +103,18 @@ def unknown_fields(objects: Iterable[Manifested]) -> Iterator[tuple[Key, str]]:
 
 
 def _sentence(kind: str, path: str, slip: _Slip, keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
+    return f"{kind} {', '.join(keys[:1])}{more}: {path}: is not known, and does nothing{_advice(*slip)}"
+
+
+def _advice(name: str, known: Collection[str]) -> str:
     from difflib import get_close_matches
 
-    name, known = slip
+    if whose := [kind for kind, names in ANNOTATIONS.items() if name in names]:
+        return f" (it belongs to a {whose[0]})"
     forms = {one.lower(): one for one in known}
     close = get_close_matches(name.lower(), sorted(forms), n=1, cutoff=0.75) if len(name) <= 80 else ()
-    advice = f" (did you mean {forms[close[0]]}?)" if close else ""
-    more = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
-    return f"{kind} {', '.join(keys[:1])}{more}: {path}: is no field that is known here, and does nothing{advice}"
+    return f" (did you mean {forms[close[0]]}?)" if close else ""
 
 
 def _in_parts(manifests: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, _Slip]]:
@@ -121,22 +126,25 @@ def _in_parts(manifests: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tup
 
 
 def _unknown(manifests: Collection[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, _Slip]]:
-    """What is in any of these manifests and not known, by its path."""
-    yield from _beside(manifests, _FIELDS[kind], "")
-    annotations = chain.from_iterable(one["metadata"].get("annotations", ()) for one in manifests)
-    for name in dict.fromkeys(name for name in annotations if name.startswith(OURS)):
-        if name not in ANNOTATIONS[kind]:
-            yield f"metadata.annotations[{show(name)}]", (name, ANNOTATIONS[kind])
+    """What is in any of these manifests and not known, by its path; of each map no more than can be told."""
+    yield from _beside(manifests, FIELDS[kind], "")
+    annotations = _maps(one.get("annotations") for one in _maps(one.get("metadata") for one in manifests))
+    ours = {name for one in annotations for name in one if name.startswith(OURS)}
+    for name in nsmallest(MOST_SENTENCES, ours.difference(ANNOTATIONS[kind])):
+        yield f"metadata.annotations[{show(name)}]", (name, ANNOTATIONS[kind])
 
 
 def _beside(maps: Collection[Mapping[str, Any]], fields: _Fields, path: str) -> Iterator[tuple[str, _Slip]]:
     """What is in any of the maps and not in `fields`, here or deeper."""
     names = set().union(*maps)
-    for name in sorted(names - fields.keys()):
+    for name in nsmallest(MOST_SENTENCES, names - fields.keys()):
         yield f"{path}{name if _PLAIN.fullmatch(name) else show(name)}", (name, fields)
     for name, below in fields.items():
         if below and name in names:
             values = [one[name] for one in maps if name in one]
             lists = [one for one in values if type(one) is list]
-            inner = [one for one in chain(values, *lists) if type(one) is dict]
-            yield from _beside(inner, below, f"{path}{name}{'[]' if lists else ''}.")
+            yield from _beside(_maps(chain(values, *lists)), below, f"{path}{name}{'[]' if lists else ''}.")
+
+
+def _maps(values: Iterable[object]) -> list[dict[str, Any]]:
+    return [one for one in values if type(one) is dict]

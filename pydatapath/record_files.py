@@ -19,10 +19,11 @@ _PAUSE: Final = 0.01  # seconds between two tries
 
 
 class _Patient(sqlite3.Connection):
-    """Waits for who writes also where its own transaction began by reading.
+    """Waits for the writers' lock also where its own transaction began by reading.
 
-    SQLite's busy handler is not asked then (sqlite.org/c3ref/busy_handler.html), and who only reads has the writers'
-    lock for a moment, too, where it meets a commit (wal.c, walIndexReadHdr).
+    SQLite's busy handler is not asked then (sqlite.org/c3ref/busy_handler.html), and who only reads has that lock for a
+    moment, too, where it meets a commit (wal.c, walIndexReadHdr). One writer of ours at a time has the instance's lock;
+    who changes the records beside it makes what it has read old, which is an error after all.
     """
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
@@ -34,7 +35,7 @@ class _Patient(sqlite3.Connection):
 
 
 def _waiting(statement: Callable[[], sqlite3.Cursor]) -> sqlite3.Cursor:
-    """A statement that is tried until nobody is in its way; one that failed so has changed nothing."""
+    """A statement of a transaction, tried until nobody is in its way; one that failed so has changed nothing."""
     until = time.monotonic() + BUSY_SECONDS
     while True:
         try:

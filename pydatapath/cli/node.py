@@ -308,7 +308,7 @@ def _print_status(found: Status, *, wide: bool) -> None:
 @click.command()
 @output_option
 def doctor(output: str) -> None:
-    """Each thing this host needs, found or not, and what to do about it. Exit code 1 when load could not work.
+    """Each thing this host needs, found or not, and what to do about it. Exit code 1 when a load could not work.
 
     \b
     Example:

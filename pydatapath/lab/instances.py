@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Sequence
 
 from pydatapath.errors import DatapathError
-from pydatapath.instance import RUN, Instance
-from pydatapath.kernel import bpffs
+from pydatapath.instance import PINS, RUN, Instance
 from pydatapath.kernel import netns as namespaces
 
 __all__ = ["living_in", "unload"]
@@ -31,7 +30,7 @@ def living_in(names: Sequence[str]) -> list[Instance]:
 
     Never those of this process's own namespace or init's, should such a name have been given to one of these.
     """
-    places = sorted({*RUN.glob("*/*"), *(bpffs.BPFFS / "pydatapath").glob("*/*")})
+    places = sorted({*RUN.glob("*/*"), *PINS.glob("*/*")})
     if not places:
         return []
     never = {_cookie(namespaces.current_path()), _cookie("/proc/1/ns/net")}

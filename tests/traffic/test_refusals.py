@@ -181,7 +181,7 @@ def test_a_field_that_its_kind_has_not_is_told_and_does_nothing(cluster: Cluster
     """With what may be meant; a later Kubernetes may have it, so it is no reason to refuse the object."""
     text = SERVICE.replace("clusterIP:", "sesionAffinity: ClientIP, clusterIP:")
     done = pydatapath("--netns", cluster.lab.node(1).netns, "apply", "--dry-run", "-f", "-", stdin=text)
-    said = "Warning: Service default/other: spec.sesionAffinity: is no field that is known here, and does nothing"
+    said = "Warning: Service default/other: spec.sesionAffinity: is not known, and does nothing"
     assert (done.returncode, done.stdout) == (0, "service/default/other created (dry run)\n")
     assert done.stderr == f"{said} (did you mean sessionAffinity?)\n"
 
