@@ -99,6 +99,21 @@ def service(cluster: Cluster) -> Iterator[None]:
     cluster.datapaths[1].flush_flows()
 
 
+def test_entries_are_told_apart_from_those_of_who_has_the_same_port(cluster: Cluster, side: Side):
+    """At another address: a call from there in a flood was taken for a silent connection's."""
+    lab = cluster.lab
+    silent = Idle(cluster, lab.pod(1, 1), side.vip, KINDS["TCP"])
+    silent.open(1)
+    try:
+        before = silent.entries()
+        port = silent.sockets[0].getsockname()[1]
+        with dial(lab.outside, side.balancer, own=(side.of(lab.outside), port)) as other:
+            ask(other)
+        assert (len(before), silent.entries().keys()) == (2, before.keys())
+    finally:
+        silent.close()
+
+
 @pytest.fixture
 def idle(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[list[Idle]]:
     """A hundred silent connections of each protocol, from inside; fifty of each through masquerading."""

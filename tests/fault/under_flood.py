@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,7 @@ WATCHED = 0.3  # seconds between two looks at the maps
 LASTING = 10.0 if BIG else 3.0  # seconds that a flood lasts at least, for new calls to meet it
 CALLS = 100  # of which one may fail
 TALKING = f"{TALKERS} TCP connections that talk inside and {TALKERS} from outside, new calls beside them"
+IPPROTO = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
 STRANGERS, STRANGERS6 = "198.18.0.1", "2001:2::1"  # of RFC 2544's and RFC 5180's networks: nobody's
 STRANGER_COUNT = 99_991  # a prime, so that none comes twice with one of 60,000 ports
 
@@ -170,15 +172,22 @@ class Idle:
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def entries(self) -> dict[bytes, bytes]:
-        """Those of their ports, as they stand in the table."""
-        ports = {one.getsockname()[1].to_bytes(2, "big") for one in self.sockets}
-        family = Family.of(self.target[0])
-        at = 2 * len(ip_address(self.target[0]).packed)
+        """Theirs, both halves of each, as they stand in the table: who has the same port elsewhere, or calls another
+        from it, is another.
+        """
+        target, called = ip_address(self.target[0]).packed, self.target[1].to_bytes(2, "big")
+        width, at = len(target), 2 * len(target)
+        protocol = struct.pack("=B3x", IPPROTO[self.kind])
         with maps_of(self.cluster) as maps:
-            found = maps[f"flows{family.suffix}"].items()
-            return {
-                key: value for key, value in found if not ports.isdisjoint((key[at : at + 2], key[at + 2 : at + 4]))
-            }
+            table = dict(maps[f"flows{Family.of(self.target[0]).suffix}"].items())
+        found = {}
+        for address, port, *_ in (one.getsockname() for one in self.sockets):
+            key = ip_address(address).packed + target + port.to_bytes(2, "big") + called + protocol
+            if key in table:
+                left = table[key][: len(key)]  # as it leaves: what answers has both ends the other way round
+                back = left[width:at] + left[:width] + left[at + 2 : at + 4] + left[at : at + 2] + left[at + 4 :]
+                found |= {one: table[one] for one in (key, back) if one in table}
+        return found
 
     def broken(self) -> list[str]:
         """What is wrong when all are asked."""
@@ -287,6 +296,7 @@ def under(
     """
     lab = cluster.lab
     before = settled(idle)
+    assert len(before) == 2 * sum(len(one.sockets) for one in idle), "both halves of each silent one are watched"
     with Scripts() as scripts, Watch(cluster) as watch:
         scripts.talk(lab.pod(1, 1), which.vip[0], TALKERS)
         scripts.talk(lab.outside, which.balancer[0], TALKERS)
