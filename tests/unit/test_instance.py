@@ -36,6 +36,7 @@ def _folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/run/pydatapath and /sys/fs/bpf of this test."""
     monkeypatch.setattr(instance, "RUN", tmp_path / "run")
     monkeypatch.setattr(bpffs, "BPFFS", tmp_path / "bpf")
+    monkeypatch.setattr(instance, "PINS", tmp_path / "bpf" / "pydatapath")
 
 
 @pytest.fixture
@@ -127,6 +128,18 @@ def test_F7_a_folder_that_others_could_write_is_refused(tmp_path: Path, web: Ins
     (folder.rmdir if what.startswith("mode") else folder.unlink)()
     with web.locked(make=True):
         pass
+
+
+def test_F7_doctor_looks_at_the_folders_of_all_and_at_nothing_else(tmp_path: Path, web: Instance) -> None:
+    """Where there are none, all is well; a file that somebody has left beside them is in nobody's way."""
+    instance.check_all_folders()
+    make(web).map_pins.mkdir(parents=True)
+    (tmp_path / "run" / "note.txt").touch()
+    instance.check_all_folders()
+    (tmp_path / "bpf/pydatapath/other").mkdir(mode=0o777)
+    (tmp_path / "bpf/pydatapath/other").chmod(0o777)
+    with pytest.raises(Conflict, match="bpf/pydatapath/other may be written by others"):
+        instance.check_all_folders()
 
 
 def test_remove_leaves_nothing_but_what_others_have(tmp_path: Path, web: Instance) -> None:
