@@ -19,7 +19,6 @@ from typing import Any, Final, Union
 from pydatapath.annotations import ANNOTATIONS, OURS
 from pydatapath.fields import show
 from pydatapath.model import Manifested
-from pydatapath.records import Key
 
 __all__ = ["FIELDS", "MOST_SENTENCES", "unknown_fields"]
 
@@ -78,7 +77,7 @@ FIELDS: Final[Mapping[str, _Fields]] = {
 }
 
 
-def unknown_fields(objects: Iterable[Manifested]) -> Iterator[tuple[Key, str]]:
+def unknown_fields(objects: Iterable[Manifested]) -> Iterator[tuple[tuple[str, str, str], str]]:
     """Kind, namespace and name of each object with a field that its kind has not, and a sentence about the field.
 
     The sentence is the same for all objects that have the field, so that it need be said but once. Of each kind

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -12,14 +11,15 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Self
 
-from calls import Address, ask, dial
+from calls import KINDS, Address, ask, dial
 from flooding import IPV6_MORE, Flood, mac_of
 from rows import tell
 from scene import BIG, VIP_PORT, Cluster
 from streaming import Scripts, counted
 
 from pydatapath.kernel import libbpf
-from pydatapath.kernel.layout import MAPS, Family, MapType
+from pydatapath.kernel.flowtable import read_flows
+from pydatapath.kernel.layout import MAPS, TIMEOUTS, Family, MapType
 from pydatapath.kernel.maps import Maps
 from pydatapath.lab import Host
 
@@ -53,7 +53,6 @@ WATCHED = 0.3  # seconds between two looks at the maps
 LASTING = 10.0 if BIG else 3.0  # seconds that a flood lasts at least, for new calls to meet it
 CALLS = 100  # of which one may fail
 TALKING = f"{TALKERS} TCP connections that talk inside and {TALKERS} from outside, new calls beside them"
-IPPROTO = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
 STRANGERS, STRANGERS6 = "198.18.0.1", "2001:2::1"  # of RFC 2544's and RFC 5180's networks: nobody's
 STRANGER_COUNT = 99_991  # a prime, so that none comes twice with one of 60,000 ports
 
@@ -175,19 +174,14 @@ class Idle:
         """Theirs, both halves of each, as they stand in the table: who has the same port elsewhere, or calls another
         from it, is another.
         """
-        target, called = ip_address(self.target[0]).packed, self.target[1].to_bytes(2, "big")
-        width, at = len(target), 2 * len(target)
-        protocol = struct.pack("=B3x", IPPROTO[self.kind])
+        protocol = next(name for name, kind in KINDS.items() if kind == self.kind)
+        calls = {(protocol, *one.getsockname()[:2], *self.target[:2]) for one in self.sockets}
         with maps_of(self.cluster) as maps:
+            flows = list(read_flows(maps, TIMEOUTS))
             table = dict(maps[f"flows{Family.of(self.target[0]).suffix}"].items())
-        found = {}
-        for address, port, *_ in (one.getsockname() for one in self.sockets):
-            key = ip_address(address).packed + target + port.to_bytes(2, "big") + called + protocol
-            if key in table:
-                left = table[key][: len(key)]  # as it leaves: what answers has both ends the other way round
-                back = left[width:at] + left[:width] + left[at + 2 : at + 4] + left[at : at + 2] + left[at + 4 :]
-                found |= {one: table[one] for one in (key, back) if one in table}
-        return found
+        called = [(one.flow.protocol, one.flow.original, one.ends) for one in flows]
+        ends = [each for name, at, each in called if (name, at.src, at.sport, at.dst, at.dport) in calls]
+        return {key: table[key] for key in itertools.chain(*ends) if key in table}
 
     def broken(self) -> list[str]:
         """What is wrong when all are asked."""

@@ -515,12 +515,13 @@ def test_a_writer_waits_for_another_connection_also_when_it_has_read(
     """SQLite's own patience ends where a transaction begins by reading, as each command's does."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
+        begun = time.monotonic()
         release = threading.Timer(0.3, other.execute, ["ROLLBACK"])
         release.start()
         with Records(path) as records:
             assert records.objects() == []
             write(records)
-            assert not release.is_alive()
+            assert time.monotonic() - begun >= 0.3
         release.join()
 
 
