@@ -416,7 +416,7 @@ def _called(
     """The ports of services, at the addresses that they have of those that they claim."""
     for port in chain.from_iterable(plans.values()):
         if lost := shadowed.get(numbers[port.key]):
-            yield replace(port, frontends=tuple(one for one in port.frontends if one.address not in lost))
+            yield port._replace(frontends=tuple(one for one in port.frontends if one.address not in lost))
         else:
             yield port
 

@@ -18,8 +18,7 @@ __all__ = ["Called", "Change", "Live", "LiveBackend", "Move"]
 NO_FLAG: Final = ServiceFlag(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Called:
+class Called(NamedTuple):
     """A service port at one address in the map: its runs for callers inside the cluster and outside, the number that
     names it, seconds of session affinity, whose calls are dropped, and the number by which its Service's ports share
     their clients, which is that of the oldest (C11); 0 where they do not.

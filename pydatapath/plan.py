@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 from pydatapath.compacting import stages
@@ -54,11 +54,11 @@ PROTOCOLS: tuple[Protocol, ...] = ("TCP", "UDP", "SCTP")
 
 FrontendKind = Literal["cluster-ip", "node-port", "external-ip", "load-balancer-ip"]
 EndpointSet = Literal["cluster", "local"]
+_FAMILIES: Final = {family: f"IPv{int(family)}" for family in Family}
 _SETS: Final[Mapping[Policy, EndpointSet]] = {"Cluster": "cluster", "Local": "local"}
 
 
-@dataclass(frozen=True, slots=True)
-class Frontend:
+class Frontend(NamedTuple):
     """An address where a service port is called, and the sets that serve callers inside the cluster and outside it."""
 
     address: Address
@@ -73,8 +73,7 @@ class Frontend:
         return VipKind.CLUSTER if self.kind == "cluster-ip" else VipKind.EXTERNAL
 
 
-@dataclass(frozen=True, slots=True)
-class PortPlan:
+class PortPlan(NamedTuple):
     """One service port in one family: where it is called, and its backends, all in order and none twice.
 
     `cluster` are those that serve it anywhere, `local` those on this node, empty where no policy asks for them.
@@ -94,14 +93,14 @@ class PortPlan:
     affinity: int = 0
     sources: tuple[str, ...] | None = None
     algorithm: Algorithm = "random"
-    weights: Mapping[Address, int] = field(default_factory=dict, hash=False)
+    weights: Mapping[Address, int] = MappingProxyType({})
     family: Family = Family.IPV4
     shared: bool = False
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
         """What names a service port: namespace, service, port name, protocol (S11), family (S8)."""
-        return (self.namespace, self.service, self.port, self.protocol, f"IPv{int(self.family)}")
+        return (self.namespace, self.service, self.port, self.protocol, _FAMILIES[self.family])
 
     @property
     def siblings(self) -> tuple[str, str, str]:
@@ -327,7 +326,7 @@ def _make_room(live: Live, needs: list[int]) -> list[Move]:
         for at, called in live.services.items():
             inside, outside = (stage.get(run, run) for run in (called.inside, called.outside))
             if (inside, outside) != (called.inside, called.outside):
-                move.services[at] = replace(called, inside=inside, outside=outside)
+                move.services[at] = called._replace(inside=inside, outside=outside)
         live.move(stage, move)
         moves.append(move)
     return moves

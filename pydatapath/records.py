@@ -272,7 +272,7 @@ class Records:
         self._db.executemany(
             "INSERT OR REPLACE INTO objects (kind, namespace, name, service, manifest, made, sum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [summed(*one) for one in objects],
+            [summed(*one) for one in sorted(objects)],  # in the order of its keys a table is written page by page
         )
 
     def forget(self, keys: Iterable[Key]) -> None:
@@ -375,7 +375,7 @@ class Records:
         self._db.executemany(
             "INSERT INTO frontends VALUES (?1, ?2, ?3, ?4, ?5, NOT EXISTS ("
             "SELECT 1 FROM frontends WHERE (address, port, protocol) = (?1, ?2, ?3) AND held))",
-            [(*one.address, numbers[key], one.kind) for key, port in ports.items() for one in port.frontends],
+            sorted((*one.address, numbers[key], one.kind) for key, port in ports.items() for one in port.frontends),
         )
         return numbers
 
@@ -419,10 +419,17 @@ class Records:
 
     def claim(self, claims: Mapping[ServiceKey, Mapping[Claim, ClaimKind]]) -> None:
         """Keeps what services claim, on whatever node."""
-        self._db.executemany("DELETE FROM claims WHERE (namespace, service) = (?, ?)", list(claims))
+        over = self._asking(
+            claims,
+            "namespace, service",
+            "SELECT c.address, c.port, c.protocol, c.namespace, c.service"
+            " FROM asked CROSS JOIN claims c USING (namespace, service)",
+        ).fetchall()
+        those = "(address, port, protocol, namespace, service)"
+        self._db.executemany(f"DELETE FROM claims WHERE {those} = (?, ?, ?, ?, ?)", over)  # noqa: S608 - our own words
         self._db.executemany(
             "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
-            [(*claim, *service, kind) for service, each in claims.items() for claim, kind in each.items()],
+            sorted((*claim, *service, kind) for service, each in claims.items() for claim, kind in each.items()),
         )
 
     def holdings(self, claims: Iterable[Claim]) -> dict[Claim, list[Holding]]:

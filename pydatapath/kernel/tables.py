@@ -185,17 +185,21 @@ class _Services:
 
     def called(self, changing: Collection[int] | None, *, own: bool) -> Iterator[tuple[Address, Called]]:
         """The services of these numbers, or the others."""
-        for place, number in enumerate(self._words[4 :: SERVICE.size // 4].tolist()):
-            if (changing is None or number in changing) is own:
-                key = self._keys[place * self._size : (place + 1) * self._size]
-                if _is_key("services", key, self._family):
-                    value = self._values[place * SERVICE.size : (place + 1) * SERVICE.size]
-                    yield unpack_address(key, self._family), unpack_called(value)
+        numbers = self._words[4 :: SERVICE.size // 4].tolist()
+        chosen = {*numbers} if changing is None else {*changing}
+        places = [place for place, number in enumerate(numbers) if (number in chosen) is own]
+        for place in places:
+            key = self._keys[place * self._size : (place + 1) * self._size]
+            if _is_key("services", key, self._family):
+                value = self._values[place * SERVICE.size : (place + 1) * SERVICE.size]
+                yield unpack_address(key, self._family), unpack_called(value)
 
     def runs(self) -> set[tuple[int, int]]:
         """Those of all services, each its first slot and their count."""
         columns = [self._words[place :: SERVICE.size // 4].tolist() for place in range(4)]
-        return {*zip(*columns[:2], strict=True), *zip(*columns[2:], strict=True)}
+        inside, outside = columns[:2], columns[2:]
+        runs = {*zip(*inside, strict=True)}
+        return runs if outside == inside else runs.union(zip(*outside, strict=True))
 
     def is_called(self, address: str, changing: Collection[int]) -> bool:
         """Whether a service of none of these numbers is called there, at any port."""

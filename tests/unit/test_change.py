@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +14,7 @@ from pydatapath.plan import Address, Called, Change, Frontend, LiveBackend, OutO
 
 def weighted(one: PortPlan, weights: dict[int, int]) -> PortPlan:
     """With the weights of some backends, by their places."""
-    return replace(one, weights={BACKENDS[place]: weight for place, weight in weights.items()})
+    return one._replace(weights={BACKENDS[place]: weight for place, weight in weights.items()})
 
 
 brief = settings(deadline=None, max_examples=50)  # a busy machine is no bug
@@ -157,7 +155,7 @@ def test_C12_a_backend_stands_in_as_many_slots_as_its_weight() -> None:
 
 
 def maglev(*plans: PortPlan) -> list[PortPlan]:
-    return [replace(one, algorithm="maglev") for one in plans]
+    return [one._replace(algorithm="maglev") for one in plans]
 
 
 def settle(cluster: Cluster, wanted: list[PortPlan]) -> Change:
@@ -216,9 +214,9 @@ def test_a_new_address_of_a_service_is_one_write() -> None:
 def test_S62_a_change_of_ranges_leaves_the_backends_alone() -> None:
     """New ranges are written before the service asks for them, old ones go after it."""
     cluster = Cluster()
-    web = replace(port("a", "0", "01"), frontends=(Frontend(FRONTENDS[0], "load-balancer-ip"),))
-    cluster.apply([replace(web, sources=("10.0.0.0/8",))])
-    planned = cluster.apply([replace(web, sources=("192.0.2.0/24",))])
+    web = port("a", "0", "01")._replace(frontends=(Frontend(FRONTENDS[0], "load-balancer-ip"),))
+    cluster.apply([web._replace(sources=("10.0.0.0/8",))])
+    planned = cluster.apply([web._replace(sources=("192.0.2.0/24",))])
     new, old = (SourceRange(1, network) for network in ("192.0.2.0/24", "10.0.0.0/8"))
     assert planned == Change(guards=GuardChange(ranges=[new], removed_ranges=[old]))
 
@@ -228,7 +226,7 @@ def test_an_address_that_two_services_share_stays_with_the_other() -> None:
     cluster = Cluster()
     shared = [Address("203.0.113.7", number, "TCP") for number in (80, 443)]
     one, two = (
-        replace(port(name, "", "0"), frontends=(Frontend(at, "external-ip"),))
+        port(name, "", "0")._replace(frontends=(Frontend(at, "external-ip"),))
         for name, at in zip("ab", shared, strict=True)
     )
     cluster.apply([one, two])
@@ -303,11 +301,11 @@ def test_S78_a_change_of_affinity_is_one_write() -> None:
 def test_C11_ports_that_share_their_clients_name_their_services_oldest_port() -> None:
     """Each service's own; a port with another setting has none, and the oldest's end is the next one's turn."""
     cluster = Cluster()
-    ports = [replace(port("a", str(at), str(at), affinity=60), port=f"p{at}", shared=True) for at in range(3)]
-    ports += [replace(port("b", "3", "3", affinity=60), shared=True), replace(port("c", "4", "4"), shared=True)]
+    ports = [port("a", str(at), str(at), affinity=60)._replace(port=f"p{at}", shared=True) for at in range(3)]
+    ports += [port("b", "3", "3", affinity=60)._replace(shared=True), port("c", "4", "4")._replace(shared=True)]
     cluster.apply(ports)
     assert [cluster.maps.services[at].shared for at in FRONTENDS] == [1, 1, 1, 4, 0]
-    cluster.apply([*ports[1:3], replace(ports[3], shared=False), ports[4]], everything=True)
+    cluster.apply([*ports[1:3], ports[3]._replace(shared=False), ports[4]], everything=True)
     assert [cluster.maps.services[at].shared for at in FRONTENDS[1:]] == [2, 2, 0, 0]
 
 

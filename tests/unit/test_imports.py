@@ -93,6 +93,13 @@ def test_apply_imports_what_it_needs(tmp_path: Path) -> None:
     assert "pydatapath.applying" in ours(modules)
 
 
+def test_a_command_ends_without_a_search_for_garbage() -> None:
+    ends = "import atexit, gc; atexit.register(lambda: print('frozen', gc.get_freeze_count() > 0))"
+    asked = [sys.executable, "-c", f"{ends}; from pydatapath.__main__ import main; main()", "--help"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "frozen True"
+
+
 def test_the_package_itself_imports_nothing() -> None:
     """`import pydatapath` is free; each public name is imported when it is asked for."""
     code = "import sys; before = set(sys.modules); import pydatapath; print(*sorted(set(sys.modules) - before))"
@@ -160,7 +167,7 @@ def test_only_the_command_line_knows_click() -> None:
 
 def test_the_plan_is_pure() -> None:
     """What decides imports neither a map, nor a file, nor a process: it is given all that it decides on."""
-    allowed = {"__future__", "collections", "dataclasses", "ipaddress", "pydatapath", "typing"}
+    allowed = {"__future__", "collections", "dataclasses", "ipaddress", "pydatapath", "types", "typing"}
     for name in ("plan", "model", "serving", "guarding", "membership"):
         assert imports_of(PACKAGE / f"{name}.py") <= allowed
     for name in ("slots", "maglev"):

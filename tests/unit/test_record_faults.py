@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -213,7 +212,7 @@ def rows(path: Path) -> dict[str, list[object]]:
 def change(path: Path, number: int) -> None:
     """Changes rows of every table, by each way that Records has, with what is taken back in between."""
     key = ("shop", f"s{number % 3}")
-    port = replace(PORT, service=key[1], frontends=(Frontend(VIP._replace(port=80 + number % 2)),))
+    port = PORT._replace(service=key[1], frontends=(Frontend(VIP._replace(port=80 + number % 2)),))
     with Records(path) as records:
         records.put({"number": number})
         records.store([WEB, Stored("Service", *key, None, f'{{"number":{number}}}')])

@@ -7,7 +7,6 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -482,7 +481,7 @@ def test_a_number_that_older_records_gave_is_never_given_again(tmp_path: Path) -
 def test_S8_each_family_of_a_service_port_has_its_own_number(path: Path) -> None:
     """One stays while the other comes and goes."""
     four = port("web", "10.96.0.10:80")
-    six = replace(four, frontends=(Frontend(Address("fd00::10", 80, "TCP")),), family=Family.IPV6)
+    six = four._replace(frontends=(Frontend(Address("fd00::10", 80, "TCP")),), family=Family.IPV6)
     with Records(path) as records:
         first = records.register({("shop", "web"): [four]})
         for _ in range(2):
