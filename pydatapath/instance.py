@@ -27,6 +27,7 @@ DEFAULT: Final = "default"
 RUN: Final = Path("/run/pydatapath")
 PINS: Final = bpffs.BPFFS / "pydatapath"
 LOCK_SECONDS: Final = 30.0
+HOLDER_BYTES: Final = 16  # of the lock: the process that holds it
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
 
@@ -99,7 +100,7 @@ class Instance:
             try:
                 if make:
                     bpffs.make_private(self.directory, RUN.parent)
-                lock = open(self.directory / "lock", "ab+", buffering=0, opener=_private)  # noqa: SIM115 - see `with`
+                lock = open(self.directory / "lock", "rb+", buffering=0, opener=_private)  # noqa: SIM115 - see `with`
             except FileNotFoundError:
                 if make:
                     continue  # an unload has just taken the folder away
@@ -117,8 +118,7 @@ class Instance:
                     with contextlib.suppress(OSError):  # of a command that was killed: only who holds the lock makes it
                         copy_of(self.records).with_suffix(".copy.new").unlink()
                     with contextlib.suppress(OSError):  # who holds it is told where the disk has room for that
-                        lock.truncate(0)
-                        lock.write(str(os.getpid()).encode())
+                        lock.write(f"{os.getpid():<{HOLDER_BYTES}}".encode())  # cut short, ext4 would write to the disk
                     if not make and not self.pins.exists() and len([*self.directory.iterdir()]) == 1:
                         self.remove()  # the lock alone, made while an unload took all else away
                         continue
@@ -134,7 +134,7 @@ class Instance:
                 if time.monotonic() < deadline:
                     time.sleep(0.02)
                     continue
-                holder = os.pread(descriptor, 32, 0).decode(errors="replace")
+                holder = os.pread(descriptor, HOLDER_BYTES, 0).decode(errors="replace").rstrip()
                 who = f"process {holder}" if Path("/proc", holder, "stat").exists() and holder else "another process"
                 raise Conflict(
                     f"instance {self.name!r} has been busy for {seconds:.0f} s: {who} holds its lock",
@@ -157,7 +157,7 @@ class Instance:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_CREAT, 0o600)
 
 
 def check_name(name: str) -> str:

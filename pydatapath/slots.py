@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import gcd
+from operator import itemgetter
 from typing import NamedTuple
 
 from pydatapath.maglev import maglev_table, table_size
@@ -61,7 +62,7 @@ class Room:
         self._gaps: list[list[int]] = []
         self._passed: dict[int, int] = {}  # by length: how many of the first gaps are too short
         end = 0
-        for first, count in [*sorted(runs), (limit, 0)]:
+        for first, count in [*sorted(runs, key=itemgetter(0)), (limit, 0)]:
             if first > end:
                 self._gaps.append([end, first - end])
             if first + count > end:  # noqa: PLR1730 - max() takes twice as long, for each of ten thousand runs

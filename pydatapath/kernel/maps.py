@@ -124,6 +124,11 @@ class Map:
             return memory[:]
         return self.raw()[1]
 
+    def view(self) -> bytes | mmap:
+        """As `values`, but where the kernel gives it not a copy: what is written meanwhile is seen."""
+        memory = self._memory
+        return self.values() if memory is None or self.contract.value_size != self._stride else memory
+
     def words(self, first: int, count: int) -> tuple[int, ...]:
         """Some values of an array of numbers (4 bytes each, host order); fewer, where it ends before."""
         if (memory := self._memory) is not None:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import chain
+from mmap import mmap
 from typing import Final, TypeVar, cast
 
 from pydatapath.errors import KernelError
@@ -139,7 +140,7 @@ def read_live(maps: Maps, numbers: Iterable[int] | None) -> Live:
     )
     live.other_slots = lambda run: maps["slots"].words(run.first_slot, run.slot_count)
     _read_services(maps, live, changing)
-    backends = maps["backends"].values()
+    backends = maps["backends"].view()
     known = len(backends) // BACKEND.size  # greater numbers stand in slots that somebody wrote by hand
     for run, owner in {(run, one.number) for one in live.services.values() for run in one.runs}:
         live.slots[run.first_slot] = members = live.other_slots(run)
@@ -194,12 +195,11 @@ class _Services:
                 value = self._values[place * SERVICE.size : (place + 1) * SERVICE.size]
                 yield unpack_address(key, self._family), unpack_called(value)
 
-    def runs(self) -> set[tuple[int, int]]:
-        """Those of all services, each its first slot and their count."""
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Those of all services, each its first slot and their count; some more than once."""
         columns = [self._words[place :: SERVICE.size // 4].tolist() for place in range(4)]
-        inside, outside = columns[:2], columns[2:]
-        runs = {*zip(*inside, strict=True)}
-        return runs if outside == inside else runs.union(zip(*outside, strict=True))
+        inside, outside = columns[:2], columns[2:]  # the same, where no service has a policy of its own
+        return chain(zip(*inside, strict=True), () if outside == inside else zip(*outside, strict=True))
 
     def is_called(self, address: str, changing: Collection[int]) -> bool:
         """Whether a service of none of these numbers is called there, at any port."""
@@ -343,14 +343,14 @@ def _unpack_network(raw: bytes, family: Family) -> str:
     return f"{unpack_ip(address)}/{length}"
 
 
-def _free_backends(backends: bytes) -> Iterator[tuple[int, int]]:
+def _free_backends(backends: bytes | mmap) -> Iterator[tuple[int, int]]:
     """Numbers that may be given, with their generation: never-used ones first, for flows may still name the others."""
     for state in (BackendState.UNUSED, BackendState.GONE):
         for number in _numbers_in(backends, state):
             yield number, BACKEND.unpack_from(backends, number * BACKEND.size)[4]
 
 
-def _numbers_in(backends: bytes, state: BackendState) -> Iterator[int]:
+def _numbers_in(backends: bytes | mmap, state: BackendState) -> Iterator[int]:
     """The numbers of the backends in a state."""
     states = backends[_STATE_OFFSET :: BACKEND.size]
     number = states.find(state, 1)  # 0 means "no backend"
@@ -359,7 +359,7 @@ def _numbers_in(backends: bytes, state: BackendState) -> Iterator[int]:
         number = states.find(state, number + 1)
 
 
-def _backends_in(backends: bytes, state: BackendState) -> Iterator[tuple[int, LiveBackend]]:
+def _backends_in(backends: bytes | mmap, state: BackendState) -> Iterator[tuple[int, LiveBackend]]:
     """The backends in a state, with their numbers."""
     for number in _numbers_in(backends, state):
         yield number, _unpack_backend(backends[number * BACKEND.size : (number + 1) * BACKEND.size])[0]
@@ -453,7 +453,7 @@ def check_members(maps: Maps, bound: int, count: Callable[[], Mapping[Family, in
 def check_room(maps: Maps, change: Change, live: Live) -> None:
     """Raises KernelError, before anything is written, where a change to what is live does not fit."""
     _check_ranges(maps, change.guards)
-    states = maps["backends"].values()[_STATE_OFFSET :: BACKEND.size] if change.targets else b""
+    states = maps["backends"].view()[_STATE_OFFSET :: BACKEND.size] if change.targets else b""
     listening = states.count(BackendState.ACTIVE) + states.count(BackendState.DRAINING)  # there are no more targets
     called = [at for at in change.services if at not in live.services]
     for name, new in (("services", called), ("targets", [*change.targets])):
@@ -503,7 +503,7 @@ def counters(maps: Maps) -> dict[str, int]:
 
 def count_backends(maps: Maps) -> int:
     """How many backends take new flows, of all services together."""
-    return maps["backends"].values()[_STATE_OFFSET :: BACKEND.size].count(BackendState.ACTIVE)
+    return maps["backends"].view()[_STATE_OFFSET :: BACKEND.size].count(BackendState.ACTIVE)
 
 
 def read_backends(maps: Maps, numbers: Iterable[int]) -> dict[int, LiveBackend]:

@@ -282,7 +282,7 @@ def test_who_holds_the_lock_is_named(
     holder.kill()
     holder.wait(10)
     with web.locked(make=True):
-        assert (web.directory / "lock").read_text() == str(os.getpid())
+        assert (web.directory / "lock").read_text().rstrip() == str(os.getpid())
 
 
 def test_a_lock_that_went_with_an_unload_is_made_anew(web: Instance, tmp_path: Path) -> None:
