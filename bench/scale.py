@@ -161,7 +161,7 @@ def one_changed(lab: Lab, datapath: Datapath, sample: Sample, folder: Path) -> N
     number = sample.services // 2
     slices = [sample.slice_of(number, count) for count in (sample.endpoints - 1, sample.endpoints)]
     costs = [
-        timed(lambda one=one: datapath.apply([schema.parse(copy.deepcopy(one), "bench")]))  # type: ignore[misc]
+        timed(lambda one=one: datapath.apply([schema.parse(copy.deepcopy(one), "bench")]))  # type: ignore[misc]  # a lambda with a default
         for _ in range(5)
         for one in slices
     ]

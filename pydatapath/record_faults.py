@@ -204,7 +204,7 @@ def copy_of(path: Path) -> Path:
 
 def count_of(records: sqlite3.Connection, where: str = "main") -> int | None:
     """How often a database was changed; None where what it says of that makes no sense."""
-    row = records.execute(f"SELECT value FROM {where}.facts WHERE name = ?", (CHANGES,)).fetchone()  # noqa: S608
+    row = records.execute(f"SELECT value FROM {where}.facts WHERE name = ?", (CHANGES,)).fetchone()  # noqa: S608 - main or copy
     if row is None:
         return 0
     try:

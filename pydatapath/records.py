@@ -272,7 +272,8 @@ class Records:
         self._db.executemany(
             "INSERT OR REPLACE INTO objects (kind, namespace, name, service, manifest, made, sum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [summed(*one) for one in sorted(objects)],  # in the order of its keys a table is written page by page
+            # In the order of its keys a table is written page by page
+            [summed(*one) for one in sorted(objects, key=lambda one: one.key)],
         )
 
     def forget(self, keys: Iterable[Key]) -> None:
@@ -419,14 +420,8 @@ class Records:
 
     def claim(self, claims: Mapping[ServiceKey, Mapping[Claim, ClaimKind]]) -> None:
         """Keeps what services claim, on whatever node."""
-        over = self._asking(
-            claims,
-            "namespace, service",
-            "SELECT c.address, c.port, c.protocol, c.namespace, c.service"
-            " FROM asked CROSS JOIN claims c USING (namespace, service)",
-        ).fetchall()
-        those = "(address, port, protocol, namespace, service)"
-        self._db.executemany(f"DELETE FROM claims WHERE {those} = (?, ?, ?, ?, ?)", over)  # noqa: S608 - our own words
+        over = "DELETE FROM claims WHERE (namespace, service) IN (SELECT namespace, service FROM asked)"
+        self._asking(claims, "namespace, service", over)
         self._db.executemany(
             "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
             sorted((*claim, *service, kind) for service, each in claims.items() for claim, kind in each.items()),

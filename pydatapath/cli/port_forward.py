@@ -78,7 +78,7 @@ def add(target: Target, place: tuple[str, int], pod: tuple[str, int], proto: str
 
     address, port = place
     given = {"tcp": "TCP", "udp": "UDP", "sctp": "SCTP"}[proto]
-    end = Address(*pod, given)  # type: ignore[arg-type]
+    end = Address(*pod, given)  # type: ignore[arg-type]  # one of Protocol
     forward = Forward(address, port, end)
     with target.open() as datapath:
         datapath.add_port_forward(forward)

@@ -119,15 +119,12 @@ class Map:
 
         By memory, where the kernel gives it: a batch call takes some 0.3 us for each entry of an array.
         """
-        contract = self.contract
-        if (memory := self._memory) is not None and contract.value_size == self._stride:
-            return memory[:]
-        return self.raw()[1]
+        return self.view()[:]
 
     def view(self) -> bytes | mmap:
-        """As `values`, but where the kernel gives it not a copy: what is written meanwhile is seen."""
+        """As `values`, but by memory not a copy: what is written meanwhile is seen."""
         memory = self._memory
-        return self.values() if memory is None or self.contract.value_size != self._stride else memory
+        return self.raw()[1] if memory is None or self.contract.value_size != self._stride else memory
 
     def words(self, first: int, count: int) -> tuple[int, ...]:
         """Some values of an array of numbers (4 bytes each, host order); fewer, where it ends before."""

@@ -107,7 +107,7 @@ def _may_meet(
     if networks is None:
         return True
     if match.get("op") == "!=":
-        return not any(one.version == pod.version and pod.subnet_of(one) for one in networks)  # type: ignore[arg-type]
+        return not any(one.version == pod.version and pod.subnet_of(one) for one in networks)  # type: ignore[arg-type]  # of one version
     return any(one.overlaps(pod) for one in networks)
 
 
