@@ -174,8 +174,17 @@ def apply(
 
 
 @collector_resting()
+def complete(records: Records) -> None:
+    """Plans anew what follows from the objects, where records are a copy, which lacks that."""
+    if records.incomplete:
+        records.begin_anew()
+        want(records, Edit(), whole=True)
+
+
+@collector_resting()
 def refresh_all(records: Records, maps: Maps) -> None:
     """Brings the maps to what the records say, whatever they hold: after an upgrade or an interrupted change."""
+    complete(records)
     tables.remove_strays(maps)
     _program(records, maps, Edit(), whole=True)
 

@@ -98,6 +98,7 @@ class Datapath:
                 with netns.entered(self.instance.netns_path):
                     carrying.restore(self.instance)
             with Records(self.instance.records) as records:
+                applying.complete(records)
                 yield records
 
     def unload(self) -> None:

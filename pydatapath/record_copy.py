@@ -1,81 +1,63 @@
 """The copy of the records beside them, which follows each change: `load` takes it where they are gone or damaged.
 
-SQLite notes which rows a command changes (temporary triggers); at its end these alone are written to the copy, in one
-transaction. So the copy costs what the change does, however many objects there are, and damage elsewhere in the records
-does not get into it. A count of changes, a fact of both, tells whether the copy has all before; where a command was
-killed in between it has not, and is made anew of the whole.
+Records note the rows that a command changes; at its end these alone are written to the copy, in one transaction. So the
+copy costs what the change does, however many objects there are, and damage elsewhere in the records does not get into
+it. A count of changes, a fact of both, tells whether the copy has all before; where a command was killed in between it
+has not, and is made anew of the whole. What follows from the objects is not in it, and a fact of its own says so: who
+takes it plans them anew (applying.complete).
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
-from pydatapath.record_faults import SQLITE_ERRORS, copy_of, count_of, damage_in, damaged, remove_database
+from pydatapath.record_faults import SQLITE_ERRORS, copy_of, count_of, damage_in, damaged, remove_database, summed
 from pydatapath.record_tables import SCHEMA_VERSION
 
-__all__ = ["follow", "watch"]
+__all__ = ["INCOMPLETE", "PLANNED", "Noted", "follow"]
+
+INCOMPLETE: Final = "incomplete"  # a fact, of a copy: the tables PLANNED are not filled
+PLANNED: Final = ("frontends", "claims")  # tables whose rows follow from the objects
+
+Noted = Mapping[str, Collection[tuple[str | int, ...]]]  # tables, each with the keys of the rows that were changed
 
 COPIED_BY_MEMORY: Final = 1 << 30  # bytes
 _KEYS: Final[Mapping[str, str]] = {
     "facts": "name",
     "objects": "kind, namespace, name",
     "service_ports": "number",
-    "frontends": "address, port, protocol, number",
-    "claims": "address, port, protocol, namespace, service",
     "members": "network, node",
     "host_changes": "kind, subject",
 }
-
-
-_NOTE: Final = "CREATE TEMP TABLE changed_{table} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID;"
-_NOTED_AT: Final = """
-CREATE TEMP TRIGGER {event}_{table} AFTER {event} ON main.{table}
-BEGIN INSERT OR IGNORE INTO changed_{table} SELECT {row}.{keys}; END;
-"""
-_REMOVE: Final = "DELETE FROM copy.{table} WHERE ({keys}) IN changed_{table}"
-_ADD: Final = "INSERT INTO copy.{table} SELECT now.* FROM changed_{table} CROSS JOIN main.{table} AS now USING ({keys})"
-# All that is over goes first: an address may have gone from one row to another
+_NOTE: Final = "CREATE TEMP TABLE noted_{table} ({keys}, PRIMARY KEY ({keys})) WITHOUT ROWID"
+_REMOVE: Final = "DELETE FROM copy.{table} WHERE ({keys}) IN noted_{table}"
+_ADD: Final = "INSERT INTO copy.{table} SELECT now.* FROM noted_{table} CROSS JOIN main.{table} AS now USING ({keys})"
+# All that is over goes first: a name may have gone from one row to another
 _FOLLOW: Final = (
     *(_REMOVE.format(table=table, keys=keys) for table, keys in _KEYS.items()),
     *(_ADD.format(table=table, keys=keys) for table, keys in _KEYS.items()),
     "DELETE FROM copy.sqlite_sequence",
     "INSERT INTO copy.sqlite_sequence SELECT * FROM main.sqlite_sequence",
 )
+_MARK: Final = "INSERT OR REPLACE INTO {}.facts VALUES (?, ?, ?)"
+_MARKED: Final = summed(INCOMPLETE, "true")
 
 
-def _noting(table: str, keys: str) -> str:
-    """A table of keys, and the triggers that fill it."""
-    events = (("INSERT", "NEW"), ("UPDATE", "NEW"), ("DELETE", "OLD"))
-    triggers = (
-        _NOTED_AT.format(table=table, event=event, row=row, keys=keys.replace(", ", f", {row}."))
-        for event, row in events
-    )
-    return "".join((_NOTE.format(table=table, keys=keys), *triggers))
-
-
-_WATCH: Final = f"PRAGMA temp_store = MEMORY; BEGIN; {''.join(map(_noting, _KEYS, _KEYS.values()))} COMMIT"
-
-
-def watch(records: sqlite3.Connection) -> None:
-    """Has this connection note what is changed from now on."""
-    records.executescript(_WATCH)
-
-
-def follow(path: Path, records: sqlite3.Connection, since: int) -> None:
-    """Brings the copy up to date; it must be as the records were after `since` changes.
+def follow(path: Path, records: sqlite3.Connection, since: int, noted: Noted) -> None:
+    """Brings the copy up to date by what is noted; it must be as the records were after `since` changes.
 
     A full disk does not matter: then the copy is the one of before. Raises DamagedRecords where a whole copy would have
     to be made of records that are damaged; then it stays as it was. Damage in the copy itself is seen by `load`.
     """
-    if not _followed(path, records, since):
+    if not _followed(path, records, since, noted):
         _copy_whole(path, records)
 
 
-def _followed(path: Path, records: sqlite3.Connection, since: int) -> bool:
+def _followed(path: Path, records: sqlite3.Connection, since: int, noted: Noted) -> bool:
     if not copy_of(path).exists():
         return False
     try:
@@ -87,9 +69,15 @@ def _followed(path: Path, records: sqlite3.Connection, since: int) -> bool:
             return False
         if count_of(records) == since:
             return True  # nothing was changed, and nothing is written
+        records.execute("PRAGMA temp_store = MEMORY")
         records.execute("BEGIN")
+        for table, keys in _KEYS.items():
+            records.execute(_NOTE.format(table=table, keys=keys))
+            values = ", ".join("?" * (keys.count(",") + 1))
+            records.executemany(f"INSERT INTO noted_{table} VALUES ({values})", noted.get(table, ()))  # noqa: S608
         for statement in _FOLLOW:
             records.execute(statement)
+        records.execute(_MARK.format("copy"), _MARKED)
         records.execute("COMMIT")
     except SQLITE_ERRORS:
         return False
@@ -112,8 +100,12 @@ def _copy_whole(path: Path, records: sqlite3.Connection) -> None:
             made.execute("PRAGMA journal_mode = OFF")
             records.execute(f"PRAGMA mmap_size = {COPIED_BY_MEMORY}")  # a third less to do than page by page
             records.backup(made)
-            made.execute("PRAGMA journal_mode = DELETE")  # it has one reader, and no log to leave behind
             found = damage_in(made)
+            for table in PLANNED:
+                made.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
+            made.execute(_MARK.format("main"), _MARKED)
+            made.commit()
+            made.execute("PRAGMA journal_mode = DELETE")  # it has one reader, and no log to leave behind
         if not found:
             # It before its journal: with that it is what it was, without it could be torn
             copy_of(path).unlink(missing_ok=True)

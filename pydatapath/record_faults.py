@@ -83,7 +83,7 @@ class DamagedRecords(DatapathError):
 
 def sum_of(*values: str | None) -> int:
     """What tells values from those that they are when a bit has flipped."""
-    return zlib.crc32("\0".join(one or "" for one in values).encode())
+    return zlib.crc32("\0".join([one or "" for one in values]).encode())
 
 
 def summed(*values: str | None) -> tuple[str | int | None, ...]:

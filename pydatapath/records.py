@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import StrEnum
 from itertools import groupby
@@ -18,7 +19,7 @@ from pydatapath.errors import DatapathError
 from pydatapath.kernel.layout import Family, MemberKind
 from pydatapath.membership import Members, kind_of
 from pydatapath.plan import Address, PortPlan
-from pydatapath.record_copy import follow, watch
+from pydatapath.record_copy import INCOMPLETE, PLANNED, follow
 from pydatapath.record_faults import (
     CHANGES,
     SQLITE_ERRORS,
@@ -149,7 +150,6 @@ class Records:
 
     def __enter__(self) -> Self:
         try:
-            watch(self._db)
             self._db.execute("BEGIN")
             count = count_of(self._db)
         except SQLITE_ERRORS as error:
@@ -160,6 +160,7 @@ class Records:
             raise damaged(self._path, f"the fact {CHANGES!r} makes no sense")
         self._since = self._changes = count
         self._seen, self._copied = self._db.total_changes, True
+        self._noted: defaultdict[str, dict[tuple[str | int, ...], None]] = defaultdict(dict)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
@@ -171,7 +172,7 @@ class Records:
             if isinstance(error, Exception) and not isinstance(error, DatapathError | sqlite3.Error):
                 refuse_damaged(self._path, self._db, error)
             if not self._copied:
-                follow(self._path, self._db, self._since)
+                follow(self._path, self._db, self._since, self._noted)
         except SQLITE_ERRORS as failed:
             raise explained(self._path, failed) from failed
         finally:
@@ -197,6 +198,22 @@ class Records:
         self._db.execute("ROLLBACK")
         self._db.execute("BEGIN")
         self._seen = self._db.total_changes
+
+    def _note(self, table: str, keys: Iterable[tuple[str | int, ...]]) -> None:
+        """Rows of a table are changed: the copy follows."""
+        self._noted[table].update(dict.fromkeys(keys))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether they are a copy that lacks what follows from its objects."""
+        return bool(self.get(INCOMPLETE, False))
+
+    def begin_anew(self) -> None:
+        """Nothing that follows from the objects is there: who calls this registers, and claims, for all of them."""
+        for table in PLANNED:
+            self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
+        self._note("facts", [(INCOMPLETE,)])
+        self._db.execute("DELETE FROM facts WHERE name = ?", (INCOMPLETE,))
 
     def keep_copy(self) -> None:
         """At the end the copy is looked after, also where nothing is changed: a kill may have left it behind."""
@@ -224,6 +241,7 @@ class Records:
 
     def put(self, facts: Mapping[str, Any]) -> None:
         """Keeps facts."""
+        self._note("facts", ((name,) for name in facts))
         self._db.executemany(
             "INSERT OR REPLACE INTO facts VALUES (?, ?, ?)",
             [summed(name, json.dumps(value)) for name, value in facts.items()],
@@ -259,31 +277,35 @@ class Records:
         rows = self._asking(
             services,
             "namespace, service",
-            "SELECT kind, namespace, name, service FROM asked CROSS JOIN objects"
-            " USING (namespace, service) ORDER BY name",
+            "SELECT namespace, service, kind, name FROM asked CROSS JOIN objects USING (namespace, service)",
         )
         found: dict[ServiceKey, list[Key]] = {key: [] for key in services}
-        for kind, namespace, name, service in rows:
+        for namespace, service, kind, name in rows:
             found[namespace, service].append((kind, namespace, name))
-        return found
+        return {key: sorted(each) for key, each in found.items()}
 
     def store(self, objects: Iterable[Stored]) -> None:
         """Writes objects, new or changed."""
+        rows = {one[:3]: one for one in objects}
+        keys = sorted(rows)  # in the order of its keys a table is written page by page
+        self._note("objects", keys)
         self._db.executemany(
             "INSERT OR REPLACE INTO objects (kind, namespace, name, service, manifest, made, sum)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            # In the order of its keys a table is written page by page
-            [summed(*one) for one in sorted(objects, key=lambda one: one.key)],
+            [summed(*rows[key]) for key in keys],
         )
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Deletes objects."""
-        self._db.executemany("DELETE FROM objects WHERE (kind, namespace, name) = (?, ?, ?)", list(keys))
+        keys = list(keys)
+        self._note("objects", keys)
+        self._db.executemany("DELETE FROM objects WHERE (kind, namespace, name) = (?, ?, ?)", keys)
 
     # Nodes
 
     def join(self, node: str, members: Members) -> None:
         """Makes these all that a node brings; nothing, where it is over."""
+        self._note("members", ((network, node) for network in {*members, *self.members_of(node)}))
         self._db.execute("DELETE FROM members WHERE node = ?", (node,))
         self._db.executemany(
             "INSERT INTO members VALUES (?, ?, ?)", [(network, node, kind) for network, kind in members.items()]
@@ -371,6 +393,7 @@ class Records:
             list(ports),
         )
         numbers = self.numbers_of(services)
+        self._note("service_ports", ((number,) for number in numbers.values()))
         over = [key for key in numbers if key not in ports]
         self._db.executemany("DELETE FROM service_ports WHERE number = ?", [(numbers.pop(key),) for key in over])
         self._db.executemany(
@@ -485,11 +508,13 @@ class Records:
 
     def note_host_change(self, kind: HostChange, subject: str) -> None:
         """Remembers, before it is done, something that unload must take back."""
+        self._note("host_changes", [(kind, subject)])
         self._db.execute("INSERT OR IGNORE INTO host_changes VALUES (?, ?, ?)", summed(kind, subject))
         self.commit()
 
     def forget_host_change(self, kind: HostChange, subject: str) -> None:
         """It is taken back."""
+        self._note("host_changes", [(kind, subject)])
         self._db.execute("DELETE FROM host_changes WHERE (kind, subject) = (?, ?)", (kind, subject))
 
     def host_changes(self, kind: HostChange) -> list[str]:

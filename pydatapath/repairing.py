@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydatapath import carrying, drift, leftovers, loading
+from pydatapath import applying, carrying, drift, leftovers, loading
 from pydatapath.drift import Look
 from pydatapath.errors import DatapathError, KernelError, NotLoaded
 from pydatapath.instance import Instance
@@ -65,6 +65,7 @@ def _refuse_unfinished(instance: Instance) -> None:
             raise NotLoaded(
                 f"instance {instance.name!r} is not loaded: its first load was killed", hint="`pydatapath load` again"
             )
+        applying.complete(records)
         records.keep_copy()
 
 

@@ -82,11 +82,16 @@ class Map:
             for key, value in entries.items():
                 self.update(key, value)
             return
-        keys, values = [*entries], [*entries.values()]
-        for start in range(0, len(keys), BATCH):
-            part = slice(start, start + BATCH)
-            count = len(keys[part])
-            self._check(libbpf.batch_write(self.descriptor, b"".join(keys[part]), b"".join(values[part]), count))
+        self.update_packed(b"".join(entries), b"".join(entries.values()))
+
+    def update_packed(self, keys: bytes, values: bytes) -> None:
+        """`update_many` of a map that takes batches, with all keys and all values as `raw` gives them."""
+        key_size, value_size = self.contract.key_size, self.contract.value_size
+        count = len(keys) // key_size
+        for start in range(0, count, BATCH):
+            end = min(start + BATCH, count)
+            own, new = keys[start * key_size : end * key_size], values[start * value_size : end * value_size]
+            self._check(libbpf.batch_write(self.descriptor, own, new, end - start))
 
     def delete_many(self, keys: Iterable[bytes]) -> None:
         """Deletes all these entries; those that are not there do not matter."""

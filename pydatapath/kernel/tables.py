@@ -5,7 +5,6 @@ Maps that hold addresses are there once for each family that is loaded; an addre
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections import Counter as Tally
 from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from itertools import chain
 from mmap import mmap
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final, TypeVar, cast
 
 from pydatapath.errors import KernelError
@@ -77,7 +77,7 @@ def loaded_families(maps: Maps) -> list[Family]:
 
 def pack_ip(text: str) -> bytes:
     """An address as it stands in packets."""
-    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
 
 
 @lru_cache(maxsize=65_536)
@@ -88,8 +88,20 @@ def unpack_ip(raw: bytes) -> str:
 
 def pack_address(at: Address) -> bytes:
     """struct transport_address."""
-    address, port, protocol = at
-    return _CALLED_AT[at.family].pack(pack_ip(address), port.to_bytes(2, "big"), PROTOCOLS[protocol])
+    return _pack_addresses([at], at.family)
+
+
+def _pack_addresses(places: Iterable[Address], family: Family) -> bytes:
+    """struct transport_address of each, which are of one family: of fifty thousand as well as of one."""
+    kind, pack = AF_INET6 if family is Family.IPV6 else AF_INET, _CALLED_AT[family].pack
+    return b"".join(
+        [pack(inet_pton(kind, text), port.to_bytes(2, "big"), PROTOCOLS[protocol]) for text, port, protocol in places]
+    )
+
+
+def _pack_numbers(numbers: Collection[int]) -> bytes:
+    """Each as 4 bytes, in the host's order."""
+    return struct.pack(f"={len(numbers)}I", *numbers)
 
 
 def unpack_address(raw: bytes, family: Family) -> Address:
@@ -116,7 +128,7 @@ def unpack_called(raw: bytes) -> Called:
 
 def _pack_backend(backend: LiveBackend, state: BackendState) -> bytes:
     (text, port, protocol), generation, service, _ = backend
-    address = pack_ip(text) if ":" in text else _MAPPED + pack_ip(text)
+    address = inet_pton(AF_INET6, text) if ":" in text else _MAPPED + inet_pton(AF_INET, text)
     return BACKEND.pack(address, port.to_bytes(2, "big"), PROTOCOLS[protocol], state, generation, service)
 
 
@@ -369,14 +381,12 @@ def write(maps: Maps, change: Change) -> None:
     """Writes a change, in the order that plan.Change gives. Raises KernelError where a map is full."""
     for move in change.moves:
         _write_slots(maps, move.slots)
-        _update(
-            maps, "services", [(at.family, pack_address(at), pack_called(one)) for at, one in move.services.items()]
-        )
+        _write_services(maps, move.services)
         wait_for_programs()  # their old slots are written next
     guards = change.guards
     _write_members(maps, change.members)
     _write_backends(maps, change.backends, BackendState.ACTIVE)
-    _update(maps, "targets", [(at.family, pack_address(at), _U32.pack(count)) for at, count in change.targets.items()])
+    _write_called(maps, "targets", change.targets, _pack_numbers)
     _write_slots(maps, change.slots)
     _update(maps, "vips", [(Family.of(at), pack_ip(at), _U32.pack(kind)) for at, kind in guards.vips.items()])
     # Who stays allowed by another range never notices; but where old and new ones have no room side by side
@@ -403,18 +413,25 @@ def _delete_ranges(maps: Maps, guards: GuardChange) -> None:
 
 
 def _write_services(maps: Maps, services: Mapping[Address, Called]) -> None:
-    _update(maps, "services", [(at.family, pack_address(at), pack_called(one)) for at, one in services.items()])
+    _write_called(maps, "services", services, lambda each: b"".join(map(pack_called, each)))
+
+
+def _write_called(
+    maps: Maps, name: str, entries: Mapping[Address, _Value], pack: Callable[[Collection[_Value]], bytes]
+) -> None:
+    """Writes what stands at addresses and ports, each to its family's map of this kind."""
+    six = [at for at in entries if ":" in at.address]
+    four = [at for at in entries if ":" not in at.address] if six else [*entries]
+    for family, places in ((Family.IPV4, four), (Family.IPV6, six)):
+        if places:
+            values = pack([entries[at] for at in places])
+            maps[name + family.suffix].update_packed(_pack_addresses(places, family), values)
 
 
 def _write_slots(maps: Maps, runs: Mapping[int, tuple[int, ...]]) -> None:
     """Writes runs, each with its first slot."""
-    maps["slots"].update_many(
-        {
-            _U32.pack(first + offset): _U32.pack(number)
-            for first, run in runs.items()
-            for offset, number in enumerate(run)
-        }
-    )
+    places = [place for first, run in runs.items() for place in range(first, first + len(run))]
+    maps["slots"].update_packed(_pack_numbers(places), _pack_numbers([*chain.from_iterable(runs.values())]))
 
 
 def _update(maps: Maps, name: str, entries: _Entries) -> None:
@@ -432,7 +449,8 @@ def _delete(maps: Maps, name: str, keys: Iterable[tuple[Family, bytes]]) -> None
 
 
 def _write_backends(maps: Maps, backends: Mapping[int, LiveBackend], state: BackendState) -> None:
-    maps["backends"].update_many({_U32.pack(number): _pack_backend(one, state) for number, one in backends.items()})
+    values = b"".join([_pack_backend(one, state) for one in backends.values()])
+    maps["backends"].update_packed(_pack_numbers(backends), values)
 
 
 def check_members(maps: Maps, bound: int, count: Callable[[], Mapping[Family, int]]) -> None:

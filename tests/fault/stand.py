@@ -31,6 +31,7 @@ from pydatapath.kernel import cache, netns, tables
 from pydatapath.kernel.maps import Maps
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.plan import Called, Live
+from pydatapath.record_copy import INCOMPLETE, PLANNED
 from pydatapath.record_faults import copy_of
 from pydatapath.records import HostChange, Records
 
@@ -197,7 +198,7 @@ class Stand:
                 found["unfinished"] = bool(records.get(applying.UNFINISHED))
             found["modes"] = {str(path): oct(path.stat().st_mode) for path in which.pins.rglob("*")}
             found["unwritten"] = unwritten(which)
-            found["copied"] = _all_of(copy_of(which.records)) == _all_of(which.records)
+            found["copied"] = _copied(copy_of(which.records)) == _copied(which.records)
         found["kept programs"] = sorted(one.suffix for one in cache.DIRECTORY.iterdir() if one.suffix != ".json")
         found["kernel"] = self.kernel()
         return found
@@ -271,15 +272,19 @@ def _recorded(records: Records) -> dict[str, Any]:
         "changes": {kind.value: records.host_changes(kind) for kind in HostChange},
         "ports": sorted(str(one) + one.protocol for one in records.ports().values()),
         "members": sorted(records.members().items()),
+        "frontends": sorted(records._db.execute("SELECT address, port, protocol, kind, held FROM frontends")),
+        "claims": sorted(records._db.execute("SELECT * FROM claims")),
     }
 
 
-def _all_of(path: Path) -> list[str]:
-    """All that a database holds, as SQL; nothing where it is not there."""
+def _copied(path: Path) -> list[str]:
+    """All that a database and its copy hold, as SQL; nothing where it is not there."""
     if not path.exists():
         return []
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as records:
-        return sorted(records.iterdump())
+        lacking = tuple(f'INSERT INTO "{table}"' for table in PLANNED)
+        rows = sorted(one for one in records.iterdump() if not one.startswith(lacking))
+        return [one for one in rows if f"VALUES('{INCOMPLETE}'," not in one]
 
 
 def unwritten(which: instance.Instance) -> bool:

@@ -24,6 +24,7 @@ from scene import BIG
 from spoiling import READING, SEED, WRITING, fails, run, same, works
 from stand import OPTIONS, STEADY, Stand
 
+from pydatapath.record_faults import take_copy
 from pydatapath.record_tables import SCHEMA_VERSION
 
 SECONDS = 1500.0 if BIG else 40.0  # for damage all over a file
@@ -142,6 +143,17 @@ def test_F8_records_that_are_gone(loaded: Stand):
     loaded.held.pop(STEADY).close()
     # Who made the qdisc clsact, and who set the sysctl, nobody knew any more
     same(loaded, before | {"records": before["records"] | {"changes": loaded.state()["records"]["changes"]}})
+
+
+def test_F8_killed_when_the_copy_has_just_been_taken(loaded: Stand):
+    """What a copy lacks is planned by the next command, whichever that is."""
+    before, which = loaded.state(), loaded.which
+    for way in (("apply", "--prune", "-f", str(loaded.base)), ("repair",), ("load", *OPTIONS)):
+        which.records.unlink()
+        assert take_copy(which.records)
+        run(loaded, *way)
+        works(loaded)
+        same(loaded, before)
 
 
 def test_F8_records_that_are_anothers_database(loaded: Stand):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from pydatapath import applying, plan, schema
 from pydatapath.applying import Outcome
 from pydatapath.errors import Conflict, ManifestError, Refused
 from pydatapath.model import EndpointSlice, Service
+from pydatapath.record_copy import PLANNED
+from pydatapath.record_faults import copy_of, take_copy
 from pydatapath.records import Key, Records
 
 OLD, NEW = "2024-05-06T07:08:09Z", "2025-05-06T07:08:09Z"
@@ -339,6 +343,40 @@ def winners(services: list[Service]) -> dict[str, str]:
         if port.node_port and not (port.node_port == 80 and NODE in exact):
             claims.setdefault(f"{NODE}:{port.node_port}/tcp", []).append((True, not made, made, one.name))
     return {at: min(claimants)[3] for at, claimants in claims.items()}
+
+
+def tables_of(path: Path) -> dict[str, list[Any]]:
+    """What follows from the objects, and the numbers that it refers to."""
+    with contextlib.closing(sqlite3.connect(path)) as records:
+        return {name: sorted(records.execute(f"SELECT * FROM {name}")) for name in ("service_ports", *PLANNED)}  # noqa: S608
+
+
+@pytest.mark.parametrize("way", ["followed", "made whole"])
+def test_F8_what_a_copy_lacks_is_planned_anew(tmp_path: Path, way: str) -> None:
+    """Numbers, claims, and who has an address that two claim are as they were; so is who is refused."""
+    path = tmp_path / "state.db"
+    node = Node(path)
+    node.apply(service("a", EXTERNAL, made=NEW), service("b", number=30080), slice_of("b", 1))
+    node.apply(service("c", EXTERNAL, made=OLD), service("b"), delete=[("Service", "default", "b")])
+    node.apply(service("d", number=30080))
+    node.records.__exit__(None, None, None)
+    if way == "made whole":
+        copy_of(path).unlink()
+        with Records(path) as records:
+            records.put({"any": "change"})
+    wanted = tables_of(path)
+    assert tables_of(copy_of(path)) == {"service_ports": wanted["service_ports"], **{name: [] for name in PLANNED}}
+    path.write_bytes(b"garbage" * 1000)
+    assert take_copy(path)
+    with Records(path) as records:
+        assert records.incomplete
+        applying.complete(records)
+        assert not records.incomplete
+    assert tables_of(path) == wanted
+    with Records(copy_of(path)) as records:
+        assert records.incomplete
+    with Records(path) as records, pytest.raises(Refused, match="node port 30080/tcp is taken by Service default/d"):
+        applying.edit(records, [service("e", number=30080)])
 
 
 def test_what_is_given_is_not_altered(node: Node) -> None:

@@ -18,6 +18,7 @@ from pydatapath.errors import DatapathError
 from pydatapath.kernel import bpffs
 from pydatapath.kernel.layout import MemberKind
 from pydatapath.plan import Address, Frontend, PortPlan
+from pydatapath.record_copy import INCOMPLETE, PLANNED
 from pydatapath.record_faults import DamagedRecords, copy_of, explained, take_copy
 from pydatapath.record_tables import SCHEMA_VERSION
 from pydatapath.records import HostChange, Records, Stored
@@ -203,10 +204,15 @@ def test_the_copy_is_of_whole_changes(path: Path) -> None:
 
 
 def rows(path: Path) -> dict[str, list[object]]:
-    """All that a database holds."""
+    """All that a database holds, but for what follows from its objects, which a copy lacks."""
     with contextlib.closing(sqlite3.connect(path)) as records:
         names = [row[0] for row in records.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        return {name: records.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in names}  # noqa: S608
+        found = {
+            name: records.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()  # noqa: S608
+            for name in names
+            if name not in PLANNED
+        }
+    return found | {"facts": [row for row in found["facts"] if row[0] != INCOMPLETE]}
 
 
 def change(path: Path, number: int) -> None:
@@ -276,7 +282,7 @@ with Records(path) as records:
 """
 
 
-@pytest.mark.parametrize("where", [0, 3, 8, 15])
+@pytest.mark.parametrize("where", [0, 3, 8, 11])
 def test_F3_a_kill_within_the_copys_change_is_made_up_for(path: Path, where: int) -> None:
     """The change is made; the next command that looks after the copy brings it up to date, and nothing is left."""
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path), str(where)], check=False)
