@@ -21,7 +21,7 @@ from pydatapath.forwarding import KIND as PORT_FORWARD
 from pydatapath.forwarding import NAMESPACE as FORWARDS
 from pydatapath.forwarding import Forward, plan_forward
 from pydatapath.interrupts import deferred
-from pydatapath.kernel import tables
+from pydatapath.kernel import table_writes, tables
 from pydatapath.kernel.layout import Family, MemberKind
 from pydatapath.kernel.maps import Maps
 from pydatapath.kinds import split_key
@@ -436,8 +436,8 @@ def _program(records: Records, maps: Maps, made: Edit, *, whole: bool, dry_run: 
     change, live = _change(maps, want(records, made, whole=whole)) if touched else (plan.Change(), plan.Live())
     change.members = _member_change(records, maps, made, whole=whole)
     if change.members.written:
-        tables.check_members(maps, records.members_bound(), records.count_members)
-    tables.check_room(maps, change, live)
+        table_writes.check_members(maps, records.members_bound(), records.count_members)
+    table_writes.check_room(maps, change, live)
     if dry_run:
         return
     # A signal waits until records and maps say the same
@@ -445,7 +445,7 @@ def _program(records: Records, maps: Maps, made: Edit, *, whole: bool, dry_run: 
         if not change.empty:
             records.put({UNFINISHED: True})
             records.commit()
-            tables.write(maps, change)
+            table_writes.write(maps, change)
         records.put({UNFINISHED: False})
         records.commit()
 

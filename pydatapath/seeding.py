@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from pydatapath.errors import DatapathError, KernelError
 from pydatapath.kernel.layout import BACKEND, ENDPOINT, BackendState, EndpointKind, Family
 from pydatapath.kernel.maps import Maps
-from pydatapath.kernel.tables import unpack_ip
+from pydatapath.kernel.packing import unpack_ip
 from pydatapath.node import Node
 
 if TYPE_CHECKING:

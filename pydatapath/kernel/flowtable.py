@@ -17,7 +17,8 @@ from pydatapath.kernel.layout import (
     timeout,
 )
 from pydatapath.kernel.maps import Map, Maps, wait_for_programs
-from pydatapath.kernel.tables import loaded_families, unpack_ip
+from pydatapath.kernel.packing import unpack_ip
+from pydatapath.kernel.tables import loaded_families
 from pydatapath.views import Flow, Tuple
 
 __all__ = [

@@ -20,7 +20,7 @@ from pydatapath.kernel.layout import (
     timeout,
 )
 from pydatapath.kernel.maps import Maps
-from pydatapath.kernel.tables import unpack_ip
+from pydatapath.kernel.packing import unpack_ip
 from pydatapath.views import End, Flow, NatMapping, PortsUsed
 
 __all__ = ["is_there", "ports_used", "read_mappings", "top_sources"]

@@ -31,7 +31,7 @@ from streaming import (
 
 from pydatapath import Datapath, Options, connecting, schema
 from pydatapath.instance import Instance
-from pydatapath.kernel import attach, tables
+from pydatapath.kernel import attach, packing, table_writes
 from pydatapath.lab import Pod
 from pydatapath.node import Node
 from pydatapath.records import Records
@@ -244,8 +244,8 @@ def empty_run_first(real: Callable[..., None]) -> Callable[..., None]:
     """A fault: services are taken away before they come back changed."""
 
     def write(maps: Any, change: Any) -> None:
-        keys = [(at.family, tables.pack_address(at)) for at in change.services]
-        tables._delete(maps, "services", keys)
+        keys = [(at.family, packing.pack_address(at)) for at in change.services]
+        table_writes._delete(maps, "services", keys)
         time.sleep(0.02)
         real(maps, change)
 
@@ -258,7 +258,7 @@ def test_a_change_that_is_not_whole_is_seen(
     """A test that can fail: with services empty for a fiftieth of a second, new calls are refused."""
     apply(cluster.datapaths[1], [staying(cluster)])
     with monkeypatch.context() as patch, traffic(cluster) as running:
-        patch.setattr(tables, "write", empty_run_first(tables.write))
+        patch.setattr(table_writes, "write", empty_run_first(table_writes.write))
         Changes(cluster, 1, 20, 0, 0).run(2)
         account = running.end()
     say(capsys, f"20 applies with services empty first: {account}")

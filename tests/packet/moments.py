@@ -10,7 +10,7 @@ from packetbed import Bed
 from places import BACKEND, CLIENT, MAC
 from wire import frame
 
-from pydatapath.kernel import clock, tables
+from pydatapath.kernel import clock, packing, tables
 from pydatapath.kernel.layout import Hook
 from pydatapath.reference import Packet
 
@@ -36,7 +36,7 @@ def jiffies_ahead(bed: Bed) -> int:
 @lru_cache(maxsize=1)
 def _jiffies_ahead(bed: Bed, _since: int) -> int:
     """By the stamp of a flow that begins now; it is forgotten again."""
-    began, target = ticks(), tables.pack_address(tables.Address(BACKEND, 9, "TCP"))
+    began, target = ticks(), packing.pack_address(tables.Address(BACKEND, 9, "TCP"))
     bed.maps["targets"].update(target, struct.pack("=I", 1))
     bed.run(Hook.FROM_POD, frame(Packet(CLIENT, 9, BACKEND, 9, flags="S"), MAC[CLIENT]))
     ahead = next(entry.last_seen for entry in bed.entries("half_open").values()) - ticks()

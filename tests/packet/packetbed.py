@@ -30,7 +30,7 @@ from frames import (
 )
 from places import DEVICES, MAC, V4, V6
 
-from pydatapath.kernel import clock, flowtable, libbpf, tables
+from pydatapath.kernel import clock, flowtable, libbpf, table_writes, tables
 from pydatapath.kernel.compile import NAT_POD_PARTS, Sizes
 from pydatapath.kernel.layout import (
     AFFINITY,
@@ -211,7 +211,7 @@ class Bed:
             for network, kind in members_of(one).items():
                 kinds.setdefault(network, []).append(kind)
         wanted = {network: kind_of(each) for network, each in kinds.items()}
-        tables.write(self.maps, Change(members=member_change(tables.read_members(self.maps), wanted)))
+        table_writes.write(self.maps, Change(members=member_change(tables.read_members(self.maps), wanted)))
 
     def serve(self, services: Mapping[str, Sequence[str] | Serving]) -> None:
         """Makes these the services, by the plan that `apply` writes: {"10.96.0.10:80/TCP": ["10.1.0.3:8080"]}."""
@@ -221,7 +221,7 @@ class Bed:
             self._numbers.setdefault(called, len(self._numbers) + 1)
         numbers = {_port_plan(called, services.get(called, ())).key: each for called, each in self._numbers.items()}
         live = tables.read_live(self.maps, before)
-        tables.write(self.maps, change(wanted, before, numbers, live))
+        table_writes.write(self.maps, change(wanted, before, numbers, live))
 
     def put_endpoint(self, address: str, interface: int, mac: str, kind: EndpointKind) -> None:
         """Writes who answers to an address."""

@@ -8,7 +8,7 @@ from packetbed import Bed, Serving
 from places import V4, V6, Places, at
 
 from pydatapath.errors import KernelError
-from pydatapath.kernel import tables
+from pydatapath.kernel import table_writes
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.model import Node
 
@@ -105,6 +105,6 @@ def test_too_many_networks_are_refused_before_anything_is_written(bed: Bed):
     """By the map that would be full; where there cannot be too many, nobody counts."""
     six = {Family.IPV4: 64, Family.IPV6: 65}
     with pytest.raises(KernelError, match=r"^the map 'networks6' is full: it holds 64 entries, and .* 65 podCIDRs"):
-        tables.check_members(bed.maps, 129, lambda: six)
-    tables.check_members(bed.maps, 129, lambda: {Family.IPV4: 64})
-    tables.check_members(bed.maps, 64, lambda: pytest.fail("they were counted"))
+        table_writes.check_members(bed.maps, 129, lambda: six)
+    table_writes.check_members(bed.maps, 129, lambda: {Family.IPV4: 64})
+    table_writes.check_members(bed.maps, 64, lambda: pytest.fail("they were counted"))

@@ -12,7 +12,7 @@ from calls import KINDS, ask_many
 from scene import VIP_PORT, Cluster, cluster_up, objects
 
 from pydatapath import EndpointSlice, Service, schema
-from pydatapath.kernel import tables
+from pydatapath.kernel import packing, tables
 
 VIPS = {name: f"10.96.0.{91 + place}" for place, name in enumerate("abcd")}
 
@@ -38,10 +38,10 @@ def weighted(cluster: Cluster, name: str, weight: int) -> list[Service | Endpoin
 
 
 def first_slot(cluster: Cluster, name: str) -> int:
-    key = tables.pack_address(tables.Address(VIPS[name], VIP_PORT, "TCP"))
+    key = packing.pack_address(tables.Address(VIPS[name], VIP_PORT, "TCP"))
     value = cluster.datapaths[1]._maps["services"].lookup(key)
     assert value is not None
-    return tables.unpack_called(value).inside.first_slot
+    return packing.unpack_called(value).inside.first_slot
 
 
 def test_S108_a_service_finds_room_by_moving_others(cluster: Cluster):

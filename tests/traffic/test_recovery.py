@@ -23,7 +23,7 @@ from pydatapath.kernel.attach import Attacher, Place
 from pydatapath.kernel.gateway import SERVICE_GATEWAYS
 from pydatapath.kernel.layout import ENDPOINT, MAPS, EndpointKind, Family
 from pydatapath.kernel.links import Links, delete_namespace, write_sysctls
-from pydatapath.kernel.tables import unpack_ip
+from pydatapath.kernel.packing import unpack_ip
 from pydatapath.kernel.tc import Filter, own_filters
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.records import HostChange, Records

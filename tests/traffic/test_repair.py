@@ -17,7 +17,7 @@ from rows import tell, tell_more, tell_worst
 from scene import VIP_PORT, Cluster, cluster_up, pydatapath
 
 from pydatapath import Datapath
-from pydatapath.kernel import libbpf, tables
+from pydatapath.kernel import libbpf, packing, tables
 from pydatapath.kernel.attach import Attacher, Place
 from pydatapath.kernel.layout import Hook
 from pydatapath.lab import Host
@@ -281,7 +281,7 @@ def first(cluster: Cluster, name: str) -> tuple[bytes, bytes]:
 
 def service_entry(cluster: Cluster) -> tuple[bytes, bytes]:
     at = tables.Address(*VIP, "TCP")
-    key = tables.pack_address(at)
+    key = packing.pack_address(at)
     value = cluster.datapaths[1]._maps["services"].lookup(key)
     assert value is not None
     return key, value
@@ -296,17 +296,17 @@ def delete(cluster: Cluster, name: str, key: bytes) -> None:
 
 
 def flip_slot(cluster: Cluster, to: int) -> None:
-    called = tables.unpack_called(service_entry(cluster)[1])
+    called = packing.unpack_called(service_entry(cluster)[1])
     put(cluster, "slots", U32.pack(called.inside.first_slot), U32.pack(to))
 
 
 def end_backend(cluster: Cluster, state: int) -> None:
     """A backend's entry in another state."""
-    called = tables.unpack_called(service_entry(cluster)[1])
+    called = packing.unpack_called(service_entry(cluster)[1])
     maps = cluster.datapaths[1]._maps
     number = maps["slots"].lookup(U32.pack(called.inside.first_slot)) or b""
     entry = bytearray(maps["backends"].lookup(number) or b"")
-    entry[tables._STATE_OFFSET] = state
+    entry[packing.STATE_OFFSET] = state
     put(cluster, "backends", number, bytes(entry))
 
 
@@ -323,7 +323,7 @@ WRONG = f"default/web:tcp is not in the maps as it is recorded, at {VIP[0]}:{VIP
             WRONG,
         ),
         (
-            lambda c: put(c, "services", tables.pack_address(tables.Address("10.96.9.9", 1, "UDP")), bytes(32)),
+            lambda c: put(c, "services", packing.pack_address(tables.Address("10.96.9.9", 1, "UDP")), bytes(32)),
             "the maps have a service at 10.96.9.9:1/udp, where none is",
         ),
         (lambda c: put(c, "services", bytes([10, 96, 0, 81, 0, 80, 99, 0]), bytes(32)), "that no version writes"),

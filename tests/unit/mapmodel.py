@@ -1,4 +1,4 @@
-"""The maps as dicts, written in the order that `pydatapath.kernel.tables.write` keeps and read as `read_live` does.
+"""The maps as dicts, written in the order that `kernel.table_writes.write` keeps, and read as `read_live` does.
 
 A Cluster makes changes to them and looks at every address after each single write.
 """
@@ -84,7 +84,7 @@ class Maps:
         self.draining.discard(number)
 
     def writes(self, wanted: Change) -> Iterator[Callable[[], object]]:
-        """Each single write of a change, in the order of `tables.write`."""
+        """Each single write of a change, in the order of `table_writes.write`."""
         for move in wanted.moves:
             yield from self._run_writes(move.slots, move.services)
         for number, backend in wanted.backends.items():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pydatapath.cli.flow import list_
 from pydatapath.guarding import SourceRange
-from pydatapath.kernel import clock, layout, tables
+from pydatapath.kernel import clock, layout, packing, tables
 from pydatapath.kernel.flowtable import Entry, _clients_of, _family, _paired, _protocol, _reverse, unpack_tuple, whole
 from pydatapath.kernel.layout import LAYOUTS, MAPS, PROTOCOLS, Family, FlowFlag, FlowState
 from pydatapath.kernel.maps import Maps
@@ -251,16 +251,16 @@ def test_the_tick_is_one_of_those_that_kernels_have() -> None:
 def test_an_address_in_a_map_is_read_back(address: str, port: int, protocol: Any) -> None:
     """What a service is called at goes into the maps and comes out the same, and so does a backend."""
     at = Address(address, port, protocol)
-    assert tables.unpack_address(tables.pack_address(at), at.family) == at
+    assert packing.unpack_address(packing.pack_address(at), at.family) == at
     backend = tables.LiveBackend(at, 7, 9)
-    packed = tables._pack_backend(backend, tables.BackendState.ACTIVE)
-    assert tables._unpack_backend(packed) == (backend, tables.BackendState.ACTIVE)
+    packed = packing.pack_backend(backend, tables.BackendState.ACTIVE)
+    assert packing.unpack_backend(packed) == (backend, tables.BackendState.ACTIVE)
 
 
 def test_a_backends_IPv4_address_is_mapped() -> None:
     """One array has the backends of both families (RFC 4291 2.5.5.2)."""
     backend = tables.LiveBackend(Address("10.244.1.12", 8080, "TCP"), 1, 1)
-    address = layout.BACKEND.unpack(tables._pack_backend(backend, tables.BackendState.ACTIVE))[0]
+    address = layout.BACKEND.unpack(packing.pack_backend(backend, tables.BackendState.ACTIVE))[0]
     assert IPv6Address(address).ipv4_mapped == IPv4Address("10.244.1.12")
 
 
@@ -271,9 +271,9 @@ def test_a_backends_IPv4_address_is_mapped() -> None:
 def test_S62_a_source_range_is_read_back(network: str, bits: int) -> None:
     """The service port's number is the first 32 bits of what is matched."""
     one = SourceRange(7, network)
-    packed = tables._pack_range(one)
+    packed = packing.pack_range(one)
     assert int.from_bytes(packed[:4], "little") == 32 + bits
-    assert tables._unpack_range(packed, Family.of(network)) == one
+    assert packing.unpack_range(packed, Family.of(network)) == one
 
 
 def test_a_family_is_loaded_where_its_maps_are(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_numbers_that_were_never_given_are_read_first() -> None:
     one = Address("10.244.1.12", 8080, "TCP")
     states = [tables.BackendState(state) for state in (0, 1, 3, 0, 2, 3)]
     array = b"".join(
-        tables._pack_backend(tables.LiveBackend(one, 10 * number, 1), state) for number, state in enumerate(states)
+        packing.pack_backend(tables.LiveBackend(one, 10 * number, 1), state) for number, state in enumerate(states)
     )
     assert list(tables._free_backends(array)) == [(3, 30), (2, 20), (5, 50)]
     assert list(tables._numbers_in(array, tables.BackendState.ACTIVE)) == [1]

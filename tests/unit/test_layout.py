@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from pydatapath.kernel import layout, source, tables
+from pydatapath.kernel import layout, packing, source
 from pydatapath.kernel.layout import (
     BACKEND,
     ENDPOINT,
@@ -120,7 +120,7 @@ def test_fields_are_packed_in_the_order_of_the_struct() -> None:
 )
 def test_what_is_called_is_read_back_as_it_was_written(called: Called) -> None:
     """The plan's view of a service in the map and the struct are the same thing."""
-    assert tables.unpack_called(tables.pack_called(called)) == called
+    assert packing.unpack_called(packing.pack_called(called)) == called
 
 
 def test_the_maps_are_those_of_the_c_code() -> None:

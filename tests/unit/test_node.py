@@ -14,7 +14,7 @@ from pydatapath.egress import Masquerade
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.kernel.host import Host, Interface, Neighbour
 from pydatapath.kernel.layout import ENDPOINT, TIMEOUTS, EndpointKind, Family, Hook, NatType
-from pydatapath.kernel.tables import unpack_ip
+from pydatapath.kernel.packing import unpack_ip
 from pydatapath.node import LIMITS, WORDS, Node, Options, Scope, resolve
 from pydatapath.seeding import _endpoints
 
