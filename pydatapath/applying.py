@@ -193,6 +193,7 @@ def refresh_all(records: Records, maps: Maps) -> None:
 def pending(records: Records, maps: Maps) -> tuple[plan.Change, plan.Live]:
     """What `refresh_all` would write, and what the maps hold; nothing is kept. Raises KernelError."""
     try:
+        complete(records)
         change, live = _change(maps, want(records, Edit(), whole=True))
         change.members = _member_change(records, maps, Edit(), whole=True)
         return change, live

@@ -63,7 +63,9 @@ def look(records: Records, maps: Maps, instance: Instance, *, entries: bool = Tr
     result.found += (f"a load that was killed has left {one.name} behind" for one in leftovers.folders(instance))
     if result.is_whole:
         result.found += seeding.untold(maps, node, seen)
-        if records.get(applying.UNFINISHED):
+        if records.incomplete:
+            result.found.append("the records are a copy, by which services have not been planned yet")
+        elif records.get(applying.UNFINISHED):
             result.found.append("a change was interrupted before it reached the maps")
         elif entries:
             result.found += _entries(records, maps)

@@ -72,6 +72,8 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
     fresh = not instance.records.exists()
     foreign_pins = fresh and instance.pins.exists()  # without records: another's, or a crash's
     if not fresh:
+        with Records(instance.records, create=True) as records:  # an earlier version's are brought up to date
+            applying.complete(records)
         _find_lost_maps(instance)
     # A name of its own for each load: a folder of one that was killed may hold the programs that run
     staging = instance.pins / f"{instance.program_pins.name}_{os.getpid()}_{time.monotonic_ns()}"

@@ -40,6 +40,8 @@ _ADD: Final = "INSERT INTO copy.{table} SELECT now.* FROM noted_{table} CROSS JO
 _FOLLOW: Final = (
     *(_REMOVE.format(table=table, keys=keys) for table, keys in _KEYS.items()),
     *(_ADD.format(table=table, keys=keys) for table, keys in _KEYS.items()),
+    # A copy of before they were left out has them
+    *(f"DELETE FROM copy.{table}" for table in PLANNED),  # noqa: S608 - our own words
     "DELETE FROM copy.sqlite_sequence",
     "INSERT INTO copy.sqlite_sequence SELECT * FROM main.sqlite_sequence",
 )
@@ -69,7 +71,6 @@ def _followed(path: Path, records: sqlite3.Connection, since: int, noted: Noted)
             return False
         if count_of(records) == since:
             return True  # nothing was changed, and nothing is written
-        records.execute("PRAGMA temp_store = MEMORY")
         records.execute("BEGIN")
         for table, keys in _KEYS.items():
             records.execute(_NOTE.format(table=table, keys=keys))
@@ -101,11 +102,12 @@ def _copy_whole(path: Path, records: sqlite3.Connection) -> None:
             records.execute(f"PRAGMA mmap_size = {COPIED_BY_MEMORY}")  # a third less to do than page by page
             records.backup(made)
             found = damage_in(made)
+            made.execute("PRAGMA journal_mode = DELETE")  # it has one reader, and no log to leave behind
+            made.execute("PRAGMA secure_delete = OFF")
             for table in PLANNED:
                 made.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
             made.execute(_MARK.format("main"), _MARKED)
             made.commit()
-            made.execute("PRAGMA journal_mode = DELETE")  # it has one reader, and no log to leave behind
         if not found:
             # It before its journal: with that it is what it was, without it could be torn
             copy_of(path).unlink(missing_ok=True)

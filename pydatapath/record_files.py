@@ -76,6 +76,7 @@ def _connected(uri: str) -> tuple[sqlite3.Connection, int]:
         # The folder is a tmpfs that a power cut empties anyway
         opened.execute("PRAGMA synchronous = OFF")
         opened.execute("PRAGMA foreign_keys = ON")
+        opened.execute("PRAGMA temp_store = MEMORY")  # no other disk than theirs is asked for room
         return opened, opened.execute("PRAGMA user_version").fetchone()[0]
     except BaseException:
         opened.close()

@@ -212,7 +212,6 @@ class Records:
         """Nothing that follows from the objects is there: who calls this registers, and claims, for all of them."""
         for table in PLANNED:
             self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - our own words
-        self._note("facts", [(INCOMPLETE,)])
         self._db.execute("DELETE FROM facts WHERE name = ?", (INCOMPLETE,))
 
     def keep_copy(self) -> None:

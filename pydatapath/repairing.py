@@ -29,6 +29,8 @@ def repair(instance: Instance) -> list[str]:
             raise NotLoaded(f"instance {instance.name!r} is not loaded", hint="`pydatapath load` loads it")
         told = _take_copy(instance)
         _refuse_unfinished(instance)
+        planned = _plan_by_copy(instance)
+        told = told or planned  # what was taken says enough
         found = _look(instance)
         if not found.found:
             return told
@@ -65,8 +67,16 @@ def _refuse_unfinished(instance: Instance) -> None:
             raise NotLoaded(
                 f"instance {instance.name!r} is not loaded: its first load was killed", hint="`pydatapath load` again"
             )
-        applying.complete(records)
         records.keep_copy()
+
+
+def _plan_by_copy(instance: Instance) -> list[str]:
+    """Services are planned where a copy has been taken, now or by a command that was killed. A sentence, or none."""
+    with Records(instance.records) as records:
+        if not records.incomplete:
+            return []
+        applying.complete(records)
+        return ["the records were a copy, by which services had not been planned yet"]
 
 
 def _look(instance: Instance) -> Look:

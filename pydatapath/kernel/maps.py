@@ -88,6 +88,8 @@ class Map:
         """`update_many` of a map that takes batches, with all keys and all values as `raw` gives them."""
         key_size, value_size = self.contract.key_size, self.contract.value_size
         count = len(keys) // key_size
+        if count * value_size != len(values):
+            raise ValueError(f"the map {self.contract.name!r} cannot be written: {count} keys have other values")
         for start in range(0, count, BATCH):
             end = min(start + BATCH, count)
             own, new = keys[start * key_size : end * key_size], values[start * value_size : end * value_size]
@@ -189,9 +191,9 @@ class _Endpoints(Map):
         with self._told():
             return super().delete(key)
 
-    def update_many(self, entries: Mapping[bytes, bytes]) -> None:
+    def update_packed(self, keys: bytes, values: bytes) -> None:
         with self._told():
-            super().update_many(entries)
+            super().update_packed(keys, values)
 
     def delete_many(self, keys: Iterable[bytes]) -> None:
         with self._told():

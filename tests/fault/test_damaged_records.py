@@ -24,7 +24,7 @@ from scene import BIG
 from spoiling import READING, SEED, WRITING, fails, run, same, works
 from stand import OPTIONS, STEADY, Stand
 
-from pydatapath.record_faults import take_copy
+from pydatapath.record_faults import copy_of, take_copy
 from pydatapath.record_tables import SCHEMA_VERSION
 
 SECONDS = 1500.0 if BIG else 40.0  # for damage all over a file
@@ -156,6 +156,29 @@ def test_F8_killed_when_the_copy_has_just_been_taken(loaded: Stand):
         same(loaded, before)
 
 
+def test_F8_a_load_that_fails_has_taken_the_copy_as_a_whole(loaded: Stand):
+    """All is as it was, and whoever only reads finds what services are called by."""
+    before, which = loaded.state(), loaded.which
+    which.records.unlink()
+    failed = run(loaded, "load", *OPTIONS, "--uplink", "none0")
+    assert (failed.returncode, "none0" in failed.stderr) == (1, True), failed.stderr
+    works(loaded)
+    same(loaded, before)
+
+
+def test_F8_status_tells_that_a_copy_has_just_been_taken(loaded: Stand):
+    """By whom a kill has ended before he planned by it; a look changes nothing."""
+    before, which = loaded.state(), loaded.which
+    which.records.unlink()
+    assert take_copy(which.records)
+    assert "the records are a copy, by which services have not been planned yet" in run(loaded, "status").stdout
+    for command in READING:
+        assert "Traceback" not in run(loaded, *command).stderr
+    works(loaded)
+    assert "services had not been planned yet" in run(loaded, "repair").stdout
+    same(loaded, before)
+
+
 def test_F8_records_that_are_anothers_database(loaded: Stand):
     """It is not taken for ours, also where it has our version."""
     before, path = loaded.state(), loaded.which.records
@@ -188,6 +211,24 @@ def test_F8_records_of_a_newer_version(loaded: Stand):
         fails(loaded, *command, says="of version 99, this pydatapath writes", hints="the version that made them")
         works(loaded)
     make("DROP TABLE later", SCHEMA_VERSION)
+    same(loaded, before)
+
+
+def test_records_of_an_earlier_version(loaded: Stand):
+    """Load alone brings them up to date; each other command says which version they are."""
+    before, path = loaded.state(), loaded.which.records
+    for one in (path, copy_of(path)):
+        with contextlib.closing(sqlite3.connect(one)) as records:
+            for table in ("facts", "objects", "host_changes"):
+                records.execute(f"ALTER TABLE {table} DROP COLUMN sum")
+            records.execute("PRAGMA user_version = 4")
+    for command in (*WRITING[1:], *READING):
+        fails(loaded, *command, says="of version 4, this pydatapath writes", hints="the version that made them")
+        works(loaded)
+    done = run(loaded, "load", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    works(loaded)
+    loaded.apply()
     same(loaded, before)
 
 

@@ -282,7 +282,7 @@ with Records(path) as records:
 """
 
 
-@pytest.mark.parametrize("where", [0, 3, 8, 11])
+@pytest.mark.parametrize("where", [0, 3, 8, 13])
 def test_F3_a_kill_within_the_copys_change_is_made_up_for(path: Path, where: int) -> None:
     """The change is made; the next command that looks after the copy brings it up to date, and nothing is left."""
     killed = subprocess.run([sys.executable, "-c", KILLED, str(path), str(where)], check=False)
@@ -293,6 +293,22 @@ def test_F3_a_kill_within_the_copys_change_is_made_up_for(path: Path, where: int
         records.keep_copy()
     assert rows(copy_of(path)) == rows(path)
     assert {one.name for one in path.parent.iterdir()} == {"state.db", "state.db.copy"}
+
+
+def test_a_copy_of_before_is_rid_of_what_it_need_not_hold(path: Path) -> None:
+    """Of an earlier version, which copied all: what was left of that would be in the way of what is planned anew."""
+    change(path, 1)
+    with contextlib.closing(sqlite3.connect(copy_of(path))) as records:
+        records.execute("ATTACH ? AS main_records", (str(path),))
+        for table in PLANNED:
+            records.execute(f"INSERT INTO {table} SELECT * FROM main_records.{table}")  # noqa: S608
+        records.execute("DELETE FROM facts WHERE name = ?", (INCOMPLETE,))
+        records.commit()
+    change(path, 2)
+    with contextlib.closing(sqlite3.connect(copy_of(path))) as records:
+        assert [records.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in PLANNED] == [0, 0]  # noqa: S608
+    with Records(copy_of(path)) as records:
+        assert records.incomplete
 
 
 def test_F8_a_copy_that_is_damaged_is_thrown_away_by_load(path: Path) -> None:
