@@ -74,6 +74,11 @@ _COLUMNS: Final = """
 SELECT made.name || '.' || has.name FROM main.sqlite_schema made, pragma_table_info(made.name, 'main') has
 WHERE made.type = 'table' AND made.name NOT LIKE 'sqlite%'
 """
+# By the word for its type SQLite makes numbers of what looks like one (sqlite.org/datatype3.html 3.1): names, too
+_TYPES: Final = """
+SELECT 1 FROM main.sqlite_schema made, pragma_table_info(made.name, 'main') has
+WHERE made.type = 'table' AND made.name NOT LIKE 'sqlite%' AND has.type NOT IN ('TEXT', 'INTEGER') LIMIT 1
+"""
 SUMMED_SINCE: Final = 5  # version of the records
 
 
@@ -177,6 +182,8 @@ def damage_in(records: sqlite3.Connection) -> str:
             return found.splitlines()[-1]
         if found := wrong_number(records):
             return found
+        if records.execute(_TYPES).fetchone():
+            return "a column has another type than the one that was made"
         if records.execute("PRAGMA user_version").fetchone()[0] >= SUMMED_SINCE:
             records.create_function("sum_of", -1, sum_of, deterministic=True)
             if records.execute(_SUMS).fetchone():

@@ -282,6 +282,7 @@ def _copied(path: Path) -> list[str]:
     if not path.exists():
         return []
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as records:
+        records.text_factory = lambda raw: raw.decode(errors="replace")  # a test may have spoiled what SQLite ignores
         lacking = tuple(f'INSERT INTO "{table}"' for table in PLANNED)
         rows = sorted(one for one in records.iterdump() if not one.startswith(lacking))
         return [one for one in rows if f"VALUES('{INCOMPLETE}'," not in one]

@@ -90,6 +90,18 @@ def test_F8_any_bit_that_flips_in_what_was_written_is_seen(path: Path) -> None:
         copy_of(path).write_bytes(good)
 
 
+@pytest.mark.parametrize("column", ["service TEXT", "name TEXT PRIMARY", "held INTEGER", "family TEXT"])
+def test_F8_any_bit_that_flips_in_a_columns_type_is_seen(path: Path, column: str) -> None:
+    """SQLite takes any word for a type, and would make a number of the name 8080."""
+    good = path.read_bytes()
+    for place in texts_in(path, column.encode())[column.index(" ") + 1 :][: len(column.split()[1])]:
+        for bit in (0, 1, 2, 3, 4, 6, 7):  # bit 5 makes a small letter, which is the same type
+            flip(path, place, 1 << bit)
+            assert take_copy(path), f"the byte {place}, bit {bit}"
+            copy_of(path).write_bytes(good)
+            path.write_bytes(good)
+
+
 def test_F8_the_copy_is_never_made_of_damaged_records(path: Path) -> None:
     """A change goes into the copy by itself; where a whole one is due, the damage is said."""
     good = path.read_bytes()
