@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
@@ -54,8 +54,7 @@ UNFINISHED: Final = "unfinished"  # a fact: the records are ahead of the maps
 _ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), check_circular=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one object, in kubectl's words; `error` says why where it is refused and stays as it was.
 
     `warnings` are sentences about addresses that a service claims and another one has (S70), this one or that; about
@@ -335,7 +334,7 @@ def _warned(records: Records, outcomes: list[Outcome], objects: Iterable[Manifes
         for nodes, sentence in node_conflicts(records, changed):
             for node in nodes:
                 told.setdefault(("Node", "", node), []).append(sentence)
-    return [replace(one, warnings=tuple(told.get(one.key, ()))) for one in outcomes] if told else outcomes
+    return [one._replace(warnings=tuple(told.get(one.key, ()))) for one in outcomes] if told else outcomes
 
 
 def node_conflicts(records: Records, nodes: Collection[str] | None = None) -> list[tuple[list[str], str]]:

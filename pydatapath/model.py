@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 __all__ = [
     "AddressType",
@@ -100,8 +100,7 @@ class EndpointPort:
     port: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One entry of EndpointSlice.endpoints, with the conditions that a missing field means (S19).
 
     `node_name` is None where the slice does not say: such an endpoint is remote (S27). `target_name` is the name of
