@@ -26,8 +26,8 @@ BOTH = Here("node1", families=(Family.IPV4, Family.IPV6))
 SIX = replace(SLICE, name="web-6", address_type="IPv6", endpoints=(Endpoint(("fd00::1",)),))
 DUAL = replace(WEB, cluster_ips=("10.96.0.10", "fd00::10"))
 READY = Endpoint(("10.244.1.11",))
-UNREADY = replace(READY, ready=False)
-TERMINATING = replace(READY, ready=False, terminating=True)
+UNREADY = READY._replace(ready=False)
+TERMINATING = READY._replace(ready=False, terminating=True)
 
 
 def tcp(text: str) -> Address:
@@ -220,7 +220,7 @@ def test_S17_an_address_in_several_slices_counts_once() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_S17_the_record_that_is_not_terminating_wins(order: int) -> None:
     """An address that passes from a pod on its way out to a new one is the new one's."""
-    pair = [endpoints(TERMINATING), endpoints(replace(READY, target_name="new"), name="web-2")][::order]
+    pair = [endpoints(TERMINATING), endpoints(READY._replace(target_name="new"), name="web-2")][::order]
     assert [one.target_name for _, one in known_endpoints(HTTP, pair)] == ["new"]
 
 
@@ -240,13 +240,13 @@ def test_S17_of_two_that_do_not_terminate_the_last_seen_wins(first: Endpoint, la
 @pytest.mark.parametrize(
     ("found", "used"),
     [
-        pytest.param((READY, replace(TERMINATING, addresses=("10.244.1.12",))), ["10.244.1.11:8080"], id="S20"),
-        pytest.param((replace(UNREADY, addresses=("10.244.1.12",)), TERMINATING), ["10.244.1.11:8080"], id="S21"),
-        pytest.param((replace(TERMINATING, serving=False),), [], id="S21 it must serve"),
-        pytest.param((replace(TERMINATING, node_name="far"),), ["10.244.1.11:8080"], id="S21 on any node"),
+        pytest.param((READY, TERMINATING._replace(addresses=("10.244.1.12",))), ["10.244.1.11:8080"], id="S20"),
+        pytest.param((UNREADY._replace(addresses=("10.244.1.12",)), TERMINATING), ["10.244.1.11:8080"], id="S21"),
+        pytest.param((TERMINATING._replace(serving=False),), [], id="S21 it must serve"),
+        pytest.param((TERMINATING._replace(node_name="far"),), ["10.244.1.11:8080"], id="S21 on any node"),
         pytest.param((UNREADY,), [], id="S22 even if serving"),
-        pytest.param((replace(UNREADY, serving=False),), [], id="S22"),
-        pytest.param((replace(TERMINATING, ready=True),), ["10.244.1.11:8080"], id="S25"),
+        pytest.param((UNREADY._replace(serving=False),), [], id="S22"),
+        pytest.param((TERMINATING._replace(ready=True),), ["10.244.1.11:8080"], id="S25"),
     ],
 )
 def test_S20_S21_S22_S25_who_serves(found: tuple[Endpoint, ...], used: list[str]) -> None:

@@ -313,7 +313,7 @@ def by_zone(last: int, *zones: str, node: str = "node2") -> Endpoint:
         pytest.param(
             [by_zone(1, "b"), by_zone(2, "c"), pod(3, ready=False, for_zones=("a",))], [1, 2], id="S86 as well"
         ),
-        pytest.param([ending(1), replace(ending(2), for_zones=("a",))], [1, 2], id="S87 the fallback knows no hints"),
+        pytest.param([ending(1), ending(2)._replace(for_zones=("a",))], [1, 2], id="S87 the fallback knows no hints"),
     ],
 )
 def test_S84_S86_S87_hints_are_all_or_nothing(found: list[Endpoint], used: list[int]) -> None:
