@@ -40,7 +40,7 @@ _ADD: Final = "INSERT INTO copy.{table} SELECT now.* FROM noted_{table} CROSS JO
 _FOLLOW: Final = (
     *(_REMOVE.format(table=table, keys=keys) for table, keys in _KEYS.items()),
     *(_ADD.format(table=table, keys=keys) for table, keys in _KEYS.items()),
-    # A copy of before they were left out has them. A condition: else SQLite writes what is empty, too (lang_delete.html)
+    # A copy of before they were left out has them. With a condition, for else SQLite writes also what is empty
     *(f"DELETE FROM copy.{table} WHERE true" for table in PLANNED),  # noqa: S608 - our own words
     "DELETE FROM copy.sqlite_sequence",
     "INSERT INTO copy.sqlite_sequence SELECT * FROM main.sqlite_sequence",
