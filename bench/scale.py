@@ -1,8 +1,8 @@
 """What many services cost: applying them, changing one endpoint, `diff`, `status`, memory, and a packet.
 
 Run as root: `.venv/bin/python -m bench.scale`, or `--sizes 1000x5` for one. Seconds are those of the wall clock, least
-of some runs (of the first apply by the API the median), and in brackets what the process took of a CPU: on a busy machine
-the latter says more.
+of some runs (of the first apply by the API the median), and in brackets what the process took of a CPU: on a busy
+machine the latter says more.
 """
 
 from __future__ import annotations
