@@ -222,11 +222,13 @@ class Records:
         """What is wrong with what was written here, "" for nothing that can be seen. It takes a while for much."""
         return damage_in(self._db)
 
-    def _asking(self, keys: Iterable[tuple[str | int, ...]], columns: str, query: str) -> sqlite3.Cursor:
-        """The rows of a query to which the keys, of which there may be thousands, are the table `asked`.
+    def _asking(self, table: str, keys: Iterable[tuple[str | int, ...]], columns: str, query: str) -> sqlite3.Cursor:
+        """The rows of a query of a table to which the keys, of which there may be thousands, are the table `asked`.
 
         CROSS JOIN keeps SQLite from reading the other table as a whole (sqlite.org/optoverview.html 8.2).
         """
+        if not self._db.execute(f"SELECT EXISTS (SELECT * FROM {table})").fetchone()[0]:  # noqa: S608 - our own words
+            keys = ()  # a first apply would ask for nothing some ten thousand times
         values = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(columns.count(",") + 1))
         asked = f"WITH asked ({columns}) AS (SELECT {values} FROM json_each(?))"  # noqa: S608 - our own words
         return self._db.execute(f"{asked} {query}", (json.dumps(list(keys)),))
@@ -268,12 +270,13 @@ class Records:
     def these(self, keys: Iterable[Key]) -> dict[Key, Stored]:
         """Those of these objects that there are."""
         joined = f"{_OBJECT} JOIN asked USING (kind, namespace, name)"
-        rows = self._asking(keys, "kind, namespace, name", joined)
+        rows = self._asking("objects", keys, "kind, namespace, name", joined)
         return {row[:3]: Stored(*row) for row in rows}
 
     def slices(self, services: Collection[ServiceKey]) -> dict[ServiceKey, list[Key]]:
         """The keys of the slices of each of these services, by name."""
         rows = self._asking(
+            "objects",
             services,
             "namespace, service",
             "SELECT namespace, service, kind, name FROM asked CROSS JOIN objects USING (namespace, service)",
@@ -336,7 +339,7 @@ class Records:
             rows = self._db.execute(query.format("SELECT network FROM members GROUP BY network HAVING count(*) > 1"))
         else:
             own = "SELECT network FROM asked CROSS JOIN members USING (node)"
-            rows = self._asking(((one,) for one in nodes), "node", query.format(own))
+            rows = self._asking("members", ((one,) for one in nodes), "node", query.format(own))
         found = {network: [row[1] for row in each] for network, each in groupby(rows, key=lambda row: row[0])}
         return {network: names for network, names in found.items() if len(names) > 1}
 
@@ -363,6 +366,7 @@ class Records:
     def frontends_of(self, services: Iterable[ServiceKey]) -> dict[int, list[Address]]:
         """The numbers of these services' ports, each with the addresses that call it."""
         rows = self._asking(
+            "service_ports",
             services,
             "namespace, service",
             "SELECT p.number, f.address, f.port, f.protocol FROM asked CROSS JOIN service_ports p"
@@ -443,7 +447,7 @@ class Records:
     def claim(self, claims: Mapping[ServiceKey, Mapping[Claim, ClaimKind]]) -> None:
         """Keeps what services claim, on whatever node."""
         over = "DELETE FROM claims WHERE (namespace, service) IN (SELECT namespace, service FROM asked)"
-        self._asking(claims, "namespace, service", over)
+        self._asking("claims", claims, "namespace, service", over)
         self._db.executemany(
             "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?)",
             sorted((*claim, *service, kind) for service, each in claims.items() for claim, kind in each.items()),
@@ -452,6 +456,7 @@ class Records:
     def holdings(self, claims: Iterable[Claim]) -> dict[Claim, list[Holding]]:
         """Who claims these; of those that somebody does."""
         rows = self._asking(
+            "claims",
             claims,
             "address, port, protocol",
             "SELECT address, port, protocol, c.namespace || '/' || c.service, o.made, c.kind"
@@ -492,6 +497,7 @@ class Records:
     def numbers_of(self, services: Iterable[ServiceKey]) -> dict[PortKey, int]:
         """The number of each of these services' ports, by what names it."""
         rows = self._asking(
+            "service_ports",
             services,
             "namespace, service",
             "SELECT number, namespace, service, port, protocol, family"
