@@ -3,7 +3,8 @@
 PyYAML's parser runs in C, but its composer and constructor cost three times as much, recurse in C until the stack is
 gone (100,000 open brackets are a segmentation fault), let the last of two equal keys win, and read an unquoted
 creationTimestamp as a date. So only the parser is used, and its events become data here, by the rules that kubectl
-follows: YAML 1.1 without dates and without numbers to base 60.
+follows (sigs.k8s.io/yaml, goyaml.v2/resolve.go): YAML 1.1 without dates and without numbers to base 60, and with
+numbers as Go writes them, 1e3 and 0o17.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ MAX_EXPANSION: Final = 2_000_000
 
 _WORDS: Final[dict[str, bool | None]] = {
     form: value
-    for words, value in (("null", None), ("true yes on", True), ("false no off", False))
+    for words, value in (("null", None), ("true yes on y", True), ("false no off n", False))
     for word in words.split()
     for form in (word, word.capitalize(), word.upper())
 } | {"": None, "~": None}
 _BRACE: Final = re.compile(r"\s*\{")
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
-_INTEGER: Final = re.compile(r"([-+]?)(?:(0b[01_]+)|(0x[0-9a-fA-F_]+)|(0[0-7_]+)|(0|[1-9][0-9_]*))")
-_FLOAT: Final = re.compile(r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?")
+_INTEGER: Final = re.compile(r"([-+]?)(?:0[bB]([01]+)|0[xX]([0-9a-fA-F]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _NOT_FINITE: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
@@ -85,7 +86,8 @@ def to_yaml(manifests: Iterable[Mapping[str, Any]]) -> str:
     import yaml
 
     base = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    dumper = type("Dumper", (base,), {"ignore_aliases": lambda *_: True})
+    dumper: Any = type("Dumper", (base,), {"ignore_aliases": lambda *_: True})
+    dumper.add_representer(str, _text_node)
     listed = list(manifests)
     text: str = yaml.dump_all(listed, Dumper=dumper, sort_keys=False, allow_unicode=True)
     if text.replace("\n", "").isprintable():
@@ -93,6 +95,15 @@ def to_yaml(manifests: Iterable[Mapping[str, Any]]) -> str:
     # What a terminal would obey, or a reader miss, such as marks that turn the direction of writing, is escaped
     escaped: str = yaml.dump_all(listed, Dumper=dumper, sort_keys=False, allow_unicode=False)
     return escaped
+
+
+def _text_node(dumper: Any, text: str) -> Any:
+    """Text as a node of YAML; in quotes where kubectl would read it as something else, unknown to PyYAML."""
+    try:
+        is_text = _plain(text) == text
+    except ValueError:
+        is_text = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
 
 
 # JSON
@@ -242,14 +253,8 @@ class _Yaml:
                 raise self._bad_tag(event)
             return str(event.value)
         text: str = event.value
-        if not event.implicit[0]:
-            return text
-        if text in _WORDS:
-            return _WORDS[text]
-        if text[0] not in "+-.0123456789":
-            return text
         try:
-            return _number(text)
+            return _plain(text) if event.implicit[0] else text
         except ValueError as error:
             raise _TextError(str(error), event.start_mark.line + 1) from None
 
@@ -267,23 +272,29 @@ class _Yaml:
         return _TextError(f"not YAML: {getattr(error, 'reason', 'cannot be read')}", line)
 
 
+def _plain(text: str) -> str | float | bool | None:
+    """What text without quotes means. Raises ValueError for a number that JSON has not."""
+    if text in _WORDS:
+        return _WORDS[text]
+    return _number(text) if text[0] in "+-.0123456789" else text
+
+
 def _number(text: str) -> str | float:
     """The number that plain text is, or the text."""
-    if match := _INTEGER.fullmatch(text):
+    plain = text if text.startswith(".") else text.replace("_", "")
+    if match := _INTEGER.fullmatch(plain):
         sign, binary, hexadecimal, octal, decimal = match.groups()
-        digits = (binary or hexadecimal or octal or decimal).replace("_", "")
+        digits = binary or hexadecimal or octal or decimal
         base = 2 if binary else 16 if hexadecimal else 8 if octal else 10
-        if digits in ("0b", "0x"):  # nothing but underscores behind it
-            return text
         value = int(digits, base) if len(digits) <= 80 else 2**64
         if value >= 2**64:
             raise ValueError("holds a whole number of more than 64 bits")
         return -value if sign == "-" else value
     if _NOT_FINITE.fullmatch(text):
         raise ValueError(f"holds {text}, which is no number in JSON")
-    if not _FLOAT.fullmatch(text):
+    if not _FLOAT.fullmatch(plain):
         return text
-    number = float(text.replace("_", ""))
+    number = float(plain)
     if not isfinite(number):
         raise ValueError(f"holds {show(text)}, which is no number in JSON")
     return number

@@ -104,6 +104,8 @@ class _Reader:
 
     def _take_list(self, manifest: dict[str, Any], kind: str, source: str, at: str) -> None:
         """A List of anything, or one of a single kind, whose items need not say what they are."""
+        if manifest.get("items") is None:  # a slip such as `item:`, by which --prune would delete everything
+            raise ManifestError(f"{source}{at}: {kind}: items: is missing")
         try:
             items = list(items_of(manifest, "items", ""))
         except ManifestError as error:

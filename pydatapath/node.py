@@ -23,6 +23,7 @@ from pydatapath.annotations import ALGORITHMS
 from pydatapath.egress import Egress, EgressAddress, Masquerade
 from pydatapath.errors import DatapathError, NotFound
 from pydatapath.fast_path import ASKED, FastPath, PodFastPath, decide
+from pydatapath.fields import LABEL_VALUE, SUBDOMAIN
 from pydatapath.kernel.host import Host, Interface
 from pydatapath.kernel.layout import Family, Hook
 from pydatapath.model import Algorithm
@@ -50,6 +51,7 @@ DEFAULT_SERVICE_CIDR6: Final = "fd00:10:96::/112"  # kind's; kubeadm has none
 # The least and the most
 LIMITS: Final = {"max_flows": (1024, 1 << 24), "max_backends": (16, 1 << 22), "max_services": (16, 1 << 22)}
 NatTypeName = Literal["endpoint-independent", "symmetric", "full-cone"]
+NAMES: Final = {"node_name": SUBDOMAIN, "zone": LABEL_VALUE}  # what no object can name nobody would ever match
 WORDS: Final = {"algorithm": ALGORITHMS, "nat_type": tuple(egress.NAT_TYPES), "pod_fast_path": ASKED}
 
 
@@ -96,6 +98,8 @@ class Options:
             least, most = LIMITS.get(name, (0, 0))
             if name in LIMITS and not least <= value <= most:
                 raise DatapathError(f"option {name!r} must be from {least:,} to {most:,}, not {value:,}")
+            if value and name in NAMES and not NAMES[name].fullmatch(value):
+                raise DatapathError(f"option {name!r} must be a name that Kubernetes allows, not {value!r:.80}")
             if value not in WORDS.get(name, (value,)):
                 raise DatapathError(f"option {name!r} must be {' or '.join(WORDS[name])}, not {value!r}")
         given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
@@ -254,7 +258,7 @@ def resolve(options: Options, host: Host, hostname: str) -> Node:
     said = _read(options)
     scopes = _scopes(said, host, found)
     node = Node(
-        name=options.node_name or hostname,
+        name=options.node_name or hostname.lower(),  # as kubelet names it (pkg/util/node, GetHostname)
         **vars(found),
         loopback=host.loopback,
         scopes={

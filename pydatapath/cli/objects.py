@@ -13,6 +13,7 @@ import click
 from pydatapath.cli.target import Target, complain, say, unsaid
 
 if TYPE_CHECKING:
+    from pydatapath.manifests import Loaded
     from pydatapath.views import Difference
 
 __all__ = ["apply", "delete", "diff", "export"]
@@ -49,6 +50,7 @@ def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool,
 
     with target.open() as datapath:
         loaded = manifests.read(filename, keep_going=True)
+        _refuse_to_empty(loaded, prune=prune)
         try:
             outcomes = datapath.apply(
                 loaded.objects, prune=prune, dry_run=dry_run, keep_going=keep_going, faults=loaded.faults
@@ -70,6 +72,18 @@ def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool,
         click.echo(f"Hint: {'; '.join(hints)}", err=True)
     if errors:
         sys.exit(1)
+
+
+def _refuse_to_empty(loaded: Loaded, *, prune: bool) -> None:
+    """Raises DatapathError where all would be pruned because the manifests are of other kinds: the wrong file."""
+    from pydatapath.errors import DatapathError
+
+    if prune and loaded.skipped and not loaded.objects and not loaded.faults:
+        raise DatapathError(
+            f"no Service, EndpointSlice or Node is in the manifests ({loaded.skipped[0]} is of no use here): --prune"
+            " would delete all there are",
+            hint="a `kind: List` with `items: []` says so",
+        )
 
 
 @click.command()
@@ -104,6 +118,7 @@ def diff(target: Target, filename: tuple[str, ...], prune: bool, output: str) ->
     try:
         with target.open() as datapath:
             loaded = manifests.read(filename, keep_going=True)
+            _refuse_to_empty(loaded, prune=prune)
             found, warnings = datapath.diff(loaded.objects, prune=prune, faults=loaded.faults)
     except DatapathError as error:  # 1 would say that there are differences
         complain(error)

@@ -177,6 +177,18 @@ def test_kinds_that_are_not_ours_are_named_and_skipped(cluster: Cluster):
     assert "skipped" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["apply", "diff"])
+def test_prune_by_the_wrong_file_is_refused(cluster: Cluster, command: str):
+    """Without an object of ours all would be deleted, which a list without items says, too."""
+    text = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n"
+    words = ["--netns", cluster.lab.node(1).netns, command, "--prune", "-f", "-"]
+    done = pydatapath(*words, stdin=text)
+    assert done.returncode == {"apply": 1, "diff": 2}[command]
+    assert "no Service, EndpointSlice or Node is in the manifests (Deployment default/web" in done.stderr
+    dry = [*words, "--dry-run"] if command == "apply" else words
+    assert "web" in pydatapath(*dry, stdin="apiVersion: v1\nkind: List\nitems: []\n").stdout
+
+
 def test_a_field_that_its_kind_has_not_is_told_and_does_nothing(cluster: Cluster):
     """With what may be meant; a later Kubernetes may have it, so it is no reason to refuse the object."""
     text = SERVICE.replace("clusterIP:", "sesionAffinity: ClientIP, clusterIP:")

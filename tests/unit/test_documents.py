@@ -25,12 +25,20 @@ from pydatapath.errors import ManifestError
         ("0x1F", 31),
         ("-0b11", -3),
         ("010", 8),
-        ("08", "08"),
+        ("0o17", 15),
+        ("0B11", 3),
+        ("08", 8.0),
+        ("0o9", "0o9"),
         ("1_000", 1000),
         ("0x_", "0x_"),
         ("1.5", 1.5),
         (".5", 0.5),
-        ("1e5", "1e5"),
+        ("-.5e3", -500.0),
+        ("1e5", 1e5),
+        ("1e", "1e"),
+        ("1.2.3", "1.2.3"),
+        ("n", False),
+        ("Y", True),
         ("-", None),
         ("'80'", "80"),
         ("!!str 80", "80"),
@@ -45,6 +53,38 @@ def test_plain_text_means_what_kubectl_takes_it_for(text: str, value: object) ->
     if text == "-":
         value = [None]
     assert list(documents(f"a: {text}" if text != "-" else "a:\n-", "x")) == [(1, {"a": value})]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-.5",
+        "+.5",
+        ".5e3",
+        "1e3",
+        "1E5",
+        "0o7",
+        "-0o7",
+        "0O7",
+        "0B11",
+        "0X1F",
+        "08",
+        "1_",
+        "0x_1",
+        "1__0",
+        "y",
+        "n",
+        "Y",
+        "N",
+    ],
+)
+def test_text_that_kubectl_takes_for_something_else_is_quoted(text: str) -> None:
+    """All of these kubectl 1.32 refuses as an annotation where they stand without quotes; an address needs none."""
+    document = {text: text, "clusterIP": "10.96.0.10"}
+    written = to_yaml([document])
+    assert f": '{text}'\n" in written
+    assert "clusterIP: 10.96.0.10\n" in written
+    assert list(documents(written, "x")) == [(1, document)]
 
 
 def test_anchors_and_merge_keys() -> None:

@@ -218,6 +218,8 @@ REFUSED_FILES = [
         b"---\n---\n- 1",
         "list.yaml:3: a map with apiVersion, kind and metadata is expected, not a list",
     ),
+    ("item.yaml", b"kind: List\nitem: []", "item.yaml:1: List: items: is missing"),
+    ("null.yaml", b"kind: ServiceList\nitems:", "null.yaml:1: ServiceList: items: is missing"),
     ("items.yaml", b"kind: List\nitems: 7", "items.yaml:1: List: items: a list is expected, not a number"),
     ("item.yaml", b"kind: List\nitems: [{}]", "item.yaml:1: items[0]: kind: is missing"),
     ("syntax.yaml", b"a: 1\nb: [1\nc: 2", "syntax.yaml:3: not YAML: did not find expected ',' or ']'"),
@@ -286,7 +288,7 @@ def test_F26_a_hostile_file_name_is_quoted(folder: Path, path: str, shown: str) 
 
 def test_keys_are_text_and_bom_and_json_streams_are_fine(folder: Path) -> None:
     """A key keeps its spelling, a byte order mark is nothing, JSON objects may follow each other."""
-    assert list(documents("80: x\non: y", "x")) == [(1, {"80": "x", "on": "y"})]
+    assert list(documents("80: x\non: z", "x")) == [(1, {"80": "x", "on": "z"})]
     assert list(documents('{"a": 1}\n\n{"a": 2} null', "x")) == [(1, {"a": 1}), (3, {"a": 2})]
     assert list(documents("{a: 1}", "x")) == [(1, {"a": 1})]
     Path("bom.yaml").write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(SERVICE).encode())

@@ -94,6 +94,11 @@ def test_all_of_it_is_found_out_where_nothing_is_said() -> None:
     )
 
 
+def test_a_host_is_named_as_kubelet_names_it() -> None:
+    """In small letters, else no EndpointSlice would name it."""
+    assert resolve(Options(), HOST, "Worker.Example").name == "worker.example"
+
+
 def test_IPv6_is_found_out_as_IPv4_is() -> None:
     """A bridge with an IPv6 address is enough; what IPv4 has is what it has without."""
     found = resolved(DUAL)
@@ -511,6 +516,8 @@ def test_options_are_kept_and_read_back() -> None:
         ({"uplink": "eth0"}, "option 'uplink' must be a list of strings, not 'eth0'"),
         ({"uplink": ["eth0", 1]}, "option 'uplink' must be a list of strings, not ['eth0', 1]"),
         ({"node_name": 1}, "option 'node_name' must be str, not 1"),
+        ({"node_name": "Node_1"}, "option 'node_name' must be a name that Kubernetes allows, not 'Node_1'"),
+        ({"zone": "a\0"}, "option 'zone' must be a name that Kubernetes allows, not 'a\\x00'"),
         ({"algorithm": 1}, "option 'algorithm' must be str, not 1"),
         ({"algorithm": "Maglev"}, "option 'algorithm' must be random or maglev, not 'Maglev'"),
         ({"max_flows": "many"}, "option 'max_flows' must be int, not 'many'"),
