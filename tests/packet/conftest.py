@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pydatapath.kernel import bpffs, compile, links, netns
-from pydatapath.kernel.layout import NatType
+from pydatapath.kernel.layout import Family, NatType
 
 # Test folders are no packages (import mode importlib): what the tests share is found beside them
 sys.path.insert(0, str(Path(__file__).parent))
@@ -186,6 +186,31 @@ def limited(loaded_limited: Bed) -> Iterator[Bed]:
         loaded_limited.reset()
         loaded_limited.serve(SERVICES)
         yield loaded_limited
+
+
+@pytest.fixture(scope="session")
+def loaded_one_by_one(namespace: dict[str, int], keep: Callable[[], AbstractContextManager[None]]) -> Iterator[Bed]:
+    """The programs where `walk` tries a flow's own port, and `search` each other one, whatever the maps hold."""
+    if EMULATED:
+        pytest.skip("a compilation of its own: not in an emulator")
+    as_they_are = compile.definitions
+
+    def one_by_one(program: compile.Program, family: Family) -> dict[str, str]:
+        return {**as_they_are(program, family), "CLAIM_TRIES": "1"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile, "definitions", one_by_one)
+        with own_bed(namespace, keep, own_program("searching")) as made:
+            yield made
+
+
+@pytest.fixture
+def one_by_one(loaded_one_by_one: Bed) -> Iterator[Bed]:
+    """As `bed`, and whatever meets a port that is taken goes on in `search`."""
+    with netns.entered(netns.path_of(NAME)):
+        loaded_one_by_one.reset()
+        loaded_one_by_one.serve(SERVICES)
+        yield loaded_one_by_one
 
 
 TYPES = [NatType.ENDPOINT_INDEPENDENT] if EMULATED else list(NatType)
