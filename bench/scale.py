@@ -1,8 +1,8 @@
 """What many services cost: applying them, changing one endpoint, `diff`, `status`, memory, and a packet.
 
-Run as root: `.venv/bin/python -m bench.scale`, or `--sizes 1000x5` for one. Seconds are those of the wall clock, least
-of some runs (of the first apply by the API the median), and in brackets what the process took of a CPU: on a busy
-machine the latter says more.
+Run as root: `.venv/bin/python -m bench.scale`, or `--sizes 1000x5` for one. Seconds are those of the wall clock, the
+median of some runs and from the least to the most, and in brackets what the process took of a CPU, in the median: on a
+busy machine the latter says more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import copy
 import json
 import os
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,13 +27,15 @@ from typing import Any, NamedTuple
 from bench.packets import CALLED, VIPS, Bench, documents, enter, forget, median, openings, packet
 from pydatapath import Datapath, Options, schema
 from pydatapath.documents import to_yaml
+from pydatapath.kernel import libbpf
 from pydatapath.kernel.layout import Family
 from pydatapath.lab import Lab, LabSpec
 from pydatapath.model import Manifested
 
 SIZES = ("10x5", "1000x5", "10000x5", "50000x2")
 MAX_BACKENDS = 131_072
-FIRST_APPLIES = 5
+FIRST_APPLIES, CHANGES = 5, 10
+FIRST_CALL, MOST_CALLS = 20_000, 200  # ports; that 200 calls all miss one of five is less likely than 1e-19
 PYDATAPATH = Path(sys.executable).with_name("pydatapath")
 # A small process runs each command: a child's most memory is at least what its parent had
 RUN = """
@@ -54,8 +57,18 @@ class Cost(NamedTuple):
     cpu: float
     memory: int = 0
 
+
+@dataclass(frozen=True)
+class Costs:
+    """Those of some runs."""
+
+    each: list[Cost]
+
     def __str__(self) -> str:
-        return f"{self.wall:8.3f} ({self.cpu:6.3f})" + (f"{self.memory / 2**20:8.0f} MiB" if self.memory else "")
+        walls, cpus, memories = zip(*self.each, strict=True)
+        spread = f", {min(walls):.3f} to {max(walls):.3f}, {len(walls)} runs" if len(walls) > 1 else ""
+        memory = f", {max(memories) / 2**20:.0f} MiB" if any(memories) else ""
+        return f"{statistics.median(walls):8.3f} ({statistics.median(cpus):6.3f}){spread}{memory}"
 
 
 @dataclass(frozen=True)
@@ -108,18 +121,18 @@ def loaded(lab: Lab) -> Iterator[Datapath]:
         datapath.unload()
 
 
-def timed(work: Callable[[], object], times: int = 1) -> Cost:
-    """The least of some runs in this process."""
+def timed(work: Callable[[], object], times: int = 1) -> Costs:
+    """Some runs in this process."""
     costs = []
     for _ in range(times):
         wall, cpu = time.perf_counter(), time.process_time()
         work()
         costs.append(Cost(time.perf_counter() - wall, time.process_time() - cpu))
-    return Cost(min(one.wall for one in costs), min(one.cpu for one in costs))
+    return Costs(costs)
 
 
-def command(lab: Lab, *words: str, times: int = 1) -> Cost:
-    """The least of some runs of a whole command, with byte code beside it as where it is installed."""
+def command(lab: Lab, *words: str, times: int = 1) -> Costs:
+    """Some runs of a whole command, with byte code beside it as where it is installed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     costs = []
     for _ in range(times):
@@ -128,7 +141,7 @@ def command(lab: Lab, *words: str, times: int = 1) -> Cost:
         if code > (words[0] == "diff"):
             raise SystemExit(f"pydatapath {' '.join(words)}: exit code {code}")
         costs.append(Cost(*cost))
-    return Cost(*(min(one) for one in zip(*costs, strict=True)))
+    return Costs(costs)
 
 
 def say(title: str, cost: object) -> None:
@@ -152,8 +165,8 @@ def measure(lab: Lab, sample: Sample, folder: Path) -> None:
         datapath.apply(objects)
         say("apply all again, API", timed(lambda: datapath.apply(objects)))
         one_changed(lab, datapath, sample, folder)
-        say("diff of all, none differs, JSON", command(lab, "diff", "-f", str(as_json), "--prune", times=2))
-        say("diff of all, none differs, API", timed(lambda: datapath.diff(objects, prune=True), 2))
+        say("diff of all, none differs, JSON", command(lab, "diff", "-f", str(as_json), "--prune", times=5))
+        say("diff of all, none differs, API", timed(lambda: datapath.diff(objects, prune=True), 5))
         say("status", command(lab, "status", times=5))
         say("status --check", command(lab, "status", "--check", times=2))
         say("service list", command(lab, "service", "list", times=2))
@@ -166,31 +179,54 @@ def first_applies(lab: Lab, objects: list[Manifested]) -> None:
     costs = []
     for _ in range(FIRST_APPLIES):
         with loaded(lab) as datapath:
-            costs.append(timed(lambda: datapath.apply(objects)))
-    walls = [one.wall for one in costs]
-    say(
-        f"first apply, API, median of {len(walls)}",
-        Cost(statistics.median(walls), statistics.median([one.cpu for one in costs])),
-    )
+            costs += timed(lambda: datapath.apply(objects)).each
+    say("first apply, API", Costs(costs))
     say("first apply, API, each", " ".join(f"{one.wall:.3f}" for one in costs))
 
 
 def one_changed(lab: Lab, datapath: Datapath, sample: Sample, folder: Path) -> None:
-    """One endpoint of one service goes and comes."""
+    """One endpoint of one service goes and comes; by the API it is in effect when a packet has come to it."""
     number = sample.services // 2
     slices = [sample.slice_of(number, count) for count in (sample.endpoints - 1, sample.endpoints)]
-    costs = [
-        timed(lambda one=one: datapath.apply([schema.parse(copy.deepcopy(one), "bench")]))  # type: ignore[misc]  # a lambda with a default
-        for _ in range(5)
-        for one in slices
-    ]
-    say("one endpoint's change, API", Cost(*(min(one) for one in zip(*costs, strict=True))))
-    whole = []
-    for _ in range(3):
+    calls, effects, whole = [], [], []
+    for run in range(CHANGES):
+        caller = Caller(Bench(lab, datapath), sample, number, FIRST_CALL + run * MOST_CALLS)
+        for one in slices:
+            parsed = schema.parse(copy.deepcopy(one), "bench")
+            began = time.perf_counter()
+            calls += timed(lambda: datapath.apply([parsed])).each  # noqa: B023 - called at once
+            if one is slices[1]:
+                caller.call_until_met()
+                effects.append(Cost(time.perf_counter() - began, 0))
+    say("one endpoint's change, API", Costs(calls))
+    say("one endpoint's coming, API, until a SYN meets it", Costs(effects))
+    for _ in range(CHANGES // 2):
         for one in slices:
             (folder / "one.json").write_text(json.dumps(one))
-            whole.append(command(lab, "apply", "-f", str(folder / "one.json")))
-    say("one endpoint's change, the whole command", Cost(*(min(one) for one in zip(*whole, strict=True))))
+            whole += command(lab, "apply", "-f", str(folder / "one.json")).each
+    say("one endpoint's change, the whole command", Costs(whole))
+
+
+class Caller:
+    """Calls one service by SYNs of so many ports, each run once by the pod's program."""
+
+    def __init__(self, this: Bench, sample: Sample, number: int, first_port: int) -> None:
+        self._this, self._port = this, first_port
+        vip = str(ip_address(FIRST_VIP + number))
+        self._frame = bytearray(packet(this.address(Family.IPV4, 1), vip, "TCP", CALLED, "S"))
+        self._wanted = ip_address(FIRST_POD + (number + 1) * sample.endpoints - 1).packed
+
+    def call_until_met(self) -> None:
+        """Raises SystemExit where the last endpoint is not met by any."""
+        pin = self._this.datapath.instance.program_pins / "from_pod"
+        context = bytearray(192)
+        struct.pack_into("=I", context, 40, self._this.index)
+        with libbpf.opened(libbpf.open_pin(str(pin))) as program, self._this.lab.node(1).entered():
+            for port in range(self._port, self._port + MOST_CALLS):
+                struct.pack_into("!H", self._frame, 34, port)
+                if libbpf.run(program, bytes(self._frame), bytes(context), 1).packet[30:34] == self._wanted:
+                    return
+        raise SystemExit(f"of {MOST_CALLS} calls none came to the endpoint that was applied")
 
 
 def packets(lab: Lab, datapath: Datapath, sample: Sample) -> None:

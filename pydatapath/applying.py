@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from pydatapath import membership, plan, schema
 from pydatapath.claims import Candidate, Claim, Claimant, ClaimKind, claimant, claims_of, refusals
+from pydatapath.cluster_ips import Places, unserved
 from pydatapath.collecting import collector_resting
 from pydatapath.errors import DatapathError, KernelError, ManifestError, Refused
 from pydatapath.forwarding import KIND as PORT_FORWARD
@@ -58,7 +59,7 @@ class Outcome(NamedTuple):
     """What became of one object, in kubectl's words; `error` says why where it is refused and stays as it was.
 
     `warnings` are sentences about addresses that a service claims and another one has (S70), this one or that; about
-    what two nodes say is their own; and about fields that its kind has not.
+    what two nodes say is their own; about a service that nobody serves; and about fields that its kind has not.
     """
 
     kind: str
@@ -223,10 +224,10 @@ def edit(
     wished = {(type(one).__name__, one.namespace, one.name): one for one in map(_checked, objects)}
     errors: dict[Key, DatapathError] = {}
     given: dict[Key, _Given] = {}
-    old = records.these(wished)
+    old, places = records.these(wished), _places(records)
     for key, one in wished.items():
         try:
-            given[key] = _given(records, key, one, old.get(key))
+            given[key] = _given(records, places, key, one, old.get(key))
         except ManifestError as error:
             errors[key] = error
     over = set(delete) | (_pruned(records, wished, faults) if prune else set())
@@ -256,7 +257,13 @@ def _checked(one: object) -> Manifested:
     )
 
 
-def _given(records: Records, key: Key, one: Manifested, old: Stored | None) -> _Given:
+def _places(records: Records) -> Places:
+    """Where this node and its pods are, as `load` found them."""
+    known = ("node_ips", "egress_addresses", "node_port_addresses")
+    return Places([address for name in known for address in records.get(name, ())], records.get("pod_networks", ()))
+
+
+def _given(records: Records, places: Places, key: Key, one: Manifested, old: Stored | None) -> _Given:
     """An object and what it claims. Raises ManifestError."""
     text = _ENCODER.encode(one.manifest)
     if not isinstance(one, Service):
@@ -265,7 +272,10 @@ def _given(records: Records, key: Key, one: Manifested, old: Stored | None) -> _
         service = one.service if isinstance(one, EndpointSlice) else None
         return _Given(one, Stored(*key, service, text), old, None)
     claiming = claimant(one)
-    return _Given(one, Stored(*key, None, text, claiming.made), old, claiming)
+    stored = Stored(*key, None, text, claiming.made)
+    if stored != old:
+        places.check(one)
+    return _Given(one, stored, old, claiming)
 
 
 def _pruned(records: Records, wished: Collection[Key], faults: Sequence[ManifestError]) -> set[Key]:
@@ -322,9 +332,12 @@ def _forget(records: Records, made: Edit, over: Collection[Key]) -> None:
 
 def _warned(records: Records, outcomes: list[Outcome], objects: Iterable[Manifested]) -> list[Outcome]:
     """The outcomes, those of services that claim one address with another with sentences about it (C7), as of nodes;
-    and of fields that nobody knows.
+    of services that nobody serves; and of fields that nobody knows.
     """
     told: dict[Key, list[str]] = {}
+    for one in objects:
+        if isinstance(one, Service) and (sentence := unserved(one)):
+            told.setdefault(("Service", one.namespace, one.name), []).append(sentence)
     for key, sentence in unknown_fields(objects):
         told.setdefault(key, []).append(sentence)
     for shadow in records.shadows():

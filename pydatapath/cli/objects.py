@@ -28,10 +28,18 @@ KINDS = {"service": "Service", "svc": "Service", "endpointslice": "EndpointSlice
 @click.command()
 @_files
 @click.option("--prune", is_flag=True, help="Delete every object that is not in the manifests.")
-@click.option("--dry-run", is_flag=True, help="Only say what would become of each object.")
+@click.option(
+    "--dry-run",
+    is_flag=False,
+    flag_value="server",
+    default="none",
+    type=click.Choice(["none", "client", "server"]),
+    metavar="[=server]",
+    help="Only say what would become of each object. kubectl's words client and server are one thing here.",
+)
 @click.option("--keep-going", is_flag=True, help="Make what is good, and leave bad objects as they were; exit code 1.")
 @click.pass_obj
-def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool, keep_going: bool) -> None:
+def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: str, keep_going: bool) -> None:
     """Make the Services, EndpointSlices and Nodes of manifests; all of them, or none where one is wrong.
 
     Every object that is wrong is named. Other kinds that Kubernetes has are named and skipped. Of fields that a kind
@@ -48,17 +56,18 @@ def apply(target: Target, filename: tuple[str, ...], prune: bool, dry_run: bool,
     from pydatapath import manifests
     from pydatapath.errors import Refused
 
+    is_dry = dry_run != "none"
     with target.open() as datapath:
         loaded = manifests.read(filename, keep_going=True)
         _refuse_to_empty(loaded, prune=prune)
         try:
             outcomes = datapath.apply(
-                loaded.objects, prune=prune, dry_run=dry_run, keep_going=keep_going, faults=loaded.faults
+                loaded.objects, prune=prune, dry_run=is_dry, keep_going=keep_going, faults=loaded.faults
             )
         except Refused as refused:
             complain(refused)
             sys.exit(1)
-    say(target, *(f"{one}{' (dry run)' if dry_run else ''}" for one in outcomes if one.error is None))
+    say(target, *(f"{one}{' (dry run)' if is_dry else ''}" for one in outcomes if one.error is None))
     say(target, *(f"{title} skipped: {SKIPPED}" for title in loaded.skipped))
     for warning in dict.fromkeys(text for one in outcomes for text in one.warnings):
         if not target.quiet:
@@ -150,7 +159,7 @@ def _print_differences(found: Sequence[Difference], output: str) -> None:
 @click.command()
 @_files
 @click.option("--ignore-not-found", is_flag=True, help="What does not exist is no error.")
-@click.argument("kind_and_names", nargs=-1, metavar="[KIND NAME...]")
+@click.argument("kind_and_names", nargs=-1, metavar="[KIND NAME...|KIND/NAME...]")
 @click.pass_obj
 def delete(target: Target, filename: tuple[str, ...], ignore_not_found: bool, kind_and_names: tuple[str, ...]) -> None:
     """Delete objects, by manifest or by kind and name.
@@ -161,22 +170,17 @@ def delete(target: Target, filename: tuple[str, ...], ignore_not_found: bool, ki
     Examples:
       pydatapath delete -f web.yaml
       pydatapath delete service web
+      pydatapath delete svc/web svc/db
       pydatapath delete endpointslice default/web-1
       pydatapath delete node worker-2
     """
     from pydatapath.errors import Refused
-    from pydatapath.kinds import split_key
 
     if bool(filename) == bool(kind_and_names):
         raise click.UsageError("either -f FILE, or KIND and NAME")
+    named = _named(kind_and_names) if kind_and_names else []
     with target.open() as datapath:
-        if filename:
-            keys = _keys(filename)
-        else:
-            kind = KINDS.get(kind_and_names[0].lower().removesuffix("s"))
-            if kind is None or len(kind_and_names) == 1:
-                raise click.UsageError("KIND is service, endpointslice or node, and one NAME or more follow")
-            keys = [(kind, *split_key(name, kind)) for name in kind_and_names[1:]]
+        keys = _keys(filename) if filename else named
         outcomes = datapath.delete(keys, keep_going=True)
     for one in outcomes:
         if one.error is None:
@@ -185,6 +189,22 @@ def delete(target: Target, filename: tuple[str, ...], ignore_not_found: bool, ki
     if errors:
         complain(Refused(errors))
         sys.exit(1)
+
+
+def _named(words: tuple[str, ...]) -> list[tuple[str, str, str]]:
+    """Kind, namespace and name of `KIND NAME...`, or of `KIND/NAME...`. Raises UsageError."""
+    from pydatapath.kinds import split_key
+
+    kind, slash, _ = words[0].partition("/")
+    pairs = [one.partition("/")[::2] for one in words] if slash else [(kind, name) for name in words[1:]]
+    keys = [
+        (known, *split_key(name, known))
+        for kind, name in pairs
+        if name and (known := KINDS.get(kind.lower().removesuffix("s")))
+    ]
+    if not pairs or len(keys) < len(pairs):
+        raise click.UsageError("service, endpointslice or node and one NAME or more, or such as service/NAME each")
+    return keys
 
 
 def _keys(filename: tuple[str, ...]) -> list[tuple[str, str, str]]:

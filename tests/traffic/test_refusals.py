@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,32 @@ def test_prune_by_the_wrong_file_is_refused(cluster: Cluster, command: str):
     assert "no Service, EndpointSlice or Node is in the manifests (Deployment default/web" in done.stderr
     dry = [*words, "--dry-run"] if command == "apply" else words
     assert "web" in pydatapath(*dry, stdin="apiVersion: v1\nkind: List\nitems: []\n").stdout
+
+
+def test_S1_a_service_without_an_address_is_told_to_be_served_by_nobody(cluster: Cluster):
+    """An API server would hand one out. A headless one wants none; --dry-run is written in kubectl's ways, too."""
+    words = ["--netns", cluster.lab.node(1).netns, "apply", "-f", "-"]
+    said = "Warning: Service default/other: it has no spec.clusterIP, and is not served: name an address of a service"
+    text = re.sub(r"clusterIP: [^,}]+, ", "", SERVICE)
+    assert text != SERVICE
+    for way in ("--dry-run", "--dry-run=client", "--dry-run=server"):
+        done = pydatapath(*words, way, stdin=text)
+        assert (done.returncode, done.stdout) == (0, "service/default/other created (dry run)\n")
+        assert done.stderr.startswith(said)
+    headless = text.replace("spec: {", "spec: {clusterIP: None, ")
+    assert pydatapath(*words, "--dry-run", stdin=headless).stderr == ""
+
+
+@pytest.mark.parametrize("where", ["node", "pod"])
+def test_a_ClusterIP_that_is_somebodys_address_is_refused(cluster: Cluster, where: str):
+    """This node's own, or one where its pods are: nobody could reach them by that port."""
+    node = cluster.lab.node(1)
+    address = {"node": node.address, "pod": cluster.lab.pod(1, 1).address}[where]
+    text = re.sub(r"clusterIP: [^,}]+", f"clusterIP: {address}", SERVICE)
+    done = pydatapath("--netns", node.netns, "apply", "-f", "-", stdin=text)
+    refused(
+        done, f"Service default/other: the ClusterIP {address} is", "an address of this" if where == "node" else "pod"
+    )
 
 
 def test_a_field_that_its_kind_has_not_is_told_and_does_nothing(cluster: Cluster):
