@@ -27,8 +27,10 @@ class Places:
 
     def __init__(self, own: Collection[str], pod_networks: Collection[str]) -> None:
         self._own = frozenset(own)
-        networks = [ip_network(text) for text in pod_networks]
-        self._pods = [(one.version, int(one.network_address), int(one.netmask), str(one)) for one in networks]
+        self._pods: dict[int, list[tuple[int, int, str]]] = {AF_INET: [], AF_INET6: []}
+        for one in map(ip_network, pod_networks):
+            family = AF_INET6 if one.version == 6 else AF_INET
+            self._pods[family].append((int(one.network_address), int(one.netmask), str(one)))
 
     def check(self, service: Service) -> None:
         """Raises ManifestError where a ClusterIP is this node's address, or where its pods are."""
@@ -41,11 +43,13 @@ class Places:
     def _problem(self, address: str) -> str:
         if address in self._own:
             return "an address of this node"
-        version, family = (6, AF_INET6) if ":" in address else (4, AF_INET)
-        # Ten thousand are looked at in an apply: the module ipaddress takes four times as long
+        family = AF_INET6 if ":" in address else AF_INET
+        # Ten thousand are looked at in an apply: the module ipaddress takes several times as long
         number = int.from_bytes(inet_pton(family, address), "big")
-        pods = (text for its, network, mask, text in self._pods if its == version and number & mask == network)
-        return next((f"in the pod network {text}" for text in pods), "")
+        for network, mask, text in self._pods[family]:
+            if number & mask == network:
+                return f"in the pod network {text}"
+        return ""
 
 
 def unserved(service: Service) -> str:
