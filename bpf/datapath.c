@@ -37,7 +37,8 @@ enum seen_flow { NO_FLOW, KNOWN_FLOW, NOT_LOOKED };
 
 /*
  * Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions. WALK and
- * LEAVE are this family's places in it; IPV6_HOOKS (0: IPv6 is not loaded) is the place of IPv6's first hook program.
+ * LEAVE are this family's places in it; IPV6_HOOKS (0: IPv6 is not loaded) is the place of IPv6's first hook program. RECALL
+ * is empty, and costs nothing (the kernel's JIT leaves such a call out), but while flows move to a table of another size.
  */
 BPF_TABLE_PINNED("prog", u32, u32, walks, PROGRAMS, PROGRAM_DIRECTORY "/walks");
 /* Tail calls have no arguments but skb->cb, which is too small. Per CPU: a tc program is not interrupted by another. */
@@ -62,7 +63,7 @@ static inline int pass_untouched(struct __sk_buff *skb, enum hook hook, const st
 	return verdict == PASS ? pass(skb, hook) : verdict;
 }
 
-/* The two halves are compiled side by side, each in a process of its own: half the time of a first load */
+/* Hooks and all, but `walk` and `recall`: the two halves are compiled side by side, each in a process of its own: half the time of a first load */
 #if WITH_OTHERS
 /* The hooks hold IPv4's programs; an IPv6 packet goes on in its own by a tail call, and is not slower for it */
 static inline int pass_to_family(struct __sk_buff *skb, enum hook hook)
@@ -102,6 +103,9 @@ static inline int leave_unwalked(struct __sk_buff *skb, const struct packet *pac
 	    opening_find(key, &reply_key) || is_target(key) || vip_kind(&key->destination) ||
 	    meets_known_answer(FROM_POD, key, packet->tcp_flags, &answer))
 		return PASS;
+	skb->cb[CB_HOOK] = FROM_POD;
+	skb->cb[CB_FLOW] = NO_FLOW;
+	walks.call(skb, RECALL);
 	return leave_to_pod(skb, FROM_POD, interface);
 }
 #endif
@@ -225,6 +229,7 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 	    (parsed == PARSED_FIRST && packet.protocol == IPPROTO_TCP) ||
 	    (parsed == PARSED && packet.protocol == IPPROTO_TCP && opening_is_unsettled(&key)))
 		walks.call(skb, SETTLE);
+	walks.call(skb, RECALL);
 	walks.call(skb, WALK);
 	/* Only while an upgrade exchanges the programs is there nothing to call: to the stack as it came */
 	return pass(skb, hook);
@@ -234,6 +239,10 @@ static inline int walk_fast(struct __sk_buff *skb, enum hook hook)
 
 #if WITH_WALK
 #include "walk.h"
+#endif
+
+#if WITH_RECALL
+#include "recall.h"
 #endif
 
 #if WITH_OTHERS
@@ -292,6 +301,7 @@ int settle(struct __sk_buff *skb)
 		key = tuple_reverse(&quoted.tuple);
 		opening_settle(&key, &of->other);
 	}
+	walks.call(skb, RECALL);
 	walks.call(skb, WALK);
 	return drop(DROP_REWRITE);
 }

@@ -87,6 +87,11 @@ class Move:
     aside: Path | None = None  # where the maps that ran are, once the others are in their place
     switched: bool = False
 
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """Those whose flows move from a table that runs to another of this layout."""
+        return tuple(family for family in Family if f"flows{family.suffix}" in (self.made or ()))
+
     def carry(self, maps: Maps) -> None:
         """Before the exchange: all entries. Raises KernelError where a map is full."""
         for source in self.sources:

@@ -23,7 +23,7 @@ from pydatapath import applying, carrying, connecting, drift, leftovers, seeding
 from pydatapath.errors import DatapathError, KernelError, Unsupported, VerifierError
 from pydatapath.instance import Instance
 from pydatapath.interrupts import deferred
-from pydatapath.kernel import bpffs, compile, netns, restoring
+from pydatapath.kernel import bpffs, compile, netns, recalling, restoring
 from pydatapath.kernel.layout import MAPS, Family
 from pydatapath.kernel.maps import Maps
 from pydatapath.kernel.nattable import is_there
@@ -94,6 +94,8 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
                 programs = instance.program_pins
             else:
                 _compile(compiler, program)
+                if moved := [family for family in move.families if family in node.families]:
+                    recalling.begin(program, instance.map_pins, moved)
         with deferred():
             with Records(instance.records, create=True) as records, Maps(move.directory) as maps:
                 move.carry(maps)
@@ -101,6 +103,8 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
                 facts |= {MENDED: mended, COMPILED: compiled, leftovers.PROGRAMS: programs.name}
                 reconcile(records, maps, instance, node, seen, options, programs, facts, move)
                 done = True  # a kill from here on leaves what the next load, or a repair, finishes
+                if move.families:
+                    recalling.end(programs, move.families)
                 forget_others(records, maps, node, seen)
             _drop_maps(instance, node.families, node.masqueraded)
             _keep(instance, programs)

@@ -33,12 +33,14 @@ __all__ = [
     "compile_programs",
     "definitions",
     "key_of",
+    "recall_part",
 ]
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
 # The halves of datapath.c by their -D: `walk`, and all others, which take about as long
 HALVES: Final = ("WITH_WALK", "WITH_OTHERS")
+WITH_RECALL: Final = "WITH_RECALL"
 ANSWERS_PER_SECOND: Final = 10_000  # RSTs, ICMP errors and echo replies that a CPU makes
 NAT_TRIES: Final = 6  # ports that a run of `nat` tries
 NAT_CHOOSY_ROUNDS: Final = 6  # runs that pass over what was another pod's lately: with half of the ports free one does
@@ -207,12 +209,11 @@ def definitions(program: Program, family: Family) -> dict[str, str]:
 def _numbers(program: Program, family: Family) -> dict[str, int]:
     """Places, sizes, times, and the enumerations that C and Python share."""
     how = program.masquerade or Masquerade()
-    first = layout.IPV6_HOOKS - len(layout.TAILS) if family is Family.IPV6 else 0
     return {
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
         "FAMILY": family,
         "PROGRAMS": layout.PROGRAM_ARRAY_SIZE,
-        **{tail.upper(): first + place for place, tail in enumerate(layout.TAILS)},
+        **{tail.upper(): layout.tail_place(tail, family) for tail in layout.TAILS},
         "IPV6_HOOKS": layout.IPV6_HOOKS if program.ipv6 else 0,
         "HZ": clock.HZ,
         # N22: ports that are tried for a flow, in a run of a program and in how many runs: 100 in all
@@ -343,7 +344,7 @@ def _is_within(network: Network) -> str:
 
 
 class Compiler:
-    """The child processes that run bcc: one for each half of each family's programs, side by side.
+    """The child processes that run bcc: one for each half of each family's programs, side by side. For one answer.
 
     They are started early where no earlier load has left its programs: then they import bcc (100 ms) while the parent
     looks at the host.
@@ -445,12 +446,21 @@ def _parts(program: Program) -> list[dict[str, Any]]:
     return [_part(program, family, half) for family in program.scopes for half in HALVES]
 
 
-def _part(program: Program, family: Family, half: str) -> dict[str, Any]:
-    """What one child is to do: a family's `walk`, or all its other programs."""
+def recall_part(program: Program, family: Family, former: Path, entries: int) -> dict[str, Any]:
+    """What one child is to do for a move of flows (kernel/recalling.py) from the table in this folder, with room for so
+    many.
+    """
+    part = _part(program, family, WITH_RECALL, MAX_FORMER_ENTRIES=str(entries), FORMER_DIRECTORY=f'"{former}"')
+    return part | {"places": {f"{layout.RECALL}{family.suffix}": layout.tail_place(layout.RECALL, family)}}
+
+
+def _part(program: Program, family: Family, half: str, **more: str) -> dict[str, Any]:
+    """What one child is to do: a family's `walk`, all its other programs, or `recall`. `more`: -D names."""
     nat = ["nat"] if program.masquerades(family) else []
     others = ("leave", "search", "settle", *nat, *(hook.program for hook in program.hooks))
-    names = {name: f"{name}{family.suffix}" for name in (("walk",) if half == "WITH_WALK" else others)}
-    given = definitions(program, family) | {one: str(int(one == half)) for one in HALVES}
+    wanted = {"WITH_WALK": ("walk",), "WITH_OTHERS": others, WITH_RECALL: (layout.RECALL,)}[half]
+    names = {name: f"{name}{family.suffix}" for name in wanted}
+    given = definitions(program, family) | {one: str(int(one == half)) for one in (*HALVES, WITH_RECALL)} | more
     return {
         "text": source.assemble(source.directory() / "datapath.c"),
         "cflags": [*_include_flags(), "-Wall", *(f"-D{name}={value}" for name, value in given.items())],

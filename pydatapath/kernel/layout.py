@@ -228,19 +228,22 @@ class Hook(IntEnum):
 
 # The programs that the hooks' go on in: `walk` where a packet needs more than its known flow, and `leave` where that
 # has decided what it becomes; between them `search` or `nat` where a new flow needs another port; and before `walk`
-# `settle`, where a connection does not open as nearly all do
-TAILS: Final = ("walk", "leave", "search", "settle", "nat")
+# `settle`, where a connection does not open as nearly all do. RECALL: there only while flows move (kernel/recalling.py)
+RECALL: Final = "recall"
+TAILS: Final = ("walk", "leave", "search", "settle", "nat", RECALL)
+
+
+def tail_place(tail: str, family: Family) -> int:
+    """A tail's place in the program array."""
+    return len(TAILS) * (family is Family.IPV6) + TAILS.index(tail)
 
 
 def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[str, int]:
     """The names of the programs in the program array, each with its place there: first the tails of IPv4, then (where
     IPv6 is loaded) those of IPv6, then IPv6's programs of the hooks, which IPv4's go on in with an IPv6 packet.
     """
-    places = {
-        f"{tail}{family.suffix}": len(TAILS) * (family is Family.IPV6) + place
-        for family in families
-        for place, tail in enumerate(TAILS)
-    }
+    tails = [tail for tail in TAILS if tail != RECALL]
+    places = {f"{tail}{family.suffix}": tail_place(tail, family) for family in families for tail in tails}
     if Family.IPV6 in families:
         places |= {f"{hook.program}6": IPV6_HOOKS + hook for hook in hooks}
     return places

@@ -198,6 +198,38 @@ def test_what_opens_just_before_the_exchange_is_answered_behind_it(
     assert broken(later, talk(later)) == []
 
 
+@pytest.mark.parametrize("way", ["never", "always"])
+def test_F30_what_was_entered_behind_the_last_look_is_known_to_the_new_programs(
+    cluster: Cluster, later: Sockets, monkeypatch: pytest.MonkeyPatch, way: str
+):
+    """Before anybody has carried it: TCP that has asked, and UDP that was answered. Past the bridge, too."""
+    load(cluster, pod_fast_path=way)
+    real, looks, heard = carrying.Move.catch_up, [], []
+
+    def catch_up(move: carrying.Move, maps: Maps) -> None:
+        looks.append(move)
+        if len(looks) == 1:
+            real(move, maps)
+            for place in range(10):
+                one = later[f"TCP {place}"] = dial(cluster.lab.pod(1, 1), VIP)
+                one.send(b"wait for it\n")
+                other = later[f"UDP {place}"] = dial(cluster.lab.pod(1, 1), VIP, KINDS["UDP"])
+                ask(other)
+        else:
+            heard.extend(one.recv(2048).split()[3:] for label, one in later.items() if label.startswith("TCP"))
+            volley({label: one for label, one in later.items() if label.startswith("UDP")}, 3)
+            real(move, maps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carrying.Move, "catch_up", catch_up)
+        load(cluster, pod_fast_path=way, max_flows=2048)
+    tell(repeats=1, load="ten connections of TCP and ten of UDP, which begin between the last look and the exchange")
+    assert heard == [[b"wait", b"for", b"it"]] * 10
+    counts = {one.packets for one in cluster.datapaths[1].flows() if one.protocol == "UDP"}
+    assert counts == {(4, 4)}, "nothing is counted twice"
+    assert broken(later, talk(later)) == []
+
+
 @pytest.mark.parametrize("exchanged", [False, True], ids=["before the exchange", "after it"])
 def test_a_move_that_fails_leaves_all_as_it_was(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, exchanged: bool

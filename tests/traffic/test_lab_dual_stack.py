@@ -182,7 +182,7 @@ def test_many_calls_long_connections_and_volleys_take_both_families(lab: Lab, se
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_call_comes_from_where_it_was_told_to(lab: Lab, serving: Cluster, kind: SocketKind):
-    own = (lab.pod(1, 1).address6, 41000)
+    own = (lab.pod(1, 1).address6, 21000)
     with dial(lab.pod(1, 1), (lab.pod(2, 1).address6, PORT), kind, own) as connected:
         assert ask(connected).seen == own
 

@@ -151,7 +151,7 @@ def test_N93_one_port_of_a_client_directly_and_by_the_service(past: Cluster, fam
     past.apply(f"web-{family}", VIPS[family], [backend])
     ends = (address_of(backend, family), PORT), (VIPS[family], VIP_PORT)
     for place, order in enumerate((ends, ends[::-1])):
-        own = address_of(client, family), 45_000 + place + 10 * family
+        own = address_of(client, family), 25_000 + place + 10 * family
         with dial(client, order[0], KINDS[kind], own) as one, dial(client, order[1], KINDS[kind], own) as other:
             for number in range(10):
                 for asked, end in ((one, order[0]), (other, order[1])):

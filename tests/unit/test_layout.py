@@ -131,7 +131,10 @@ def test_the_maps_are_those_of_the_c_code() -> None:
         r'MAP_DIRECTORY "/(\w+)"( FAMILY_NAME)?(, \d+)?\);',
         text,
     )
-    assert len(found) == text.count("BPF_TABLE_PINNED") - 1
+    assert len(found) == text.count("BPF_TABLE_PINNED") - 2
+    former = re.search(r'BPF_TABLE_PINNED\((.*), former, MAX_FORMER_ENTRIES, FORMER_DIRECTORY "/flows"', text)
+    assert former is not None
+    assert f"BPF_TABLE_PINNED({former[1]}, flows, " in text, "what is recalled is what flows are"
     assert {one[3] for one in found} == {one[5] for one in found} == {one.in_c for one in MAPS.values()}
     plain = {"u32": 4, "__be32": 4, "u64": 8}
     for kind, key, value, name, size, _, own, flags in found:
@@ -170,13 +173,14 @@ def test_the_maps_that_hold_addresses_are_each_familys_own(family: Family) -> No
 
 
 def test_no_program_has_anothers_place() -> None:
-    """IPv6's programs come behind all of IPv4's, and each place is in the array."""
+    """IPv6's programs come behind all of IPv4's, and each place is in the array; RECALL's is there while flows move."""
     places = layout.program_places([Family.IPV4, Family.IPV6], Hook)
-    assert len({*places.values()}) == len(places) == 2 * len(layout.TAILS) + len(Hook)
-    assert max(places.values()) < layout.PROGRAM_ARRAY_SIZE
+    taken = {*places.values(), *(layout.tail_place(layout.RECALL, family) for family in Family)}
+    assert len(taken) == len(places) + 2 == 2 * len(layout.TAILS) + len(Hook)
+    assert max(taken) < layout.PROGRAM_ARRAY_SIZE
     four = layout.program_places([Family.IPV4], Hook)
     assert four.items() <= places.items()
-    assert four.keys() == {*layout.TAILS}
+    assert four.keys() == {*layout.TAILS} - {layout.RECALL}
 
 
 def test_the_hooks_are_those_of_the_c_code() -> None:
@@ -184,7 +188,7 @@ def test_the_hooks_are_those_of_the_c_code() -> None:
     body = re.search(r"enum hook {(.*?)}", c_text("forward.h"), re.DOTALL)
     assert body is not None
     assert re.findall(r"\w+", body[1]) == [hook.name for hook in Hook]
-    text = c_text("datapath.c") + c_text("walk.h")
+    text = c_text("datapath.c") + c_text("walk.h") + c_text("recall.h")
     programs = re.findall(r"^int (\w+)\(struct __sk_buff \*skb\)", text, re.MULTILINE)
     assert sorted(programs) == sorted([*layout.TAILS, *(hook.program for hook in Hook)])
     for hook in Hook:
