@@ -118,6 +118,17 @@ static inline bool flow_keep_reply(const struct tuple *key, struct tuple *reply_
 	return flow_claim_reply(reply_key, again, tcp_flags, 0) != TAKEN;
 }
 
+/*
+ * N4: a claim that another CPU just tries: a flow that lives has the tuple, which that CPU is about to see (flow_claim_reply).
+ * The answers are that one's meanwhile.
+ */
+static inline bool flow_is_tried(const struct tuple *key, const struct flow *claim)
+{
+	struct flow *holder = claim->flags & FLOW_REPLY ? flow_standing(key) : NULL;
+
+	return holder && !tuple_equal(&holder->to, &claim->to);
+}
+
 enum followed { NOT_FOUND, FOLLOWED, TOO_LATE };
 
 /* A packet of a flow that has had no reply yet; the reply itself promotes it, but a SYN-ACK: the client's ACK of that does. */
@@ -128,7 +139,7 @@ static inline enum followed flow_follow_half_open(struct tuple *key, const struc
 	struct tuple other_key;
 	bool ended;
 
-	if (!flow)
+	if (!flow || flow_is_tried(key, flow))
 		return NOT_FOUND;
 	/* What is left over of a flow that has moved, or that another backend has won, must not take its place again */
 	ended = flow_begins_anew(flow, packet->tcp_flags) ||

@@ -32,8 +32,11 @@
 #include "answer.h"
 #include "classify.h"
 
-/* What the hook's program has seen of the flow; NOT_LOOKED: a SYN, or what takes more to read (a fragment, headers). */
-enum seen_flow { NO_FLOW, KNOWN_FLOW, NOT_LOOKED };
+/*
+ * What the hook's program has seen of the flow; NOT_LOOKED: a SYN, or what takes more to read (a fragment, headers); UNWALKED:
+ * none, and nothing else to walk for.
+ */
+enum seen_flow { NO_FLOW, KNOWN_FLOW, NOT_LOOKED, UNWALKED };
 
 /*
  * Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions. WALK and
@@ -104,7 +107,7 @@ static inline int leave_unwalked(struct __sk_buff *skb, const struct packet *pac
 	    meets_known_answer(FROM_POD, key, packet->tcp_flags, &answer))
 		return PASS;
 	skb->cb[CB_HOOK] = FROM_POD;
-	skb->cb[CB_FLOW] = NO_FLOW;
+	skb->cb[CB_FLOW] = UNWALKED;
 	walks.call(skb, RECALL);
 	return leave_to_pod(skb, FROM_POD, interface);
 }

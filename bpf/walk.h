@@ -207,6 +207,15 @@ static inline bool walk_flow(struct __sk_buff *skb, enum hook hook, enum seen_fl
 
 #if MASQUERADE
 /*
+ * N46: the node's own query is entered before a pod may ask by its identifier: no socket can be asked for. By 0 its answer
+ * would have the tuple of a query of the peer's.
+ */
+static inline bool is_nodes_query(enum hook hook, const struct tuple *key)
+{
+	return hook == TO_UPLINK && key->source_port && is_nodes_own(&key->source);
+}
+
+/*
  * Of ICMP's queries those have a flow that are masqueraded, and those that must be told apart from them: the node's own with
  * the same ends (N46), and whose answer a pod sends out. As walk_flow.
  */
@@ -238,7 +247,9 @@ static inline bool walk_echo(struct __sk_buff *skb, enum hook hook, const struct
 			return false;
 		}
 		of->flow.flags = FLOW_PAIRED | FLOW_PLAIN;
-		if (!asks || !(is_in_the_way(hook, &of->key, 0) || calls_pod_directly(hook, &of->key, 0)) ||
+		if (!asks ||
+		    !(is_nodes_query(hook, &of->key) || is_in_the_way(hook, &of->key, 0) ||
+		      calls_pod_directly(hook, &of->key, 0)) ||
 		    !flow_begin(&of->key, &of->flow, packet, &of->other, CLAIM_TRIES)) {
 			*verdict = pass_ip(skb, hook, packet);
 			return false;

@@ -26,7 +26,7 @@ from pydatapath.reference.nat import (
     waits,
 )
 from pydatapath.reference.opening import follow_half_open, opens_as_usual
-from pydatapath.reference.packet import Packet
+from pydatapath.reference.packet import Packet, Protocol
 from pydatapath.reference.services import (
     Choice,
     Chooser,
@@ -234,7 +234,7 @@ class Model:
         across = None if entry.masqueraded else hairpin(hook, self.mappings, moment)
         if across:
             entry = Entry(across, masqueraded=True)
-        if entry.masqueraded or calls_pod(hook, packet, self.world) or self._is_nodes_sctp(hook, packet):
+        if entry.masqueraded or calls_pod(hook, packet, self.world) or self._is_nodes(hook, packet, "SCTP"):
             return self._begin(hook, moment, [entry], told)
         return self._other(hook, moment, told)
 
@@ -244,9 +244,11 @@ class Model:
             return False  # N20 is more
         return self.flows.meets_known_answer(packet)
 
-    def _is_nodes_sctp(self, hook: Hook, packet: Packet) -> bool:
-        """N18: of the node's own SCTP no socket can be asked for, and no port is its own that is not entered."""
-        leaves = self.world.masquerade is not None and hook is Hook.TO_UPLINK and packet.protocol == "SCTP"
+    def _is_nodes(self, hook: Hook, packet: Packet, protocol: Protocol) -> bool:
+        """N18, N46: of the node's own SCTP and pings no socket can be asked for, and no port (or identifier) is its own
+        that is not entered.
+        """
+        leaves = self.world.masquerade is not None and hook is Hook.TO_UPLINK and packet.protocol == protocol
         return leaves and self.world.is_own(packet.source)
 
     def _first_echo(self, hook: Hook, moment: Moment, told: Choice, interface: str) -> Verdict:
@@ -254,6 +256,7 @@ class Model:
         packet = moment.packet
         entry = self._hidden(hook, packet, Entry(packet.tuple, plain=True), interface)
         told_apart = self._is_in_the_way(hook, moment) or calls_pod(hook, packet, self.world)
+        told_apart = told_apart or (packet.source_port != 0 and self._is_nodes(hook, packet, "ICMP"))
         if packet.asks and (entry.masqueraded or told_apart):
             return self._begin(hook, moment, [entry], told)
         return self._other(hook, moment, told)

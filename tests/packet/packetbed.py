@@ -83,6 +83,7 @@ FEW_PORTS = (20_000, 20_007)  # of each parity four: soon they are taken, or wer
 _SKB_BYTES = 192  # struct __sk_buff (include/uapi/linux/bpf.h), and where test-run lets us fill it in
 _SKB_IFINDEX, _SKB_CB, _SKB_GSO_SEGS, _SKB_GSO_SIZE = 40, 48, 164, 176
 _NOT_WALKED = 0x77  # skb->cb[0] tells `walk` the hook: what stays there was never overwritten
+_UNWALKED = 3  # in skb->cb[1], enum seen_flow's: none but `recall` would have looked at it
 
 
 class Serving(NamedTuple):
@@ -260,8 +261,8 @@ class Bed:
         for offset, number in fields.items():
             struct.pack_into("=I", context, offset, number)
         result = libbpf.run(self.programs[hook.program], bytes(packet), bytes(context))
-        (mark,) = struct.unpack_from("=I", result.context, _SKB_CB)
-        return Outcome(result.verdict, result.packet, mark != _NOT_WALKED)
+        mark, seen = struct.unpack_from("=II", result.context, _SKB_CB)
+        return Outcome(result.verdict, result.packet, mark != _NOT_WALKED and seen != _UNWALKED)
 
     def check(self, case: Case) -> None:
         """Runs a case; packet, verdict and counter must be as it says."""

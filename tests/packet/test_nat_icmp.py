@@ -128,6 +128,30 @@ def test_N46_the_nodes_own_ping_keeps_working(masquerading: Bed, where: Places):
 
 
 @FAMILIES
+def test_N46_a_pod_that_pings_behind_the_node_has_another_identifier(masquerading: Bed, where: Places):
+    """Also before the node is answered: what it waits for is not the pod's."""
+    own = ping(where, where.UPLINK, where.FAR)
+    assert masquerading.run(Hook.TO_UPLINK, own).packet == bytes(own)
+    there = masquerading.run(Hook.FROM_POD, ping(where, where.CLIENT, where.FAR))
+    assert (there.ip.src, there.ip.payload.id == 77) == (where.UPLINK, False)
+    answer = ping(where, where.FAR, where.UPLINK, answer=True)
+    for _ in range(2):
+        outcome = masquerading.run(Hook.FROM_UPLINK, answer)
+        assert (outcome.verdict, outcome.packet) == (PASS, bytes(answer))
+    back = masquerading.run(Hook.FROM_UPLINK, ping(where, where.FAR, where.UPLINK, there.ip.payload.id, answer=True))
+    assert (back.ip.dst, back.ip.payload.id) == (where.CLIENT, 77)
+
+
+@FAMILIES
+def test_N46_by_the_identifier_0_the_node_and_its_peer_ping_each_other(masquerading: Bed, where: Places):
+    """The two would be one flow."""
+    for own, hook in ((True, Hook.TO_UPLINK), (False, Hook.FROM_UPLINK)) * 2:
+        query = ping(where, *((where.UPLINK, where.FAR) if own else (where.FAR, where.UPLINK)), 0)
+        outcome = masquerading.run(hook, query)
+        assert (outcome.verdict, outcome.packet) == (PASS, bytes(query))
+
+
+@FAMILIES
 @pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
 def test_N49_an_error_finds_the_pod(masquerading: Bed, where: Places, make):
     """From a router on the way, about the packet as it left; the pod sees its own."""

@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-from frames import DROP, Outcome, Packet, addresses, answer_to, reverse, tcp, udp
+from frames import DROP, REDIRECT, Outcome, Packet, addresses, answer_to, reverse, tcp, udp
 from packetbed import Bed
 from places import V4, V6, Places, at
 from programs import EMULATED
+from test_nat_icmp import ping
 
-from pydatapath.kernel.layout import Hook
+from pydatapath.kernel.layout import LAYOUTS, Family, FlowFlag, Hook
 
 FAMILIES = pytest.mark.parametrize("where", [V4, V6], ids=["IPv4", "IPv6"])
 MAKE = pytest.mark.parametrize("make", [tcp, udp], ids=["TCP", "UDP"])
@@ -157,3 +158,21 @@ def test_N3_N4_what_is_over_is_taken_by_one_of_two(masquerading: Bed, where: Pla
         for packet, there in zip(packets, outcomes, strict=True):
             back = masquerading.run(Hook.FROM_UPLINK, answer_to(there))
             assert addresses(back) == reverse(addresses(packet))
+
+
+@FAMILIES
+def test_N4_N46_a_claim_that_is_only_tried_takes_no_answer(masquerading: Bed, where: Places):
+    """It stands in half_open, and is taken back as soon as the live flow is seen that has the tuple."""
+    masquerading.run(Hook.FROM_POD, ping(where, where.CLIENT, where.FAR))
+    answer = ping(where, where.FAR, where.UPLINK, answer=True)
+    assert masquerading.run(Hook.FROM_UPLINK, answer).ip.dst == where.CLIENT
+    table, family = masquerading.entries(), Family.of(where.FAR)
+    key = next(key for key, entry in table.items() if entry.to[2] == where.CLIENT)
+    _, *rest = LAYOUTS[family].flow.struct.unpack(masquerading.maps[f"flows{family.suffix}"].lookup(key))
+    rest[6] |= FlowFlag.PLAIN
+    tried = LAYOUTS[family].flow.struct.pack(key, *rest)
+    masquerading.maps[f"half_open{family.suffix}"].update(key, tried)
+    for _ in range(2):
+        back = masquerading.run(Hook.FROM_UPLINK, answer)
+        assert (back.verdict, back.ip.dst) == (REDIRECT, where.CLIENT)
+    assert masquerading.entries().keys() == table.keys()

@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from socket import AF_INET, AF_INET6, SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, SocketKind
 
@@ -84,13 +85,26 @@ def test_N46_the_node_pings_beside_a_pod(cluster: Cluster, ends: Ends):
     pinged(ends.first, cluster.lab.pod(1, 1), cluster.lab.node(1))
 
 
-def pinged(target: str, *callers: Host) -> None:
-    """Each one's three are answered, once."""
-    command = ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-e", "77", target]
-    running = [(one.name, one.popen(command, stdout=subprocess.PIPE)) for one in callers]
-    said = {name: each.communicate(timeout=20)[0] for name, each in running}
-    for name, text in said.items():
-        assert "3 received, 0% packet loss" in text, (name, text)
+@families
+@pytest.mark.parametrize("node_first", [True, False], ids=["the node first", "the pod first"])
+@pytest.mark.parametrize("later", [0, 0.1, 0.2])
+def test_N46_the_node_and_a_pod_ping_one_behind_the_other(cluster: Cluster, ends: Ends, later: float, node_first: bool):
+    """With an identifier that nobody had before; at the same moment, too."""
+    callers = [cluster.lab.node(1), cluster.lab.pod(1, 1)]
+    identifier = 1000 + int(100 * later) + node_first
+    pinged(ends.first, *callers[:: 1 if node_first else -1], identifier=identifier, later=later)
+
+
+def pinged(target: str, *callers: Host, identifier: int = 77, later: float = 0) -> None:
+    """Each one's three are answered, once. `later`: seconds between one's first and the next one's."""
+    command = ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-e", str(identifier), target]
+    running = {}
+    for one in callers:
+        running[one.name] = one.popen(command, stdout=subprocess.PIPE)
+        time.sleep(later)
+    said = {name: each.communicate(timeout=20)[0] for name, each in running.items()}
+    if any("3 received, 0% packet loss" not in text for text in said.values()):
+        pytest.fail("\n".join(said.values()), pytrace=False)
 
 
 @families
