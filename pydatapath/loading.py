@@ -360,6 +360,7 @@ def _drop_maps(instance: Instance, families: Collection[Family], masqueraded: Co
 
 def tidy(instance: Instance, node: Node) -> None:
     """What nobody has any more goes, of loads that were killed, too; the programs are in their place."""
+    recalling.end(instance.program_pins, node.families)
     _drop_maps(instance, node.families, node.masqueraded)
     leftovers.remove(instance)
 

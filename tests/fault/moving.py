@@ -16,11 +16,14 @@ from rows import tell_worst
 from scene import VIP_PORT, Cluster, cluster_up
 
 from pydatapath import Datapath, Options, carrying, connecting, loading
+from pydatapath.kernel import libbpf, recalling, restoring
 from pydatapath.kernel.attach import Attacher
-from pydatapath.kernel.layout import LAYOUTS, Family
+from pydatapath.kernel.cache import WALKS
+from pydatapath.kernel.layout import LAYOUTS, RECALL, Family, tail_place
 from pydatapath.kernel.maps import Maps
 
 __all__ = [
+    "BEFORE",
     "DONE",
     "FLOW",
     "STEPS",
@@ -34,6 +37,7 @@ __all__ = [
     "load",
     "packets",
     "pins",
+    "recalls",
     "sizes",
     "sockets",
     "talk",
@@ -116,16 +120,23 @@ def sizes(cluster: Cluster) -> tuple[int, int]:
         return maps["flows"].info.max_entries, maps["backends"].info.max_entries
 
 
+def recalls(cluster: Cluster) -> bool:
+    """Whether the programs look in another table, too."""
+    with libbpf.opened(libbpf.open_pin(str(cluster.datapaths[1].instance.program_pins / WALKS))) as walks:
+        return restoring._tails(walks).keys() >= {tail_place(RECALL, Family.IPV4)}
+
+
 def packets(cluster: Cluster) -> dict[str, tuple[int, int]]:
     """Of each flow, by its client's end."""
     flows = cluster.datapaths[1].flows()
     return {f"{one.protocol} {one.original.src}:{one.original.sport}": one.packets for one in flows}
 
 
-# Where a load can be killed, each the function that is not called any more; from the last but one on the records are
+# Where a load can be killed, each the function that is not called any more; from the last but two on the records are
 # written, and only names are to be changed
-STEPS = ("switch", "half of it", "connected", "catch_up", "_keep", "half of the names")
-DONE = STEPS[-2:]
+STEPS = ("begin", "switch", "half of it", "connected", "catch_up", "end", "_keep", "half of the names")
+BEFORE = STEPS[:4]  # the exchange
+DONE = STEPS[-3:]
 
 
 def killed_load(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, step: str, **options: Any) -> None:
@@ -140,6 +151,7 @@ def killed_load(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, step: str, **
                 monkeypatch.setattr(Path, "rename", lambda self, to: die() if part in self.name else real(self, to))
             else:
                 owners = {"connected": connecting, "_keep": loading, "_runs": Attacher}
+                owners |= dict.fromkeys(("begin", "end"), recalling)
                 monkeypatch.setattr(owners.get(step, carrying.Move), step, die)
             load(cluster, **options)
         finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from calls import KINDS, ask, ask_many, dial, volley
-from moving import FLOW, VIP, Sockets, broken, folders, load, packets, pins, sizes, talk
+from moving import FLOW, VIP, Sockets, broken, folders, load, packets, pins, recalls, sizes, talk
 from rows import tell, tell_more
 from scene import VIP_PORT, Cluster, pydatapath
 from streaming import say
@@ -227,6 +227,7 @@ def test_F30_what_was_entered_behind_the_last_look_is_known_to_the_new_programs(
     assert heard == [[b"wait", b"for", b"it"]] * 10
     counts = {one.packets for one in cluster.datapaths[1].flows() if one.protocol == "UDP"}
     assert counts == {(4, 4)}, "nothing is counted twice"
+    assert not recalls(cluster)
     assert broken(later, talk(later)) == []
 
 

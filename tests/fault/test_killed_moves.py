@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from calls import KINDS, ask, ask_many, dial
-from moving import DONE, STEPS, VIP, Sockets, broken, folders, killed_load, load, sizes, talk
+from moving import BEFORE, DONE, STEPS, VIP, Sockets, broken, folders, killed_load, load, recalls, sizes, talk
 from rows import tell
 from scene import Cluster
 
@@ -39,7 +39,7 @@ def untracked(cluster: Cluster, sockets: Sockets) -> set[int]:
     return {one.getsockname()[1] for one in sockets.values()} - tracked
 
 
-@pytest.mark.parametrize("step", STEPS[:3])
+@pytest.mark.parametrize("step", BEFORE)
 def test_F30_a_move_that_is_killed_is_finished_by_the_next_load(
     cluster: Cluster, sockets: Sockets, later: Sockets, monkeypatch: pytest.MonkeyPatch, step: str
 ):
@@ -211,6 +211,7 @@ def test_F11_F30_a_move_that_is_killed_is_mended_by_repair(
     assert told <= {*repaired(cluster)}
     wanted = (4096, 40_000) if step in DONE else (262_144, 65_536)
     assert (sizes(cluster), folders(cluster)) == (wanted, {f"maps_v{LAYOUT_VERSION}", "programs"})
+    assert not recalls(cluster)
     assert (datapath.options.max_flows == 2048) == (step in DONE)
     assert datapath.status().drift == ()
     assert untracked(cluster, sockets | later) == set()
