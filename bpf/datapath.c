@@ -41,7 +41,7 @@ enum seen_flow { NO_FLOW, KNOWN_FLOW, NOT_LOOKED, UNWALKED };
 /*
  * Fresh at every load, filled before any program is exchanged, so that no packet meets halves of two versions. WALK and
  * LEAVE are this family's places in it; IPV6_HOOKS (0: IPv6 is not loaded) is the place of IPv6's first hook program. RECALL
- * is empty, and costs nothing (the kernel's JIT leaves such a call out), but while flows move to a table of another size.
+ * is empty, and costs next to nothing (x86's JIT leaves such a call out), but while flows move to a table of another size.
  */
 BPF_TABLE_PINNED("prog", u32, u32, walks, PROGRAMS, PROGRAM_DIRECTORY "/walks");
 /* Tail calls have no arguments but skb->cb, which is too small. Per CPU: a tc program is not interrupted by another. */
@@ -66,7 +66,7 @@ static inline int pass_untouched(struct __sk_buff *skb, enum hook hook, const st
 	return verdict == PASS ? pass(skb, hook) : verdict;
 }
 
-/* Hooks and all, but `walk` and `recall`: the two halves are compiled side by side, each in a process of its own: half the time of a first load */
+/* The two halves are compiled side by side, each in a process of its own: half the time of a first load */
 #if WITH_OTHERS
 /* The hooks hold IPv4's programs; an IPv6 packet goes on in its own by a tail call, and is not slower for it */
 static inline int pass_to_family(struct __sk_buff *skb, enum hook hook)

@@ -10,29 +10,29 @@
 
 BPF_TABLE_PINNED("lru_hash", struct tuple, struct flow, former, MAX_FORMER_ENTRIES, FORMER_DIRECTORY "/flows" FAMILY_NAME);
 
-/* One direction. False: there is none that lasts. An entry that stands is newer, also where it is over. */
-static inline bool recall_half(struct tuple *key, struct flow *flow)
+/*
+ * Both directions, the answers' first: as in flow_confirm a tuple is never without who has claimed it. Nothing comes back that
+ * is over here or there, or whose answers are another flow's by now. False: nothing was taken along. `flow`: room for an entry.
+ */
+static inline bool recall_flow(struct tuple *key, struct flow *flow)
 {
-	struct flow *known = former.lookup(key);
+	struct flow *known = former.lookup(key), *other;
+	struct tuple other_key;
 
-	if (!known || known->last_seen == RETIRED || flows.lookup(key))
+	if (!known || known->last_seen == RETIRED || flow_has_ended(known, 0))
 		return false;
+	other_key = tuple_reverse(&known->to);
+	other = flows.lookup(&other_key);
+	if (other ? other->last_seen == RETIRED || !tuple_answers(&other->to, key) : half_open.lookup(&other_key) != NULL)
+		return false;
+	other = other ? NULL : former.lookup(&other_key);
+	if (other && tuple_answers(&other->to, key)) {
+		*flow = *other;
+		flows.insert(&other_key, flow);
+	}
 	*flow = *known;
 	flows.insert(key, flow);
 	return true;
-}
-
-/* The answers' direction first, as in flow_confirm: a tuple is never without who has claimed it */
-static inline void recall_flow(struct tuple *key, struct flow *flow)
-{
-	struct flow *known = former.lookup(key);
-	struct tuple other_key;
-
-	if (!known)
-		return;
-	other_key = tuple_reverse(&known->to);
-	recall_half(&other_key, flow);
-	recall_half(key, flow);
 }
 
 /* Whose flow a packet is of. False: none that could be known. */
@@ -66,9 +66,11 @@ int recall(struct __sk_buff *skb)
 
 	if (!of)
 		return TC_ACT_SHOT; /* never: it is an array */
-	if (recall_tuple(skb, &key) && !flows.lookup(&key))
-		recall_flow(&key, &of->flow);
-	skb->cb[CB_FLOW] = NOT_LOOKED; /* `walk` looks for it again: another CPU may just have taken it along */
+	/* What stands, or waits for its answer, is newer. half_open is the same table for the programs before. */
+	if (recall_tuple(skb, &key) && !flows.lookup(&key) && !half_open.lookup(&key) && recall_flow(&key, &of->flow))
+		skb->cb[CB_FLOW] = KNOWN_FLOW;
+	else if (skb->cb[CB_FLOW] != KNOWN_FLOW)
+		skb->cb[CB_FLOW] = NOT_LOOKED; /* `walk` looks again: another CPU may just have taken it along */
 	walks.call(skb, WALK);
 	return drop(DROP_REWRITE);
 }

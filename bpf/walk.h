@@ -216,8 +216,8 @@ static inline bool is_nodes_query(enum hook hook, const struct tuple *key)
 }
 
 /*
- * Of ICMP's queries those have a flow that are masqueraded, and those that must be told apart from them: the node's own with
- * the same ends (N46), and whose answer a pod sends out. As walk_flow.
+ * Of ICMP's queries those have a flow that are masqueraded, and those that must be told apart from them: the node's own (N46),
+ * and whose answer a pod sends out. As walk_flow.
  */
 static inline bool walk_echo(struct __sk_buff *skb, enum hook hook, const struct packet *packet, enum echo echo,
 			     struct leaving *of, int *verdict)

@@ -122,7 +122,7 @@ class Move:
             for name in source.names:
                 if MAPS[name].in_c in _WRITTEN:
                     found = source.entries(name, maps[name])
-                    source.taken[name] = _carry(found, source.taken[name], maps[name])
+                    source.taken[name] = _carry(found, source.taken[name], maps[name], runs=True)
 
     def switch_back(self) -> None:
         """The exchange has failed: the maps that ran are where they were."""
@@ -316,9 +316,12 @@ def _array(table: Map, into: Map) -> Iterable[tuple[bytes, bytes]]:
             yield number.to_bytes(4, "little"), value
 
 
-def _carry(found: Entries, known: Mapping[bytes, bytes], into: Map, *, forget: bool = True) -> Entries:
+def _carry(
+    found: Entries, known: Mapping[bytes, bytes], into: Map, *, forget: bool = True, runs: bool = False
+) -> Entries:
     """Writes what is new, or has changed since it was as `known`, and (`forget`) deletes what is gone since. Returns
-    `found`. The longest idle come first: if somebody must leave a table that is too small, it is they.
+    `found`. The longest idle come first: if somebody must leave a table that is too small, it is they. `runs`: packets
+    may enter meanwhile what is new here (recalling.py), and that is newer.
     """
     changed = [(key, value) for key, value in found.items() if known.get(key) != value]
     over = [key for key in known if key not in found] if forget else []
@@ -329,7 +332,9 @@ def _carry(found: Entries, known: Mapping[bytes, bytes], into: Map, *, forget: b
         before, current = known.get(key), here.get(key)
         if (before is not None and current is None) or current == value:
             continue  # it has ended on the other side, or is there
-        if current is None or current == before:
+        if runs and current is None and into.insert(key, value):
+            continue
+        if (current is None and not runs) or (current is not None and current == before):
             written[key] = value
         elif (latest := into.lookup(key)) is not None:
             # One by one: a packet may be counted between this reading and the writing, but hardly

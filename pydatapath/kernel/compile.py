@@ -213,7 +213,7 @@ def _numbers(program: Program, family: Family) -> dict[str, int]:
         "LAYOUT_VERSION": layout.LAYOUT_VERSION,
         "FAMILY": family,
         "PROGRAMS": layout.PROGRAM_ARRAY_SIZE,
-        **{tail.upper(): layout.tail_place(tail, family) for tail in layout.TAILS},
+        **{tail.upper(): layout.tail_place(tail, family) for tail in (*layout.TAILS, layout.RECALL)},
         "IPV6_HOOKS": layout.IPV6_HOOKS if program.ipv6 else 0,
         "HZ": clock.HZ,
         # N22: ports that are tried for a flow, in a run of a program and in how many runs: 100 in all

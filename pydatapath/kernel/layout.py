@@ -228,13 +228,15 @@ class Hook(IntEnum):
 
 # The programs that the hooks' go on in: `walk` where a packet needs more than its known flow, and `leave` where that
 # has decided what it becomes; between them `search` or `nat` where a new flow needs another port; and before `walk`
-# `settle`, where a connection does not open as nearly all do. RECALL: there only while flows move (kernel/recalling.py)
-RECALL: Final = "recall"
-TAILS: Final = ("walk", "leave", "search", "settle", "nat", RECALL)
+# `settle`, where a connection does not open as nearly all do
+TAILS: Final = ("walk", "leave", "search", "settle", "nat")
+RECALL: Final = "recall"  # there only while flows move (kernel/recalling.py)
 
 
 def tail_place(tail: str, family: Family) -> int:
-    """A tail's place in the program array."""
+    """A tail's place in the program array; RECALL's is behind all others."""
+    if tail == RECALL:
+        return IPV6_HOOKS + len(Hook) + (family is Family.IPV6)
     return len(TAILS) * (family is Family.IPV6) + TAILS.index(tail)
 
 
@@ -242,15 +244,14 @@ def program_places(families: Collection[Family], hooks: Iterable[Hook]) -> dict[
     """The names of the programs in the program array, each with its place there: first the tails of IPv4, then (where
     IPv6 is loaded) those of IPv6, then IPv6's programs of the hooks, which IPv4's go on in with an IPv6 packet.
     """
-    tails = [tail for tail in TAILS if tail != RECALL]
-    places = {f"{tail}{family.suffix}": tail_place(tail, family) for family in families for tail in tails}
+    places = {f"{tail}{family.suffix}": tail_place(tail, family) for family in families for tail in TAILS}
     if Family.IPV6 in families:
         places |= {f"{hook.program}6": IPV6_HOOKS + hook for hook in hooks}
     return places
 
 
 IPV6_HOOKS: Final = 2 * len(TAILS)
-PROGRAM_ARRAY_SIZE: Final = IPV6_HOOKS + len(Hook)
+PROGRAM_ARRAY_SIZE: Final = IPV6_HOOKS + len(Hook) + len(Family)
 
 # Seconds without a packet after which a flow is over, by protocol and state. Netfilter's for TCP's long state;
 # RFC 4787 REQ-5 for UDP (at least two minutes, five by default); RFC 7857 2.1 for TCP's last four minutes; netfilter's

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 BPF_ANY = 0
+BPF_NOEXIST: Final = 1
 ENOENT = 2
 EINTR = 4
 ENOSPC = 28

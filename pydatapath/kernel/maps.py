@@ -72,6 +72,13 @@ class Map:
         """Writes one entry. Raises KernelError, naming the map and its size where it is full."""
         self._check(libbpf.update(self.descriptor, key, value))
 
+    def insert(self, key: bytes, value: bytes) -> bool:
+        """Writes an entry where there is none; False where there is one. Raises as `update`."""
+        code = libbpf.update(self.descriptor, key, value, libbpf.BPF_NOEXIST)
+        if code != errno.EEXIST:
+            self._check(code)
+        return code == 0
+
     def delete(self, key: bytes) -> bool:
         """Deletes one entry; False where there was none."""
         return libbpf.remove(self.descriptor, key)
@@ -186,6 +193,10 @@ class _Endpoints(Map):
     def update(self, key: bytes, value: bytes) -> None:
         with self._told():
             super().update(key, value)
+
+    def insert(self, key: bytes, value: bytes) -> bool:
+        with self._told():
+            return super().insert(key, value)
 
     def delete(self, key: bytes) -> bool:
         with self._told():

@@ -45,7 +45,11 @@ def _entries(path: Path, family: Family) -> int:
 
 
 def end(programs: Path, families: Collection[Family]) -> None:
-    """All is carried: the programs in this folder look nowhere else any more."""
+    """All is carried: the programs in this folder look nowhere else any more. Those of a version before this one never
+    did: they have no such place.
+    """
     with libbpf.opened(libbpf.open_pin(str(programs / WALKS))) as walks:
-        for family in families:
-            libbpf.remove(walks, _U32.pack(tail_place(RECALL, family)))
+        there = libbpf.map_info(walks).max_entries
+        for place in (tail_place(RECALL, family) for family in families):
+            if place < there:
+                libbpf.remove(walks, _U32.pack(place))

@@ -168,16 +168,52 @@ def test_the_answer_to_a_ping_of_the_former_table_finds_its_pod(moving: Moving, 
 
 
 @FAMILIES
-def test_what_stands_is_newer(moving: Moving, where: Places):
-    """Of a connection that has ended and begun anew since, what is in the former table is not taken along."""
+@pytest.mark.parametrize("over", ["retired", "another's", "another's that waits"])
+def test_what_stands_is_newer(moving: Moving, where: Places, over: str):
+    """The other direction is over, or its tuple has been given to a direct call: the flow is not taken along."""
     bed, packet = moving.bed, tcp(where.CLIENT, 40000, where.VIP, 80)
     there = bed.establish(packet)
     moving.put_aside()
-    assert bed.run(Hook.FROM_POD, tcp(*addresses(packet), "A")).verdict == REDIRECT
-    bed.amend("flows", next(key for key in bed.entries() if key == key_of(packet)), packets=1000)
-    bed.amend("flows", key_of(answer_to(there)), last_seen=0)
-    bed.answer(there, "A")
-    assert bed.entry(packet).packets == 1000
+    direct = tcp(where.CLIENT, 40000, where.BACKEND, 8080)
+    if over == "retired":
+        assert bed.answer(there, "A").verdict == REDIRECT
+        bed.maps[f"flows{Family.of(where.VIP).suffix}"].delete(key_of(packet))
+        bed.amend("flows", key_of(answer_to(there)), last_seen=0)
+    elif over == "another's":
+        assert bed.establish(direct).packet == bytes(direct)
+    else:
+        assert bed.run(Hook.FROM_POD, direct).packet == bytes(direct)
+        for _ in range(2):
+            assert addresses(bed.answer(there)) == reverse(addresses(direct)), "its SYN-ACK is its own"
+    bed.run(Hook.FROM_POD, tcp(*addresses(packet), "A"))
+    found = bed.entry(packet)
+    assert found is None or found.packets == 1
+
+
+@FAMILIES
+def test_what_has_timed_out_in_the_former_table_is_over(moving: Moving, where: Places):
+    """By its own stamp."""
+    bed, packet = moving.bed, udp(where.CLIENT, 40000, where.VIP, 53)
+    there = bed.establish(packet)
+    bed.age(1000)
+    moving.put_aside()
+    assert addresses(bed.answer(there)) == reverse(addresses(there))
+
+
+@FAMILIES
+def test_a_live_flow_teaches_nothing_meanwhile(moving: Moving, where: Places):
+    """Of a pod that ends a late answer may come when another has the address."""
+    bed = moving.bed
+    there = bed.establish(udp(where.CLIENT, 40000, where.VIP, 53))
+    known = bed.endpoint(where.BACKEND)
+    for aside in (False, True):
+        bed.age(2)
+        if aside:
+            moving.put_aside()
+        late = answer_to(there)
+        late.src = "02:00:00:00:00:99"
+        assert bed.run(Hook.FROM_POD, late, device="pod4").verdict == REDIRECT
+        assert bed.endpoint(where.BACKEND) == known
 
 
 @FAMILIES
