@@ -332,9 +332,10 @@ def _carry(
         before, current = known.get(key), here.get(key)
         if (before is not None and current is None) or current == value:
             continue  # it has ended on the other side, or is there
-        if runs and current is None and into.insert(key, value):
+        races = runs and current is None
+        if races and into.insert(key, value):
             continue
-        if (current is None and not runs) or (current is not None and current == before):
+        if current == before and not races:
             written[key] = value
         elif (latest := into.lookup(key)) is not None:
             # One by one: a packet may be counted between this reading and the writing, but hardly

@@ -93,9 +93,7 @@ def exchange(instance: Instance, options: Options, *, break_flows: bool = False)
             if not fresh and _runs(instance, node, options, move, compiled):
                 programs = instance.program_pins
             else:
-                _compile(compiler, program)
-                if moved := [family for family in move.families if family in node.families]:
-                    recalling.begin(program, instance.map_pins, moved)
+                _compile(compiler, program, instance, move)
         with deferred():
             with Records(instance.records, create=True) as records, Maps(move.directory) as maps:
                 move.carry(maps)
@@ -304,13 +302,16 @@ def _program(maps: Path, node: Node, sizes: compile.Sizes, staging: Path) -> com
     )
 
 
-def _compile(compiler: compile.Compiler, program: compile.Program) -> None:
+def _compile(compiler: compile.Compiler, program: compile.Program, instance: Instance, move: carrying.Move) -> None:
+    """Whose flows move are looked for where they are now, too, until all are carried."""
     maps = program.map_directory
     for folder in (maps, program.program_directory):
         bpffs.make_private(folder)
     compile.compile_programs(compiler, program)
     for pin in maps.iterdir():
         pin.chmod(0o600)
+    if moved := [family for family in move.families if family in program.scopes]:
+        recalling.begin(program, instance.map_pins, moved)
 
 
 def _programs_scope(scope: Scope) -> compile.Scope:

@@ -18,6 +18,7 @@ from pydatapath.kernel.capabilities import what_is_missing
 
 __all__ = [
     "BPF_ANY",
+    "BPF_NOEXIST",
     "MapInfo",
     "ProgramInfo",
     "RunResult",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 BPF_ANY = 0
-BPF_NOEXIST: Final = 1
+BPF_NOEXIST = 1
 ENOENT = 2
 EINTR = 4
 ENOSPC = 28

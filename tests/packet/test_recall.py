@@ -15,6 +15,7 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import ICMPv6DestUnreach
 from test_nat_icmp import ping
 
+from pydatapath import carrying
 from pydatapath.kernel import bpffs, compile, libbpf, netns, recalling
 from pydatapath.kernel.layout import MAPS, Family, Hook
 from pydatapath.kernel.maps import Map
@@ -239,3 +240,23 @@ def test_what_is_no_flow_is_walked_as_ever(moving: Moving, where: Places):
     bed.establish(tcp(where.CLIENT, 40002, where.VIP, 80))
     unknown = tcp(where.UPLINK, 40003, where.FAR, 443, "A")
     assert bed.run(Hook.TO_UPLINK, unknown)[:2] == (PASS, bytes(unknown))
+
+
+@FAMILIES
+def test_what_a_packet_has_taken_along_is_not_written_over(
+    moving: Moving, where: Places, monkeypatch: pytest.MonkeyPatch
+):
+    """It may come between the reading of what stands in the new table and the writing."""
+    bed, packet = moving.bed, tcp(where.CLIENT, 40000, where.VIP, 80)
+    bed.establish(packet)
+    table = bed.maps[f"flows{Family.of(where.VIP).suffix}"]
+    bed.age(2)
+    before = dict(table.items())
+    bed.run(Hook.FROM_POD, tcp(*addresses(packet), "FA"))
+    since = dict(table.items())
+    monkeypatch.setattr(carrying, "_standing", lambda *_: {})
+    carrying._carry(before, {}, table, runs=True)
+    assert dict(table.items()) == since != before
+    table.delete_many(before)
+    carrying._carry(before, {}, table, runs=True)
+    assert dict(table.items()) == before, "what nobody has taken along"
