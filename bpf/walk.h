@@ -247,11 +247,17 @@ static inline bool walk_echo(struct __sk_buff *skb, enum hook hook, const struct
 			return false;
 		}
 		of->flow.flags = FLOW_PAIRED | FLOW_PLAIN;
-		if (!asks ||
-		    !(is_nodes_query(hook, &of->key) || is_in_the_way(hook, &of->key, 0) ||
-		      calls_pod_directly(hook, &of->key, 0)) ||
-		    !flow_begin(&of->key, &of->flow, packet, &of->other, CLAIM_TRIES)) {
+		if (!asks || !(is_nodes_query(hook, &of->key) || is_in_the_way(hook, &of->key, 0) ||
+			       calls_pod_directly(hook, &of->key, 0))) {
 			*verdict = pass_ip(skb, hook, packet);
+			return false;
+		}
+		if (!flow_begin(&of->key, &of->flow, packet, &of->other, 1)) {
+			/* From outside none is taken: a pod's own queries have their identifier at the other end */
+			if (hook == TO_UPLINK)
+				*verdict = walk_to_nat(skb, packet, of, 1, FLOW_MASQUERADED);
+			else
+				*verdict = pass_ip(skb, hook, packet);
 			return false;
 		}
 	}

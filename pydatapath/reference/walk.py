@@ -258,7 +258,8 @@ class Model:
         told_apart = self._is_in_the_way(hook, moment) or calls_pod(hook, packet, self.world)
         told_apart = told_apart or (packet.source_port != 0 and self._is_nodes(hook, packet, "ICMP"))
         if packet.asks and (entry.masqueraded or told_apart):
-            return self._begin(hook, moment, [entry], told)
+            own = hook is Hook.TO_UPLINK and not entry.masqueraded
+            return self._begin(hook, moment, [entry], told, own=own)
         return self._other(hook, moment, told)
 
     def _is_in_the_way(self, hook: Hook, moment: Moment) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -198,10 +199,12 @@ def loaded_one_by_one(namespace: dict[str, int], keep: Callable[[], AbstractCont
     def one_by_one(program: compile.Program, family: Family) -> dict[str, str]:
         return {**as_they_are(program, family), "CLAIM_TRIES": "1"}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compile, "definitions", one_by_one)
-        with own_bed(namespace, keep, own_program("searching")) as made:
-            yield made
+    with contextlib.ExitStack() as stack:
+        # Not longer: this lives as long as the tests do, and all others compile what there is
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compile, "definitions", one_by_one)
+            made = stack.enter_context(own_bed(namespace, keep, own_program("searching")))
+        yield made
 
 
 @pytest.fixture

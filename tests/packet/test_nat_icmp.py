@@ -143,6 +143,21 @@ def test_N46_a_pod_that_pings_behind_the_node_has_another_identifier(masqueradin
 
 
 @FAMILIES
+def test_N22_N46_the_nodes_ping_finds_an_identifier_whichever_are_taken(masquerading: Bed, where: Places):
+    """All that it had before are a pod's meanwhile."""
+    taken = [77]
+    for _ in range(6):
+        masquerading.reset()
+        for identifier in taken:
+            masquerading.run(Hook.FROM_POD, ping(where, where.CLIENT, where.FAR, identifier))
+        there = masquerading.run(Hook.TO_UPLINK, ping(where, where.UPLINK, where.FAR)).ip.payload.id
+        assert there not in taken
+        answer = ping(where, where.FAR, where.UPLINK, there, answer=True)
+        assert masquerading.run(Hook.FROM_UPLINK, answer).ip.payload.id == 77
+        taken.append(there)
+
+
+@FAMILIES
 def test_N46_by_the_identifier_0_the_node_and_its_peer_ping_each_other(masquerading: Bed, where: Places):
     """The two would be one flow."""
     for own, hook in ((True, Hook.TO_UPLINK), (False, Hook.FROM_UPLINK)) * 2:
